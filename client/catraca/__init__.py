@@ -1,0 +1,11 @@
+"""The client of catraca, the session-validation service: is this token good, and whose is it?
+
+`SessionClient` for threads, `AsyncSessionClient` for asyncio; both speak of the same plain dataclasses and raise the
+same errors, which are in `catraca.errors`. The generated gRPC stubs are in `catraca.v1`.
+"""
+
+from catraca._model import InvalidReason, Login, Session, Validation
+from catraca.aio import AsyncSessionClient
+from catraca.sync import SessionClient
+
+__all__ = ["AsyncSessionClient", "InvalidReason", "Login", "Session", "SessionClient", "Validation"]

@@ -1,0 +1,154 @@
+"""The client without its I/O: what each call sends, how its answer is read, and how a channel is set up.
+
+Both clients are thin shells over this. A new RPC is a function here and a line in each shell.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+
+from catraca import _model
+from catraca._model import Login, Session, Validation
+from catraca.errors import InvalidRequest, SessionInvalid
+from catraca.v1 import session_service_pb2 as pb
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+DEFAULT_TIMEOUT = 1.0
+"""Seconds for a call, retries included."""
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["SessionService"].full_name
+_Result = TypeVar("_Result")
+_Request = TypeVar("_Request", bound=Message)
+
+_SERVICE_CONFIG = {
+    # A name may stand for several servers; one that goes away is left out until it is back.
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [{"service": _SERVICE}],
+            # UNAVAILABLE says that repeating is safe, writes included. Throttled, so that a store that is down
+            # is not asked three times as much.
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.05s",
+                "maxBackoff": "0.2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+    "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
+}
+
+CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    # 1,000 sessions with the most attributes they may have make an answer of 20 MiB.
+    ("grpc.max_receive_message_length", 32 << 20),
+)
+
+
+def target_or_default(target: str | None) -> str:
+    """Returns where to connect: as given, else CATRACA_TARGET, else the service's default address."""
+    return target or os.environ.get("CATRACA_TARGET") or DEFAULT_TARGET
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[_Result]):
+    """A call to be made: its path, its request, and how to read the answer."""
+
+    path: str
+    request: Message
+    response_type: type[Message]
+    read: Callable[[Any], _Result]
+
+
+def create(
+    *,
+    user_id: str,
+    ttl: timedelta | None,
+    idle_timeout: timedelta | None,
+    attributes: Mapping[str, str] | None,
+    token: str | None,
+) -> Call[Login]:
+    """CreateSession."""
+    request = _build(
+        pb.CreateSessionRequest,
+        user_id=user_id,
+        ttl=_duration(ttl),
+        idle_timeout=_duration(idle_timeout),
+        attributes=attributes,
+        token=token,
+    )
+    return Call(_path("CreateSession"), request, pb.CreateSessionResponse, _model.read_login)
+
+
+def validate(token: str, *, user_id: str | None, skip_touch: bool) -> Call[Validation]:
+    """ValidateSession."""
+    request = _build(pb.ValidateSessionRequest, token=token, user_id=user_id, skip_touch=skip_touch)
+    return Call(_path("ValidateSession"), request, pb.ValidateSessionResponse, _model.read_validation)
+
+
+def validate_batch(tokens: Iterable[str], *, skip_touch: bool) -> Call[list[Validation]]:
+    """BatchValidateSessions."""
+    requests = [_build(pb.ValidateSessionRequest, token=token, skip_touch=skip_touch) for token in tokens]
+
+    def read(response: pb.BatchValidateSessionsResponse) -> list[Validation]:
+        return [_model.read_validation(each) for each in response.responses]
+
+    request = pb.BatchValidateSessionsRequest(requests=requests)
+    return Call(_path("BatchValidateSessions"), request, pb.BatchValidateSessionsResponse, read)
+
+
+def get(session_id: str) -> Call[Session]:
+    """GetSession."""
+
+    def read(response: pb.GetSessionResponse) -> Session:
+        return _model.read_session(response.session)
+
+    return Call(_path("GetSession"), _build(pb.GetSessionRequest, session_id=session_id), pb.GetSessionResponse, read)
+
+
+def revoke(*, token: str | None, session_id: str | None) -> Call[bool]:
+    """RevokeSession. Raises TypeError unless exactly one of the two is given."""
+    if (token is None) == (session_id is None):
+        raise TypeError("revoke() takes either token or session_id")
+
+    def read(response: pb.RevokeSessionResponse) -> bool:
+        return response.revoked
+
+    request = _build(pb.RevokeSessionRequest, token=token, session_id=session_id)
+    return Call(_path("RevokeSession"), request, pb.RevokeSessionResponse, read)
+
+
+def required(validation: Validation) -> Session:
+    """Returns the session of a valid token. Raises SessionInvalid."""
+    if validation.session is None:
+        assert validation.reason is not None, "an invalid token has a reason"
+        raise SessionInvalid(validation.reason)
+    return validation.session
+
+
+def _path(method: str) -> str:
+    return f"/{_SERVICE}/{method}"
+
+
+def _duration(span: timedelta | None) -> Duration | None:
+    if span is None:
+        return None
+    duration = Duration()
+    duration.FromTimedelta(span)
+    return duration
+
+
+def _build(request_type: type[_Request], **fields: Any) -> _Request:
+    try:
+        return request_type(**fields)
+    except UnicodeError:
+        # Text with lone surrogates, which no message can carry. The values stay out of the error.
+        raise InvalidRequest("a value is not valid Unicode text") from None

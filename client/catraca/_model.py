@@ -1,0 +1,106 @@
+"""What callers get: plain frozen dataclasses, read from messages."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+
+from catraca.v1 import session_pb2
+from catraca.v1 import session_service_pb2 as pb
+
+
+class InvalidReason(Enum):
+    """Why a token is not valid."""
+
+    UNSPECIFIED = 0
+    """A reason this client does not know yet."""
+    NOT_FOUND = 1
+    """Unknown, expired or revoked."""
+    MALFORMED = 2
+    """It cannot be a token of this service."""
+    USER_MISMATCH = 3
+    """A good token, but of another user than was asked about."""
+    TOKEN_REUSED = 4
+    """A rotated-out token after its grace; its session has just been revoked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A login that has not ended. Carries no token. All times are in UTC."""
+
+    session_id: str
+    """The public handle: safe to log, worthless as a token."""
+    user_id: str
+    attributes: Mapping[str, str] = field(default_factory=dict, hash=False)
+    create_time: datetime
+    """The login time."""
+    last_active_time: datetime
+    """The last validation that counted as activity, accurate to the touch interval."""
+    expire_time: datetime
+    """When it ends if nothing more happens."""
+    absolute_expire_time: datetime
+    """When it ends whatever happens."""
+    idle_timeout: timedelta | None
+    """How long it survives without activity; None: no idle timeout."""
+    etag: str
+    """Changes with every update and rotation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Login:
+    """A created session and its token. The token is told this once and is left out of the repr."""
+
+    token: str = field(repr=False)
+    session: Session
+    evicted_session_ids: tuple[str, ...] = ()
+    """Sessions of the same user that were revoked to make room for this one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """The answer about a token. True if it is valid."""
+
+    session: Session | None
+    """The session, if the token is valid."""
+    reason: InvalidReason | None
+    """Why not, if it is not."""
+    token_rotated: bool = False
+    """The token has been rotated out and is still inside its grace."""
+
+    def __bool__(self) -> bool:
+        return self.session is not None
+
+
+def read_session(message: session_pb2.Session) -> Session:
+    """Returns the session in a message."""
+    return Session(
+        session_id=message.session_id,
+        user_id=message.user_id,
+        attributes=dict(message.attributes),
+        create_time=message.create_time.ToDatetime(UTC),
+        last_active_time=message.last_active_time.ToDatetime(UTC),
+        expire_time=message.expire_time.ToDatetime(UTC),
+        absolute_expire_time=message.absolute_expire_time.ToDatetime(UTC),
+        idle_timeout=message.idle_timeout.ToTimedelta() if message.HasField("idle_timeout") else None,
+        etag=message.etag,
+    )
+
+
+def read_login(message: pb.CreateSessionResponse) -> Login:
+    """Returns the login in a message."""
+    return Login(
+        token=message.token,
+        session=read_session(message.session),
+        evicted_session_ids=tuple(message.evicted_session_ids),
+    )
+
+
+def read_validation(message: pb.ValidateSessionResponse) -> Validation:
+    """Returns the validation in a message. What does not say that it is valid is not."""
+    if message.valid and message.HasField("session"):
+        return Validation(session=read_session(message.session), reason=None, token_rotated=message.token_rotated)
+    try:
+        reason = InvalidReason(message.invalid_reason)
+    except ValueError:
+        reason = InvalidReason.UNSPECIFIED
+    return Validation(session=None, reason=reason)

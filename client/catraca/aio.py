@@ -1,0 +1,149 @@
+"""The client for asyncio. Its methods are those of `SessionClient`, awaited; that one documents them."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+
+from catraca import _core
+from catraca._model import Login, Session, Validation
+from catraca.errors import from_status
+
+_Result = TypeVar("_Result")
+
+
+class AsyncSessionClient:
+    """Asks a catraca server. One client serves all tasks of an event loop; in another loop or process it reconnects.
+
+    Arguments, methods and errors are those of `SessionClient`.
+    """
+
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        timeout: float = _core.DEFAULT_TIMEOUT,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self._target = _core.target_or_default(target)
+        self._timeout = timeout
+        self._credentials = credentials
+        self._channel: grpc.aio.Channel | None = None
+        self._stubs: dict[str, Callable[..., Awaitable[Any]]] = {}
+        self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
+
+    async def create(
+        self,
+        user_id: str,
+        *,
+        ttl: timedelta | None = None,
+        idle_timeout: timedelta | None = None,
+        attributes: Mapping[str, str] | None = None,
+        token: str | None = None,
+        timeout: float | None = None,
+    ) -> Login:
+        """Starts a session for a user who has just logged in. See `SessionClient.create`."""
+        call = _core.create(user_id=user_id, ttl=ttl, idle_timeout=idle_timeout, attributes=attributes, token=token)
+        return await self._make(call, timeout)
+
+    async def validate(
+        self,
+        token: str,
+        *,
+        user_id: str | None = None,
+        skip_touch: bool = False,
+        timeout: float | None = None,
+    ) -> Validation:
+        """Answers whether a token is good and whose it is; true if it is valid. See `SessionClient.validate`."""
+        return await self._make(_core.validate(token, user_id=user_id, skip_touch=skip_touch), timeout)
+
+    async def validate_batch(
+        self,
+        tokens: Iterable[str],
+        *,
+        skip_touch: bool = False,
+        timeout: float | None = None,
+    ) -> list[Validation]:
+        """Validates 1 to 1,000 tokens in one call; the answers are in the order of the tokens."""
+        return await self._make(_core.validate_batch(tokens, skip_touch=skip_touch), timeout)
+
+    async def require(
+        self,
+        token: str,
+        *,
+        user_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Session:
+        """Returns the session of a token that has to be valid. Raises SessionInvalid."""
+        return _core.required(await self.validate(token, user_id=user_id, timeout=timeout))
+
+    async def get(
+        self,
+        session_id: str,
+        *,
+        timeout: float | None = None,
+    ) -> Session:
+        """Reads a session by its public id. Raises SessionNotFound."""
+        return await self._make(_core.get(session_id), timeout)
+
+    async def revoke(
+        self,
+        *,
+        token: str | None = None,
+        session_id: str | None = None,
+        timeout: float | None = None,
+    ) -> bool:
+        """Ends the session of a token or of a public id. Whether there was one: false if it had ended already."""
+        return await self._make(_core.revoke(token=token, session_id=session_id), timeout)
+
+    async def close(self) -> None:
+        """Closes the connection. A call after this opens a new one."""
+        channel, self._channel, self._stubs = self._channel, None, {}
+        if channel is not None and self._home == _here():
+            await channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._target!r})"
+
+    async def _make(self, call: _core.Call[_Result], timeout: float | None) -> _Result:
+        try:
+            response = await self._stub(call)(call.request, timeout=self._timeout if timeout is None else timeout)
+        except grpc.aio.AioRpcError as error:
+            raise from_status(error.code(), error.details(), error.trailing_metadata()) from error
+        return call.read(response)
+
+    def _stub(self, call: _core.Call[_Result]) -> Callable[..., Awaitable[Any]]:
+        if self._home != _here():
+            # Another loop, or a forked child: the channel belongs elsewhere, not to be used and not to be closed here.
+            self._home, self._channel, self._stubs = _here(), None, {}
+        stub = self._stubs.get(call.path)
+        if stub is None:
+            if self._channel is None:
+                self._channel = self._connect()
+            stub = self._stubs[call.path] = self._channel.unary_unary(
+                call.path,
+                request_serializer=type(call.request).SerializeToString,
+                response_deserializer=call.response_type.FromString,
+            )
+        return stub
+
+    def _connect(self) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self._target, _core.CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(self._target, self._credentials, _core.CHANNEL_OPTIONS)
+
+
+def _here() -> tuple[int, asyncio.AbstractEventLoop]:
+    return os.getpid(), asyncio.get_running_loop()

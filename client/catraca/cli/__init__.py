@@ -1,0 +1,112 @@
+"""The `catraca` command: its words and flags. What a command does is in `commands`, imported once it is to run.
+
+Exit status: 0 yes (valid, created, found, serving), 1 no (not valid, not found, token in use), 2 usage (an argument
+breaks a rule), 3 unavailable (no answer: nothing is known), 4 not allowed or failed in another way.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+EXIT_YES, EXIT_NO, EXIT_USAGE, EXIT_UNAVAILABLE, EXIT_FAILED = range(5)
+
+_SERVER_COMMANDS = {
+    "serve": "run the service (needs the server extra)",
+    "config": "show or check the service's settings (needs the server extra)",
+}
+_READ_FROM = "The token is read from --token-file, else from CATRACA_TOKEN, else from standard input."
+_SPAN_HELP = "such as 30s, 15m, 24h, 30d"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command and exits."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if words and words[0] in _SERVER_COMMANDS:
+            sys.exit(_run_server_command(words[0], words[1:]))
+        options = _parser().parse_args(words)
+        sys.exit(importlib.import_module("catraca.cli.commands").run(options))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has gone, as `head` does; say nothing more, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
+
+
+def _run_server_command(command: str, arguments: Sequence[str]) -> int:
+    try:
+        # By name, because the client must not depend on the server; it is there if the extra is installed.
+        server = importlib.import_module("catraca_server.cli")
+    except ModuleNotFoundError as error:
+        print(f"catraca: {command} needs the server: pip install 'catraca[server]' ({error})", file=sys.stderr)
+        return EXIT_USAGE
+    return int(server.main(command, arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="catraca",
+        description="Session validation over gRPC and Redis: is this token good, and whose is it?",
+        epilog="Exit status: 0 yes, 1 no (not valid, not found), 2 usage, 3 unavailable, 4 failed. "
+        "Flags have environment twins: --target is CATRACA_TARGET.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in _SERVER_COMMANDS.items():
+        commands.add_parser(name, help=text)
+
+    client = argparse.ArgumentParser(add_help=False)
+    _flag(client, "--target", "where the service is (default 127.0.0.1:50051)")
+    _flag(client, "--timeout", "how long to wait for an answer (default 1s)")
+    _flag(client, "--output", "text or json (default text)", choices=("text", "json"))
+    token = argparse.ArgumentParser(add_help=False)
+    _flag(token, "--token-file", "file with the token; - for standard input")
+
+    def add(
+        name: str, text: str, *parents: argparse.ArgumentParser, epilog: str | None = None
+    ) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, parents=parents, epilog=epilog)
+
+    demo = add("demo", "play a session's life against a service of its own (needs the server extra)")
+    _flag(demo, "--seconds", "how long the first session lives (default 2)")
+    health = add("health", "ask whether the service serves", client)
+    _flag(health, "--service", "the service, or `store` (default: the server as a whole)")
+    create = add("create", "start a session", client, token, epilog=_READ_FROM)
+    _flag(create, "--user-id", "whose session it is", required=True)
+    _flag(create, "--ttl", f"how long it may live, {_SPAN_HELP} (default: the server's)")
+    _flag(
+        create, "--idle-timeout", "how long it survives without activity; 0s: no idle timeout (default: the server's)"
+    )
+    create.add_argument("--attribute", metavar="KEY=VALUE", action="append", default=[], help="data to keep with it")
+    create.add_argument("--bring-token", action="store_true", help="use a token of yours instead of a minted one")
+    validate = add("validate", "ask whether a token is good", client, token, epilog=_READ_FROM)
+    _flag(validate, "--user-id", "the session must be this user's")
+    validate.add_argument("--skip-touch", action="store_true", help="only look: this is no activity")
+    get = add("get", "read a session by its public id", client)
+    get.add_argument("session_id")
+    revoke = add("revoke", "end a session", client, token, epilog=_READ_FROM)
+    _flag(revoke, "--session-id", "end the session with this public id, instead of a token's")
+    return parser
+
+
+def _flag(
+    parser: argparse.ArgumentParser,
+    flag: str,
+    text: str,
+    *,
+    required: bool = False,
+    choices: Sequence[str] | None = None,
+) -> None:
+    """Adds a flag whose default is its environment twin."""
+    twin = f"CATRACA_{flag.strip('-').replace('-', '_').upper()}"
+    default = os.environ.get(twin)
+    parser.add_argument(
+        flag,
+        metavar="VALUE",
+        default=default,
+        required=required and default is None,
+        choices=choices,
+        help=f"{text} ({twin})",
+    )

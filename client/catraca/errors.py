@@ -1,0 +1,123 @@
+"""What can go wrong, as exceptions. All are `CatracaError`; which status becomes which is decided here alone.
+
+`Unavailable` means that nothing is known: retry, and never take it for an invalid session.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from types import MappingProxyType
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from catraca._model import InvalidReason
+
+_DETAILS_KEY = "grpc-status-details-bin"
+
+
+class CatracaError(Exception):
+    """Any failure of a call. `reason` is the stable reason from the server, if it gave one."""
+
+    reason: str | None = None
+
+
+class SessionInvalid(CatracaError):
+    """`require` was asked for a session and the token is not valid."""
+
+    def __init__(self, invalid_reason: InvalidReason) -> None:
+        super().__init__(f"the session is not valid: {invalid_reason.name}")
+        self.invalid_reason = invalid_reason
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """A field of the request and the rule it breaks."""
+
+    field: str
+    description: str
+
+
+class InvalidRequest(CatracaError):
+    """The request breaks rules of the API; asking again the same way is no use."""
+
+    violations: tuple[FieldViolation, ...] = ()
+
+
+class SessionNotFound(CatracaError):
+    """There is no session of this id: it never existed, has expired or was revoked."""
+
+
+class TokenInUse(CatracaError):
+    """The brought token already names a live session."""
+
+
+class NotAllowed(CatracaError):
+    """The service does not know this caller, or does not let it do this."""
+
+
+class Unavailable(CatracaError):
+    """There was no answer, or not in time. Nothing is known, and repeating the call is safe."""
+
+
+class Overloaded(Unavailable):
+    """The server refused more work than it can do. Retry after `retry_delay`."""
+
+    retry_delay: timedelta = timedelta(0)
+
+
+class UnexpectedAnswer(CatracaError):
+    """A status that this client has no better name for: a defect, or a version far away from this one."""
+
+
+_ERRORS: Mapping[grpc.StatusCode, type[CatracaError]] = MappingProxyType(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+        grpc.StatusCode.NOT_FOUND: SessionNotFound,
+        grpc.StatusCode.ALREADY_EXISTS: TokenInUse,
+        grpc.StatusCode.UNAUTHENTICATED: NotAllowed,
+        grpc.StatusCode.PERMISSION_DENIED: NotAllowed,
+        grpc.StatusCode.UNAVAILABLE: Unavailable,
+        grpc.StatusCode.DEADLINE_EXCEEDED: Unavailable,
+    }
+)
+
+
+def from_status(code: grpc.StatusCode, message: str | None, trailing_metadata: Iterable[Any]) -> CatracaError:
+    """Returns the exception for an error status; `trailing_metadata` is pairs, as the engine gives them."""
+    details = _details(trailing_metadata)
+    info = details.get(ErrorInfo)
+    reason = info.reason if isinstance(info, ErrorInfo) else None
+    error_type = _ERRORS.get(code, UnexpectedAnswer)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and reason == "OVERLOADED":
+        error_type = Overloaded
+    error = error_type(f"{message or 'no message'} ({code.name}{f', {reason}' if reason else ''})")
+    error.reason = reason
+    match error, details.get(BadRequest), details.get(RetryInfo):
+        case InvalidRequest(), BadRequest() as bad_request, _:
+            error.violations = tuple(
+                FieldViolation(each.field, each.description) for each in bad_request.field_violations
+            )
+        case Overloaded(), _, RetryInfo() as retry_info:
+            error.retry_delay = retry_info.retry_delay.ToTimedelta()
+    return error
+
+
+def _details(trailing_metadata: Iterable[Any]) -> dict[type, object]:
+    """Returns the details that came with a status, by their type; none if they cannot be read."""
+    found: dict[type, object] = {}
+    for key, value in trailing_metadata:
+        if key != _DETAILS_KEY or not isinstance(value, bytes):
+            continue
+        try:
+            status = Status.FromString(value)
+            for packed in status.details:
+                for detail_type in (ErrorInfo, BadRequest, RetryInfo):
+                    if packed.Is(detail_type.DESCRIPTOR):
+                        found[detail_type] = detail_type.FromString(packed.value)
+        except DecodeError:
+            continue
+    return found

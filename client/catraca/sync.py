@@ -1,0 +1,162 @@
+"""The client for threads."""
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+
+from catraca import _core
+from catraca._model import Login, Session, Validation
+from catraca.errors import from_status
+
+_Result = TypeVar("_Result")
+
+
+class SessionClient:
+    """Asks a catraca server. One client serves all threads of a process, and is safe to make before a fork.
+
+    Nothing is connected until the first call. Every method takes a `timeout` in seconds for this call, retries
+    included, and raises `catraca.errors`: Unavailable when there was no answer, which is never "not valid".
+
+    Args:
+        target: Where the server is, as gRPC names it; default CATRACA_TARGET, else 127.0.0.1:50051.
+        timeout: Seconds for a call that names no other.
+        credentials: For TLS; default none, as the server on loopback expects.
+    """
+
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        timeout: float = _core.DEFAULT_TIMEOUT,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self._target = _core.target_or_default(target)
+        self._timeout = timeout
+        self._credentials = credentials
+        self._lock = threading.Lock()
+        self._channel: grpc.Channel | None = None
+        self._stubs: dict[str, Callable[..., Any]] = {}
+        self._pid = os.getpid()
+
+    def create(
+        self,
+        user_id: str,
+        *,
+        ttl: timedelta | None = None,
+        idle_timeout: timedelta | None = None,
+        attributes: Mapping[str, str] | None = None,
+        token: str | None = None,
+        timeout: float | None = None,
+    ) -> Login:
+        """Starts a session for a user who has just logged in.
+
+        Args:
+            user_id: Whose it is: 1 to 256 bytes of UTF-8 without control characters.
+            ttl: How long it may live at the most; default the server's, 24 hours unless configured.
+            idle_timeout: How long it survives without activity; zero: no idle timeout; default the server's, 30
+                minutes unless configured.
+            attributes: Data of yours that every validation returns: at most 64 entries and 16 KiB.
+            token: Bring a token of your own, 16 to 4096 printable ASCII characters; default: the server mints one.
+            timeout: Seconds for this call.
+
+        Raises:
+            InvalidRequest: An argument breaks a rule; `violations` names it.
+            TokenInUse: The brought token already names a live session.
+            Unavailable: Unknown whether it was created; repeating is safe.
+        """
+        call = _core.create(user_id=user_id, ttl=ttl, idle_timeout=idle_timeout, attributes=attributes, token=token)
+        return self._make(call, timeout)
+
+    def validate(
+        self, token: str, *, user_id: str | None = None, skip_touch: bool = False, timeout: float | None = None
+    ) -> Validation:
+        """Answers whether a token is good and whose it is; true if it is valid.
+
+        Args:
+            token: What the end user presented.
+            user_id: If given, the session must be this user's.
+            skip_touch: Only look: this is not the user's activity.
+            timeout: Seconds for this call.
+
+        Raises:
+            InvalidRequest: The token is empty, or an argument breaks a rule.
+            Unavailable: Unknown whether it is valid.
+        """
+        return self._make(_core.validate(token, user_id=user_id, skip_touch=skip_touch), timeout)
+
+    def validate_batch(
+        self, tokens: Iterable[str], *, skip_touch: bool = False, timeout: float | None = None
+    ) -> list[Validation]:
+        """Validates 1 to 1,000 tokens in one call; the answers are in the order of the tokens."""
+        return self._make(_core.validate_batch(tokens, skip_touch=skip_touch), timeout)
+
+    def require(self, token: str, *, user_id: str | None = None, timeout: float | None = None) -> Session:
+        """Returns the session of a token that has to be valid.
+
+        Raises:
+            SessionInvalid: It is not; `invalid_reason` says why.
+            Unavailable: Unknown whether it is valid.
+        """
+        return _core.required(self.validate(token, user_id=user_id, timeout=timeout))
+
+    def get(self, session_id: str, *, timeout: float | None = None) -> Session:
+        """Reads a session by its public id. Raises SessionNotFound."""
+        return self._make(_core.get(session_id), timeout)
+
+    def revoke(self, *, token: str | None = None, session_id: str | None = None, timeout: float | None = None) -> bool:
+        """Ends the session of a token or of a public id. Whether there was one: false if it had ended already."""
+        return self._make(_core.revoke(token=token, session_id=session_id), timeout)
+
+    def close(self) -> None:
+        """Closes the connection. A call after this opens a new one."""
+        with self._lock:
+            channel, self._channel, self._stubs = self._channel, None, {}
+        if channel is not None and self._pid == os.getpid():
+            channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._target!r})"
+
+    def _make(self, call: _core.Call[_Result], timeout: float | None) -> _Result:
+        try:
+            response = self._stub(call)(call.request, timeout=self._timeout if timeout is None else timeout)
+        except grpc.RpcError as error:
+            raise from_status(error.code(), error.details(), error.trailing_metadata() or ()) from error
+        return call.read(response)
+
+    def _stub(self, call: _core.Call[_Result]) -> Callable[..., Any]:
+        stub = self._stubs.get(call.path) if self._pid == os.getpid() else None
+        return stub or self._new_stub(call)
+
+    def _new_stub(self, call: _core.Call[_Result]) -> Callable[..., Any]:
+        with self._lock:
+            if self._pid != os.getpid():
+                # A forked child: the channel is its parent's, not to be used and not to be closed here.
+                self._pid, self._channel, self._stubs = os.getpid(), None, {}
+            if self._channel is None:
+                self._channel = self._connect()
+            stub = self._channel.unary_unary(
+                call.path,
+                request_serializer=type(call.request).SerializeToString,
+                response_deserializer=call.response_type.FromString,
+            )
+            self._stubs[call.path] = stub
+            return stub
+
+    def _connect(self) -> grpc.Channel:
+        if self._credentials is None:
+            return grpc.insecure_channel(self._target, _core.CHANNEL_OPTIONS)
+        return grpc.secure_channel(self._target, self._credentials, _core.CHANNEL_OPTIONS)

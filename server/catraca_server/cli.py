@@ -1,0 +1,71 @@
+"""The commands that need the server: `catraca serve` and `catraca config`."""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+
+from catraca_server import logs
+from catraca_server.app import StartError, serve
+from catraca_server.settings import SETTINGS, Loaded, SettingsError, environment_name, load
+
+EXIT_OK, EXIT_USAGE, EXIT_UNAVAILABLE = 0, 2, 3
+
+
+def main(command: str, arguments: Sequence[str]) -> int:
+    """Runs `serve` or `config` and returns the exit status: 2 for unusable settings, 3 if it cannot start."""
+    options = vars(_parser(command).parse_args(arguments))
+    action = options.pop("action", None)
+    try:
+        loaded = load({name: value for name, value in options.items() if value is not None}, os.environ)
+    except SettingsError as error:
+        for problem in error.problems:
+            print(f"catraca: {problem}", file=sys.stderr)
+        return EXIT_USAGE
+    if command == "serve":
+        return _serve(loaded)
+    if action == "show":
+        _show(loaded)
+    else:
+        for warning in loaded.warnings:
+            print(f"catraca: warning: {warning}", file=sys.stderr)
+        print("the settings can be used")
+    return EXIT_OK
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"catraca {command}",
+        description="Run the service." if command == "serve" else "Show or check the settings that serve would use.",
+        epilog="A flag goes before its environment twin, that before the configuration file (TOML).",
+    )
+    if command == "config":
+        parser.add_argument("action", choices=("show", "check"))
+    parser.add_argument("--config", metavar="FILE", help="configuration file (CATRACA_CONFIG)")
+    for setting in SETTINGS:
+        if not setting.metadata["secret"]:
+            shown = f"{setting.metadata['help']} ({environment_name(setting.name)})"
+            flag = f"--{setting.name.replace('_', '-')}"
+            if isinstance(setting.default, bool):
+                parser.add_argument(flag, metavar="true|false", nargs="?", const="true", help=shown)
+            else:
+                parser.add_argument(flag, metavar="VALUE", help=shown)
+    return parser
+
+
+def _serve(loaded: Loaded) -> int:
+    logs.configure(loaded.settings.log_format, loaded.settings.log_level)
+    for warning in loaded.warnings:
+        logs.logger.warning(warning)
+    try:
+        asyncio.run(serve(loaded.settings, os.environ))
+    except StartError as error:
+        print(f"catraca: {error}", file=sys.stderr)
+        return EXIT_UNAVAILABLE
+    return EXIT_OK
+
+
+def _show(loaded: Loaded) -> None:
+    for name, value in loaded.settings.shown().items():
+        print(f"{environment_name(name)}={value}  # {loaded.origins.get(name, 'default')}")

@@ -1,0 +1,103 @@
+"""Which status an exception becomes. The one place for it, so that no error ever says more than it should.
+
+What is told is written here: never the text of an exception from below, which may hold a key or what Redis said. The
+exception to that is InvalidRequest, whose text is made of field names and rules.
+"""
+
+import logging
+import traceback
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from catraca.v1.error_reason_pb2 import ErrorReason
+from catraca_server.domain import InvalidRequest, SessionNotFound, TokenInUse
+from catraca_server.store import Overloaded, StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+DOMAIN = "catraca"
+RETRY_DELAY = Duration(nanos=100_000_000)
+VIOLATIONS_TOLD = 16
+"""Details travel in the trailers, which clients limit to 8 KiB; a batch can be wrong in 1,000 places."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error status as the engine takes it."""
+
+    code: grpc.StatusCode
+    message: str
+    trailing_metadata: tuple[tuple[str, bytes], ...]
+
+
+def failure(error: Exception) -> Failure:
+    """Returns the status of an exception that ended a call, and logs it if it is a defect of ours."""
+    match error:
+        case InvalidRequest():
+            return _invalid_request(error)
+        case SessionNotFound():
+            return _failure(
+                grpc.StatusCode.NOT_FOUND,
+                ErrorReason.ERROR_REASON_SESSION_NOT_FOUND,
+                "no such session: it never existed, has expired, or was revoked",
+            )
+        case TokenInUse():
+            return _failure(
+                grpc.StatusCode.ALREADY_EXISTS,
+                ErrorReason.ERROR_REASON_TOKEN_IN_USE,
+                "the token already names a live session: revoke that session first, or bring another token",
+            )
+        case StoreUnavailable():
+            return _failure(
+                grpc.StatusCode.UNAVAILABLE,
+                ErrorReason.ERROR_REASON_STORE_UNAVAILABLE,
+                "the session store did not answer in time, so nothing is known about the session: retry",
+            )
+        case Overloaded():
+            return _failure(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                ErrorReason.ERROR_REASON_OVERLOADED,
+                "the server has more work than it can answer in time: retry after the delay in RetryInfo",
+                RetryInfo(retry_delay=RETRY_DELAY),
+            )
+        case _:
+            # Where it happened and not what it says: an unforeseen text may quote a request.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            logger.critical("defect: %s\n%s", type(error).__name__, where)
+            return _failure(
+                grpc.StatusCode.INTERNAL,
+                ErrorReason.ERROR_REASON_INTERNAL,
+                "a defect of the server; its log has the details",
+            )
+
+
+def _invalid_request(error: InvalidRequest) -> Failure:
+    told = error.violations[:VIOLATIONS_TOLD]
+    message = "; ".join(f"{each.field}: {each.description}" for each in told)
+    if untold := len(error.violations) - len(told):
+        message += f"; and {untold} more"
+    bad_request = BadRequest(
+        field_violations=[BadRequest.FieldViolation(field=each.field, description=each.description) for each in told]
+    )
+    return _failure(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        ErrorReason.ERROR_REASON_INVALID_REQUEST,
+        message or "the body is not a message of this RPC's request type",
+        bad_request,
+    )
+
+
+def _failure(code: grpc.StatusCode, reason: ErrorReason.ValueType, message: str, *details: Message) -> Failure:
+    info = ErrorInfo(reason=ErrorReason.Name(reason).removeprefix("ERROR_REASON_"), domain=DOMAIN)
+    status = Status(code=code.value[0], message=message)
+    for detail in (info, *details):
+        packed = AnyMessage()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return Failure(code, message, (("grpc-status-details-bin", status.SerializeToString()),))

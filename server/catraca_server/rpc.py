@@ -1,0 +1,88 @@
+"""Where a call on the wire becomes a call in Python: bytes in, a deadline set, an exception turned into a status.
+
+Handlers take and return bytes, so that a body which is no message is answered here (INVALID_ARGUMENT) and not by the
+engine (INTERNAL). All services are registered as generic handlers only, see `GenericOnly`.
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NoReturn, TypeVar, cast
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from catraca.v1 import session_service_pb2 as pb
+from catraca_server.domain import InvalidRequest
+from catraca_server.errors import Failure, failure
+from catraca_server.service import SessionService
+
+SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["SessionService"].full_name
+
+_Request = TypeVar("_Request", bound=Message)
+_Context = grpc.aio.ServicerContext[bytes, bytes]
+_Handler = Callable[[bytes, _Context], Awaitable[bytes]]
+
+
+class GenericOnly:
+    """Stands in for the server where generated code adds a service to it.
+
+    Generated code registers every service twice, as generic handlers and by method. Registered methods cost each call
+    one more wait on the event loop, and the more of them there are the more it costs; docs/performance.md has figures.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Adds them."""
+        self._server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, *_: Any) -> None:
+        """Leaves them out."""
+
+
+def session_service_handlers(service: SessionService, *, store_timeout: float) -> grpc.GenericRpcHandler:
+    """Returns the handlers of SessionService; `store_timeout` (seconds) is what the store has for one call."""
+
+    def unary(request_type: type[_Request], method: Callable[[_Request, float], Awaitable[Message]]) -> Any:
+        return grpc.unary_unary_rpc_method_handler(_handler(request_type, method, store_timeout))
+
+    return grpc.method_handlers_generic_handler(
+        SERVICE_NAME,
+        {
+            "CreateSession": unary(pb.CreateSessionRequest, service.create_session),
+            "ValidateSession": unary(pb.ValidateSessionRequest, service.validate_session),
+            "BatchValidateSessions": unary(pb.BatchValidateSessionsRequest, service.batch_validate_sessions),
+            "GetSession": unary(pb.GetSessionRequest, service.get_session),
+            "RevokeSession": unary(pb.RevokeSessionRequest, service.revoke_session),
+        },
+    )
+
+
+def _handler(
+    request_type: type[_Request], method: Callable[[_Request, float], Awaitable[Message]], store_timeout: float
+) -> _Handler:
+    async def handle(body: bytes, context: _Context) -> bytes:
+        try:
+            # Asked once, at entry: the engine measures what is left by the wall clock.
+            remaining = cast("float | None", context.time_remaining())  # None: no deadline, which its type omits
+            budget = min(store_timeout, math.inf if remaining is None else remaining)
+            deadline = asyncio.get_running_loop().time() + budget
+            response = await method(_parse(request_type, body), deadline)
+            return response.SerializeToString()
+        except Exception as error:  # noqa: BLE001  whatever it is, the caller gets a status made by `errors`
+            return await _fail(context, failure(error))
+
+    return handle
+
+
+async def _fail(context: _Context, status: Failure) -> NoReturn:
+    await context.abort(status.code, status.message, status.trailing_metadata)
+
+
+def _parse(request_type: type[_Request], body: bytes) -> _Request:
+    try:
+        return request_type.FromString(body)
+    except DecodeError:
+        raise InvalidRequest from None

@@ -1,0 +1,135 @@
+"""The RPCs: messages in, messages out. Converts and nothing else; no engine type gets below here.
+
+A `deadline` is a time of the event loop's clock. Errors are exceptions, which `errors` turns into statuses.
+"""
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from catraca.v1 import session_pb2
+from catraca.v1 import session_service_pb2 as pb
+from catraca_server.domain import (
+    BATCH_MAX,
+    Check,
+    InvalidReason,
+    InvalidRequest,
+    Live,
+    NewSession,
+    Verdict,
+    Violation,
+    violations_of_check,
+)
+from catraca_server.sessions import Sessions
+
+_REASONS = {reason: pb.InvalidReason.Value(f"INVALID_REASON_{reason.name}") for reason in InvalidReason}
+
+
+class SessionService:
+    """catraca.v1.SessionService; the protos say what each RPC does."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    async def create_session(self, request: pb.CreateSessionRequest, deadline: float) -> pb.CreateSessionResponse:
+        """CreateSession."""
+        new = NewSession(
+            user_id=request.user_id,
+            ttl=_milliseconds("ttl", request.ttl) if request.HasField("ttl") else None,
+            idle_timeout=(
+                _milliseconds("idle_timeout", request.idle_timeout) if request.HasField("idle_timeout") else None
+            ),
+            attributes=dict(request.attributes),
+            token=request.token,
+        )
+        login = await self._sessions.create(new, deadline)
+        return pb.CreateSessionResponse(token=login.token, session=_session(login.live))
+
+    async def validate_session(self, request: pb.ValidateSessionRequest, deadline: float) -> pb.ValidateSessionResponse:
+        """ValidateSession."""
+        check = _check(request)
+        if violations := violations_of_check(check):
+            raise InvalidRequest(*violations)
+        (verdict,) = await self._sessions.validate([check], deadline)
+        return _verdict(verdict)
+
+    async def batch_validate_sessions(
+        self, request: pb.BatchValidateSessionsRequest, deadline: float
+    ) -> pb.BatchValidateSessionsResponse:
+        """BatchValidateSessions."""
+        if not 1 <= len(request.requests) <= BATCH_MAX:
+            raise InvalidRequest(Violation("requests", f"must be 1 to {BATCH_MAX}"))
+        checks = [_check(each) for each in request.requests]
+        if violations := [
+            violation for at, check in enumerate(checks) for violation in violations_of_check(check, f"requests[{at}].")
+        ]:
+            raise InvalidRequest(*violations)
+        verdicts = await self._sessions.validate(checks, deadline)
+        return pb.BatchValidateSessionsResponse(responses=[_verdict(verdict) for verdict in verdicts])
+
+    async def get_session(self, request: pb.GetSessionRequest, deadline: float) -> pb.GetSessionResponse:
+        """GetSession."""
+        _require("session_id", request.session_id)
+        return pb.GetSessionResponse(session=_session(await self._sessions.get(request.session_id, deadline)))
+
+    async def revoke_session(self, request: pb.RevokeSessionRequest, deadline: float) -> pb.RevokeSessionResponse:
+        """RevokeSession."""
+        match request.WhichOneof("target"):
+            case "token":
+                _require("token", request.token)
+                revoked = await self._sessions.revoke_token(request.token, deadline)
+            case "session_id":
+                _require("session_id", request.session_id)
+                revoked = await self._sessions.revoke(request.session_id, deadline)
+            case _:
+                raise InvalidRequest(Violation("target", "must be set: either token or session_id"))
+        return pb.RevokeSessionResponse(revoked=revoked)
+
+
+def _require(field: str, value: str) -> None:
+    if not value:
+        raise InvalidRequest(Violation(field, "must be set"))
+
+
+def _check(request: pb.ValidateSessionRequest) -> Check:
+    return Check(request.token, request.user_id, request.skip_touch)
+
+
+def _verdict(verdict: Verdict) -> pb.ValidateSessionResponse:
+    if verdict.live is None:
+        assert verdict.reason is not None, "a verdict is a session or a reason"
+        return pb.ValidateSessionResponse(invalid_reason=_REASONS[verdict.reason])
+    return pb.ValidateSessionResponse(
+        valid=True, session=_session(verdict.live), cache_ttl=_duration(verdict.cache_ttl)
+    )
+
+
+def _session(live: Live) -> session_pb2.Session:
+    session = live.session
+    return session_pb2.Session(
+        session_id=session.session_id,
+        user_id=session.user_id,
+        attributes=session.attributes,
+        create_time=_timestamp(session.create_time),
+        last_active_time=_timestamp(live.last_active_time),
+        expire_time=_timestamp(live.expire_time),
+        absolute_expire_time=_timestamp(session.absolute_expire_time),
+        idle_timeout=_duration(session.idle_timeout) if session.idle_timeout else None,
+        etag=session.etag,
+    )
+
+
+def _timestamp(milliseconds: int) -> Timestamp:
+    return Timestamp(seconds=milliseconds // 1000, nanos=milliseconds % 1000 * 1_000_000)
+
+
+def _duration(milliseconds: int) -> Duration:
+    return Duration(seconds=milliseconds // 1000, nanos=milliseconds % 1000 * 1_000_000)
+
+
+def _milliseconds(field: str, duration: Duration) -> int:
+    """Returns a span in milliseconds, a part of one counting as one, so that no span is ever rounded to none."""
+    if abs(duration.nanos) >= 1_000_000_000 or duration.seconds * duration.nanos < 0:
+        raise InvalidRequest(Violation(field, "must have nanos below 1e9, of the same sign as seconds"))
+    nanoseconds = duration.seconds * 1_000_000_000 + duration.nanos
+    whole = -(-abs(nanoseconds) // 1_000_000)
+    return whole if nanoseconds > 0 else -whole

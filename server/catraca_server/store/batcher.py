@@ -1,0 +1,218 @@
+"""The one way to Redis: a bounded queue, and one task that owns one connection.
+
+Request handlers never await a Redis connection. A handler that is cancelled in the middle of a reply would leave the
+rest of it for whoever asks next, which is how other services have shown one user another's data. Here a handler hands
+over its commands and a deadline, and awaits a future. The owner takes all that waits, writes it at once, reads the
+replies in order and hands them out; a handler that has gone by then is passed over, and its reply is still read. Any
+doubt about the connection (a timeout, a reset, a reply that makes no sense) closes it and fails what was in flight.
+
+So a slow moment makes the next batch larger instead of making connections, and 1,000 callers cost little more than one.
+Each batch starts with TIME: every answer carries the store's clock, which is the one that decides.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hiredis import pack_command
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError, ResponseError
+
+from catraca_server.store import Overloaded, StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+Command = tuple[Any, ...]
+"""A command's name and arguments: str, bytes or int."""
+Connector = Callable[[], Awaitable[AbstractConnection]]
+"""Returns a new connection that is fit for use. Raises StoreUnavailable, RedisError or OSError."""
+
+QUEUE_LIMIT = 32_768
+"""Commands that may wait. What a store at its usual pace answers within its timeout, with room for a hiccup."""
+
+BATCH_LIMIT = 4_096
+"""Commands in one batch, so that a batch takes milliseconds and the timeout judges the store and not the batch."""
+
+HEARTBEAT = 0.5
+"""Seconds after which an idle connection is asked for the time, to see a dead store before a caller does."""
+
+RECONNECT_PAUSE = 0.1
+"""Seconds between attempts to connect."""
+
+_TIME = pack_command(("TIME",))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The replies to one caller's commands, in their order. An error reply stands in its place as an exception."""
+
+    now: int
+    """The store's clock, in Unix milliseconds, when it began the batch."""
+    replies: Sequence[Any]
+
+
+@dataclass(slots=True)
+class _Question:
+    packed: bytes
+    count: int
+    answer: asyncio.Future[Answer]
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class Batcher:
+    """Asks the store, for any number of callers at once.
+
+    `timeout` (seconds) is what the store has for connecting and for answering a batch. `on_change` is told when the
+    store is found (True) or lost (False).
+    """
+
+    def __init__(self, connect: Connector, *, timeout: float, on_change: Callable[[bool], None]) -> None:
+        self._connect = connect
+        self._timeout = timeout
+        self._on_change = on_change
+        self._waiting: deque[_Question] = deque()
+        self._waiting_commands = 0
+        self._in_flight: list[_Question] = []
+        self._wake = asyncio.Event()
+        self._lost: str | None = "not connected yet"
+        self._distrusted = False
+        self._owner: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Connects and starts to answer. Raises what `connect` raises, or TimeoutError, if it cannot."""
+        async with asyncio.timeout(self._timeout):
+            connection = await self._connect()
+        self._find()
+        self._owner = asyncio.create_task(self._own(connection), name="store-owner")
+
+    async def stop(self) -> None:
+        """Closes the connection. What still waits is failed."""
+        if self._owner is not None:
+            self._owner.cancel()
+            await asyncio.gather(self._owner, return_exceptions=True)
+        self._refuse("shutting down")
+
+    async def ask(self, commands: Sequence[Command], deadline: float) -> Answer:
+        """Sends commands and returns their replies by `deadline`, a time of the loop's clock.
+
+        Raises StoreUnavailable if there is no answer by then, and at once while the store is known to be lost; and
+        Overloaded if too much is waiting already.
+        """
+        if self._lost is not None:
+            raise StoreUnavailable(self._lost)
+        if self._waiting_commands + len(commands) > QUEUE_LIMIT:
+            raise Overloaded
+        loop = asyncio.get_running_loop()
+        question = _Question(b"".join(map(pack_command, commands)), len(commands), loop.create_future())
+        self._waiting.append(question)
+        self._waiting_commands += question.count
+        self._wake.set()
+        timer = loop.call_at(deadline, question.fail, StoreUnavailable("no answer by the deadline"))
+        try:
+            return await question.answer
+        finally:
+            timer.cancel()
+
+    def distrust(self) -> None:
+        """Has the connection closed, because an answer that came over it cannot be one to what was asked."""
+        self._distrusted = True
+        self._wake.set()
+
+    async def _own(self, connection: AbstractConnection) -> None:
+        while True:
+            try:
+                await self._serve(connection)
+            except (RedisError, OSError, StoreUnavailable) as error:
+                logger.warning("store connection closed: %s: %s", type(error).__name__, error)
+            except Exception:
+                logger.exception("defect in the store's owner; starting over with a new connection")
+            finally:
+                await connection.disconnect(nowait=True)
+                self._fail_in_flight()
+            connection = await self._reconnect()
+
+    async def _reconnect(self) -> AbstractConnection:
+        """Tries at once, because what waits has not been sent and may yet be answered; then again until it works."""
+        while True:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    connection = await self._connect()
+            except Exception as error:  # noqa: BLE001  whatever it is, the owner has to live on
+                self._lose(f"{type(error).__name__}: {error}")
+                await asyncio.sleep(RECONNECT_PAUSE)
+            else:
+                self._find()
+                return connection
+
+    async def _serve(self, connection: AbstractConnection) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._waiting:
+                heartbeat = loop.call_later(HEARTBEAT, self._wake.set)
+                await self._wake.wait()
+                heartbeat.cancel()
+            self._wake.clear()
+            self._take()
+            async with asyncio.timeout(self._timeout):
+                await self._exchange(connection)
+
+    def _take(self) -> None:
+        """Moves what waits into flight, up to the limit, leaving out what nobody waits for any more."""
+        commands = 0
+        while self._waiting and (not commands or commands + self._waiting[0].count <= BATCH_LIMIT):
+            question = self._waiting.popleft()
+            self._waiting_commands -= question.count
+            if not question.answer.done():
+                self._in_flight.append(question)
+                commands += question.count
+
+    async def _exchange(self, connection: AbstractConnection) -> None:
+        await connection.send_packed_command(
+            [_TIME, *(question.packed for question in self._in_flight)], check_health=False
+        )
+        seconds, microseconds = await connection.read_response(disable_decoding=True)
+        now = int(seconds) * 1000 + int(microseconds) // 1000
+        for question in self._in_flight:
+            replies = [await _reply(connection) for _ in range(question.count)]
+            if self._distrusted:
+                raise StoreUnavailable("an answer named another session than was asked for")
+            if not question.answer.done():
+                question.answer.set_result(Answer(now, replies))
+        self._in_flight = []
+
+    def _find(self) -> None:
+        self._distrusted = False
+        if self._lost is not None:
+            self._lost = None
+            logger.info("store found")
+            self._on_change(True)
+
+    def _lose(self, reason: str) -> None:
+        if self._lost is None:
+            logger.error("store lost: %s", reason)
+            self._on_change(False)
+        self._refuse(reason)
+
+    def _refuse(self, reason: str) -> None:
+        self._lost = reason
+        while self._waiting:
+            self._waiting.popleft().fail(StoreUnavailable(reason))
+        self._waiting_commands = 0
+
+    def _fail_in_flight(self) -> None:
+        for question in self._in_flight:
+            question.fail(StoreUnavailable("the connection was lost before the answer"))
+        self._in_flight = []
+
+
+async def _reply(connection: AbstractConnection) -> Any:
+    try:
+        return await connection.read_response(disable_decoding=True)
+    except ResponseError as error:
+        return error

@@ -1,0 +1,176 @@
+"""Connecting to each kind of Redis, and refusing what cannot be used, with the reason and the remedy."""
+
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+from redis.asyncio.connection import (
+    AbstractConnection,
+    Connection,
+    SSLConnection,
+    UnixDomainSocketConnection,
+    parse_url,
+)
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    RedisError,
+    ResponseError,
+)
+
+from catraca_server.settings import without_password
+from catraca_server.store import StoreUnavailable
+from catraca_server.store.batcher import Connector
+
+OLDEST_VERSION = (6, 2)
+"""The first with SET … PXAT, without which a session's end would depend on the server's clock."""
+
+FIRST_VERSION_THAT_TELLS_EXPIRY = (7, 0)
+"""The first with PEXPIRETIME."""
+
+_CLASSES: dict[str, type[AbstractConnection]] = {
+    "redis": Connection,
+    "rediss": SSLConnection,
+    "unix": UnixDomainSocketConnection,
+}
+_URL_OPTIONS = {
+    "db",
+    "ssl_ca_certs",
+    "ssl_ca_path",
+    "ssl_cert_reqs",
+    "ssl_certfile",
+    "ssl_check_hostname",
+    "ssl_keyfile",
+}
+"""What a store URL may say after its question mark. Timeouts and retries are not among it: they are ours to set."""
+
+
+class StoreRefused(StoreUnavailable):
+    """This store cannot be used as it is: why, and what to do about it."""
+
+
+class StoreLoading(StoreUnavailable):
+    """The store is there and still reading its data."""
+
+
+class RedisConnector:
+    """Connects to one Redis, Valkey or compatible server, and examines it each time.
+
+    `timeout` is in seconds. Raises StoreRefused when made from a URL that names no such server.
+    """
+
+    def __init__(self, url: str, *, password: str = "", timeout: float, allow_eviction: bool = False) -> None:
+        self.shown = without_password(url)
+        self.version = OLDEST_VERSION
+        """Of the store that was connected to last."""
+        self._class = _CLASSES[urlsplit(url).scheme]
+        self._options = _options(url, self.shown)
+        if password:
+            self._options["password"] = password
+        self._timeout = timeout
+        self._allow_eviction = allow_eviction
+
+    async def __call__(self) -> AbstractConnection:
+        """Returns a new connection. Raises StoreRefused, or StoreUnavailable if there is no answer."""
+        connection = self._class(
+            **self._options,
+            # The batcher's own timeouts cover every exchange; a retry in here would be a hidden one.
+            socket_timeout=None,
+            socket_connect_timeout=self._timeout,
+            retry=Retry(NoBackoff(), 0),
+            # RESP2: on RESP3 redis-py turns maintenance notifications on, and they switch off its own check for
+            # replies left over on a connection.
+            protocol=2,
+            client_name="catraca",
+        )
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]  # redis-py gives it no types
+            await self._examine(connection)
+        except BaseException as error:
+            await connection.disconnect(nowait=True)
+            if isinstance(error, (RedisError, OSError)):
+                raise self._explained(error) from error
+            raise
+        return connection
+
+    async def _examine(self, connection: AbstractConnection) -> None:
+        await connection.send_command("INFO")
+        info = _parse_info(await connection.read_response(disable_decoding=True))
+        major, minor, *_ = (int(part) for part in info["redis_version"].split("."))
+        self.version = (major, minor)
+        if self.version < OLDEST_VERSION:
+            raise StoreRefused(
+                f"{self.shown} is version {info['redis_version']}: catraca needs Redis 6.2 or newer, or any Valkey"
+            )
+        if info.get("redis_mode") == "cluster":
+            raise StoreRefused(f"{self.shown} is a node of a cluster: this version of catraca needs a single Redis")
+        if info.get("role") == "slave":
+            raise StoreRefused(f"{self.shown} is a replica, which may lag behind: name the primary")
+        policy = info.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction" and not self._allow_eviction:
+            raise StoreRefused(
+                f"{self.shown} has maxmemory-policy {policy}, which may evict live sessions when memory runs out: "
+                "set maxmemory-policy to noeviction, or accept it with --allow-eviction"
+            )
+
+    def _explained(self, error: RedisError | OSError) -> StoreUnavailable:
+        match error:
+            case AuthenticationError() | AuthorizationError():
+                return StoreRefused(
+                    f"{self.shown} did not accept the user or password: check CATRACA_STORE_URL and "
+                    "CATRACA_STORE_PASSWORD"
+                )
+            case BusyLoadingError():
+                return StoreLoading(f"{self.shown} is still loading its data")
+            case ResponseError():
+                return StoreRefused(
+                    f"{self.shown} refused the first commands ({error}): check the database number, and that the user "
+                    "may run INFO"
+                )
+            case _:
+                return StoreUnavailable(f"no answer at {self.shown} ({error})")
+
+
+def unix_url(path: str) -> str:
+    """Returns the store URL of a Unix socket."""
+    return f"unix://{quote(path)}"
+
+
+def memory_connector() -> Connector:
+    """Returns a connector to an in-process store of its own, which forgets everything when the process ends."""
+    # Only who asks for it pays for importing it.
+    from fakeredis import FakeServer  # noqa: PLC0415
+    from fakeredis.aioredis import FakeAsyncRedisConnection  # noqa: PLC0415
+
+    server = FakeServer(version=(7, 4))
+
+    async def connect() -> AbstractConnection:
+        connection: AbstractConnection = FakeAsyncRedisConnection(server=server, protocol=2, socket_timeout=None)
+        await connection.connect()  # type: ignore[no-untyped-call]  # redis-py gives it no types
+        return connection
+
+    return connect
+
+
+def _options(url: str, shown: str) -> dict[str, Any]:
+    parts = urlsplit(url)
+    if unknown := parse_qs(parts.query, keep_blank_values=True).keys() - _URL_OPTIONS:
+        raise StoreRefused(f"{shown} has options that mean nothing here ({', '.join(sorted(unknown))}): leave them out")
+    if parts.scheme == "unix":
+        if not parts.path:
+            raise StoreRefused(f"{shown} names no socket: write unix:///path/to/redis.sock")
+    elif not parts.path.lstrip("/").isdecimal() and parts.path not in ("", "/"):
+        raise StoreRefused(f"{shown} names no database by number: write redis://host:6379/0")
+    try:
+        options = dict(parse_url(url))
+    except ValueError:
+        raise StoreRefused(f"{shown} is no URL of a Redis: write redis://host:6379/0") from None
+    options.pop("connection_class", None)
+    return options
+
+
+def _parse_info(reply: bytes) -> dict[str, str]:
+    lines = (line.partition(":") for line in reply.decode(errors="replace").splitlines() if ":" in line)
+    return {name: value for name, _, value in lines}

@@ -1,0 +1,56 @@
+"""A session's record as Redis has it: JSON that a person can read with `GET session:<id>`, and no secret in it."""
+
+import json
+from typing import Any
+
+from catraca_server.domain import Session
+
+
+class UnreadableRecord(Exception):
+    """What is under the key is no session's record. The text never quotes it."""
+
+
+def encode(session: Session) -> bytes:
+    """Returns the record; fields beyond these are another version's, and are ignored when it is read."""
+    record: dict[str, Any] = {
+        "session_id": session.session_id,
+        "user_id": session.user_id,
+        "login_at": session.create_time,
+        "absolute_expire_at": session.absolute_expire_time,
+        "idle_timeout_ms": session.idle_timeout,
+        "token_digest": session.digest,
+        "version": session.version,
+    }
+    if session.attributes:
+        record["attributes"] = dict(session.attributes)
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def decode(data: bytes) -> Session:
+    """Reads a record. Raises UnreadableRecord."""
+    try:
+        record = json.loads(data)
+        session = Session(
+            session_id=record["session_id"],
+            user_id=record["user_id"],
+            digest=record["token_digest"],
+            attributes=record.get("attributes", {}),
+            create_time=record["login_at"],
+            absolute_expire_time=record["absolute_expire_at"],
+            idle_timeout=record["idle_timeout_ms"],
+            version=record["version"],
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UnreadableRecord(type(error).__name__) from None
+    if not _well_typed(session):
+        raise UnreadableRecord("a field has the wrong type")
+    return session
+
+
+def _well_typed(session: Session) -> bool:
+    return (
+        type(session.session_id) is type(session.user_id) is type(session.digest) is str
+        and type(session.create_time) is type(session.absolute_expire_time) is int
+        and type(session.idle_timeout) is type(session.version) is int
+        and type(session.attributes) is dict
+    )

@@ -1,0 +1,127 @@
+"""Tokens: minting them, recognising them, and what the store may know of them. No I/O; entropy is an argument.
+
+A minted token is ``ctr_`` and 71 base62 characters, so that a double-click selects all of it:
+
+====== ========= ============================================================
+offset length    what
+====== ========= ============================================================
+0      4         ``ctr_``
+4      22        the session id, 128 random bits: public, safe to log
+26     43        the secret, 256 random bits
+69     6         CRC-32 of the 65 characters before it
+====== ========= ============================================================
+
+Length, alphabet and checksum are fixed, so what cannot be one of ours is refused without asking the store, and secret
+scanners can find one that leaked. A token may also be *brought* by the caller, for example a JWT that users already
+hold: then its session id derives from its digest.
+
+The store keeps a digest of the secret (of a brought token: of all of it) and never the secret: SHA-256 suffices for 256
+random bits. A brought token may have less entropy, which is what the pepper is for: a key from outside the store, so
+that a dump of the store alone does not let anybody search for tokens offline.
+"""
+
+import hashlib
+import hmac
+import zlib
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+MINTED_PREFIX = "ctr_"
+BROUGHT_MIN_LENGTH = 16
+BROUGHT_MAX_LENGTH = 4096
+
+_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_ID_BITS, _ID_LENGTH = 128, 22
+_SECRET_BITS, _SECRET_LENGTH = 256, 43
+_CHECKSUM_LENGTH = 6
+_SECRET_AT = len(MINTED_PREFIX) + _ID_LENGTH
+_CHECKSUM_AT = _SECRET_AT + _SECRET_LENGTH
+_MINTED_LENGTH = _CHECKSUM_AT + _CHECKSUM_LENGTH
+
+Entropy = Callable[[int], bytes]
+"""Returns so many unpredictable bytes: `secrets.token_bytes`, except in tests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What a token proves: knowledge of the secret with this digest, for the session with this id."""
+
+    session_id: str
+    digest: str = field(repr=False)
+
+    def opens(self, digest: str) -> bool:
+        """Whether it proves the secret behind a stored digest. Constant time."""
+        return hmac.compare_digest(self.digest, digest)
+
+
+class Tokens:
+    """Mints and reads tokens. `pepper`, if given, keys every digest; another pepper ends all sessions."""
+
+    def __init__(self, entropy: Entropy, pepper: bytes | None = None) -> None:
+        self._entropy = entropy
+        self._pepper = pepper
+
+    def mint(self) -> str:
+        """Returns a new token of ours."""
+        session_id = _base62(int.from_bytes(self._entropy(_ID_BITS // 8)), _ID_LENGTH)
+        secret = _base62(int.from_bytes(self._entropy(_SECRET_BITS // 8)), _SECRET_LENGTH)
+        body = session_id + secret
+        return MINTED_PREFIX + body + _checksum(body)
+
+    def read(self, token: str) -> Credential | None:
+        """Returns what a presented token proves, or None if it can be neither minted nor brought."""
+        if token.startswith(MINTED_PREFIX):
+            if not _is_minted(token):
+                return None
+            return Credential(token[len(MINTED_PREFIX) : _SECRET_AT], self._digest(token[_SECRET_AT:_CHECKSUM_AT]))
+        if not _can_be_brought(token):
+            return None
+        # Two digests of one token: the id is public and must tell nothing about what the record holds.
+        derived = self._hash(b"catraca session id\0" + token.encode())
+        return Credential(_base62(int.from_bytes(derived[: _ID_BITS // 8]), _ID_LENGTH), self._digest(token))
+
+    def _digest(self, secret: str) -> str:
+        return urlsafe_b64encode(self._hash(secret.encode())).rstrip(b"=").decode()
+
+    def _hash(self, data: bytes) -> bytes:
+        if self._pepper is None:
+            return hashlib.sha256(data).digest()
+        return hmac.digest(self._pepper, data, "sha256")
+
+
+def brought_token_fault(token: str) -> str | None:
+    """Says what forbids bringing this token, or None if nothing does."""
+    if token.startswith(MINTED_PREFIX):
+        return f"must not start with {MINTED_PREFIX}, which marks tokens minted here"
+    if not _can_be_brought(token):
+        return f"must be {BROUGHT_MIN_LENGTH} to {BROUGHT_MAX_LENGTH} printable ASCII characters"
+    return None
+
+
+def is_session_id(text: str) -> bool:
+    """Whether this can be a session id, so that nothing else ever becomes part of a key."""
+    return len(text) == _ID_LENGTH and text.isascii() and text.isalnum()
+
+
+def _is_minted(token: str) -> bool:
+    body = token[len(MINTED_PREFIX) : _CHECKSUM_AT]
+    return (
+        len(token) == _MINTED_LENGTH and token.isascii() and body.isalnum() and token[_CHECKSUM_AT:] == _checksum(body)
+    )
+
+
+def _can_be_brought(token: str) -> bool:
+    return BROUGHT_MIN_LENGTH <= len(token) <= BROUGHT_MAX_LENGTH and token.isascii() and token.isprintable()
+
+
+def _checksum(body: str) -> str:
+    return _base62(zlib.crc32(body.encode()), _CHECKSUM_LENGTH)
+
+
+def _base62(number: int, length: int) -> str:
+    digits = []
+    for _ in range(length):
+        number, digit = divmod(number, 62)
+        digits.append(_ALPHABET[digit])
+    return "".join(reversed(digits))
