@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 
-from catraca.v1 import session_pb2
-from catraca.v1 import session_service_pb2 as pb
+from catraca.v1 import session_pb2, session_service_pb2 as pb
 
 
 class InvalidReason(Enum):

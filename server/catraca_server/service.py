@@ -6,8 +6,7 @@ A `deadline` is a time of the event loop's clock. Errors are exceptions, which `
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from catraca.v1 import session_pb2
-from catraca.v1 import session_service_pb2 as pb
+from catraca.v1 import session_pb2, session_service_pb2 as pb
 from catraca_server.domain import (
     BATCH_MAX,
     Check,

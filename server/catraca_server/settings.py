@@ -43,7 +43,7 @@ class Millis:
     @classmethod
     def parse(cls, text: str) -> "Millis":
         """Reads a span. Raises ValueError."""
-        match = re.fullmatch(r"(\d{1,12})(ms|s|m|h|d)", text)
+        match = re.fullmatch(r"([0-9]{1,12})(ms|s|m|h|d)", text)
         if match is None:
             raise ValueError("must be a whole number and a unit, such as 250ms, 30s, 15m, 24h or 30d")
         return cls(int(match[1]) * _UNITS[match[2]])
@@ -174,7 +174,7 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str]) -> Loaded:
                 except ValueError as fault:
                     problems.append(f"{_called(name, origin)} {fault}")
                 break
-    if origins.get("store_url") == "flag" and without_password(flags["store_url"]) != flags["store_url"]:
+    if origins.get("store_url") == "flag" and "store_url" in values and _has_password(flags["store_url"]):
         problems.append("--store-url must not hold a password: use CATRACA_STORE_URL or CATRACA_STORE_PASSWORD")
     if not problems:
         settings = Settings(**values)
@@ -266,4 +266,11 @@ def without_password(url: str) -> str:
         password = urlsplit(url).password
     except ValueError:
         return HIDDEN
-    return url.replace(f":{password}@", f":{HIDDEN}@") if password else url
+    if password:
+        url = url.replace(f":{password}@", f":{HIDDEN}@")
+    # An option that other clients take and this one refuses; it must not be shown on the way.
+    return re.sub(r"(?<=[?&]password=)[^&#]+", HIDDEN, url)
+
+
+def _has_password(url: str) -> bool:
+    return without_password(url) != url

@@ -110,7 +110,7 @@ def _attribute(text: str) -> tuple[str, str]:
 
 
 def _span(text: str) -> timedelta:
-    match = re.fullmatch(r"(\d{1,9})(ms|s|m|h|d)", text)
+    match = re.fullmatch(r"([0-9]{1,9})(ms|s|m|h|d)", text)
     if match is None:
         raise UsageError(f"{text!r} is no span: write a whole number and a unit, such as 250ms, 30s, 15m, 24h or 30d")
     return timedelta(**{_UNITS[match[2]]: int(match[1])})

@@ -104,11 +104,13 @@ class Batcher:
         Raises StoreUnavailable if there is no answer by then, and at once while the store is known to be lost; and
         Overloaded if too much is waiting already.
         """
+        loop = asyncio.get_running_loop()
         if self._lost is not None:
             raise StoreUnavailable(self._lost)
+        if deadline <= loop.time():
+            raise StoreUnavailable("the deadline has passed")
         if self._waiting_commands + len(commands) > QUEUE_LIMIT:
             raise Overloaded
-        loop = asyncio.get_running_loop()
         question = _Question(b"".join(map(pack_command, commands)), len(commands), loop.create_future())
         self._waiting.append(question)
         self._waiting_commands += question.count

@@ -1,5 +1,6 @@
 """Connecting to each kind of Redis, and refusing what cannot be used, with the reason and the remedy."""
 
+import re
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -91,15 +92,21 @@ class RedisConnector:
         except BaseException as error:
             await connection.disconnect(nowait=True)
             if isinstance(error, (RedisError, OSError)):
-                raise self._explained(error) from error
+                # What goes wrong while redis-py shakes hands comes wrapped.
+                raise self._explained(error.__cause__ if isinstance(error.__cause__, RedisError) else error) from error
             raise
         return connection
 
     async def _examine(self, connection: AbstractConnection) -> None:
         await connection.send_command("INFO")
         info = _parse_info(await connection.read_response(disable_decoding=True))
-        major, minor, *_ = (int(part) for part in info["redis_version"].split("."))
-        self.version = (major, minor)
+        if info.get("loading") == "1":
+            # It answers INFO and TIME by then, and nothing about sessions.
+            raise StoreLoading(f"{self.shown} is still loading its data")
+        version = re.match(r"(\d+)\.(\d+)", info.get("redis_version", ""))
+        if version is None:
+            raise StoreRefused(f"{self.shown} does not tell its version: is it a Redis or a Valkey?")
+        self.version = (int(version[1]), int(version[2]))
         if self.version < OLDEST_VERSION:
             raise StoreRefused(
                 f"{self.shown} is version {info['redis_version']}: catraca needs Redis 6.2 or newer, or any Valkey"

@@ -1,0 +1,87 @@
+"""Which status an exception becomes, and what it must not say."""
+
+import logging
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from catraca.v1.error_reason_pb2 import ErrorReason
+from catraca_server.domain import InvalidRequest, SessionNotFound, TokenInUse, Violation
+from catraca_server.errors import failure
+from catraca_server.store import Overloaded, StoreUnavailable
+
+SECRET = "ctr_this-must-not-be-told"
+MAX_TRAILERS = 8192
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (InvalidRequest(Violation("token", "must be set")), grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
+        (InvalidRequest(), grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
+        (SessionNotFound(SECRET), grpc.StatusCode.NOT_FOUND, "SESSION_NOT_FOUND"),
+        (TokenInUse(SECRET), grpc.StatusCode.ALREADY_EXISTS, "TOKEN_IN_USE"),
+        (StoreUnavailable(SECRET), grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE"),
+        (Overloaded(SECRET), grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
+        (KeyError(SECRET), grpc.StatusCode.INTERNAL, "INTERNAL"),
+    ],
+)
+def test_each_exception_has_its_status(
+    error: Exception, code: grpc.StatusCode, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The code, the stable reason and an actionable text; nothing of the exception's own text, also not in the log."""
+    with caplog.at_level(logging.DEBUG):
+        made = failure(error)
+    assert made.code is code
+    ((key, value),) = made.trailing_metadata
+    assert key == "grpc-status-details-bin"
+    status = Status.FromString(value)
+    assert (status.code, status.message) == (code.value[0], made.message)
+    info = ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert (info.domain, info.reason) == ("catraca", reason)
+    assert f"ERROR_REASON_{reason}" in ErrorReason.keys()  # noqa: SIM118  it is no dict
+    assert len(made.message) > 10
+    assert SECRET not in made.message
+    assert SECRET.encode() not in value
+    assert SECRET not in caplog.text
+
+
+def test_a_defect_is_logged_with_the_place_it_happened() -> None:
+    """INTERNAL says nothing to the caller, so the log has to say where to look."""
+    with pytest.MonkeyPatch.context() as patch:
+        logged: list[str] = []
+        patch.setattr("catraca_server.errors.logger.critical", lambda text, *words: logged.append(text % words))
+        try:
+            {"": 0}[SECRET]
+        except KeyError as error:
+            failure(error)
+    assert "KeyError" in logged[0]
+    assert "test_errors.py" in logged[0]
+    assert SECRET not in logged[0].replace("[SECRET]", "")
+
+
+def test_each_violation_names_its_field() -> None:
+    """BadRequest carries the field paths and the rules."""
+    made = failure(InvalidRequest(Violation("user_id", "must be set"), Violation("requests[3].token", "must be set")))
+    status = Status.FromString(made.trailing_metadata[0][1])
+    bad_request = BadRequest()
+    assert status.details[1].Unpack(bad_request)
+    assert [each.field for each in bad_request.field_violations] == ["user_id", "requests[3].token"]
+
+
+def test_details_stay_below_what_clients_accept() -> None:
+    """A batch that is wrong in 1,000 places names the first of them; trailers over 8 KiB would lose the status."""
+    made = failure(InvalidRequest(*(Violation(f"requests[{at}].token", "must be set") for at in range(1000))))
+    assert len(made.message) + len(made.trailing_metadata[0][1]) * 4 / 3 < MAX_TRAILERS
+    assert "984 more" in made.message
+
+
+def test_overload_says_when_to_come_back() -> None:
+    """RetryInfo has a delay."""
+    status = Status.FromString(failure(Overloaded()).trailing_metadata[0][1])
+    retry_info = RetryInfo()
+    assert status.details[1].Unpack(retry_info)
+    assert retry_info.retry_delay.ToMilliseconds() > 0

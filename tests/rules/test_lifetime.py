@@ -1,0 +1,124 @@
+"""How long a session lives, and what its expiry tells of its activity."""
+
+import pytest
+from hypothesis import given, strategies as st
+
+from catraca_server.domain import Live, Session
+
+BIRTH = 1_790_000_000_000
+SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
+
+spans = st.integers(1, 40 * DAY)
+idle_timeouts = st.one_of(st.just(0), st.integers(1, 40 * DAY), st.integers(1, 10 * SECOND))
+
+
+def a_session(ttl: int = DAY, idle_timeout: int = 30 * MINUTE) -> Session:
+    """Returns a session that begins at BIRTH."""
+    return Session(
+        session_id="0" * 22,
+        user_id="12345",
+        digest="d",
+        attributes={},
+        create_time=BIRTH,
+        absolute_expire_time=BIRTH + ttl,
+        idle_timeout=idle_timeout,
+    )
+
+
+def live_at(session: Session, moment: int) -> Live:
+    """Returns the session as the store has it after activity at `moment`."""
+    return Live(session, session.expiry_if_active_at(moment), b"")
+
+
+@pytest.mark.parametrize(
+    ("idle_timeout", "interval"),
+    [(0, MINUTE), (DAY, MINUTE), (20 * MINUTE, MINUTE), (MINUTE, 3 * SECOND), (SECOND, 50), (19, 1), (1, 1)],
+)
+def test_the_touch_interval(idle_timeout: int, interval: int) -> None:
+    """It is min(60 s, idle_timeout / 20), a minute without an idle timeout, and never nothing."""
+    assert a_session(idle_timeout=idle_timeout).touch_interval == interval
+
+
+@given(ttl=spans, idle_timeout=idle_timeouts, age=st.floats(0, 1, exclude_max=True))
+def test_a_session_ends_in_time(ttl: int, idle_timeout: int, age: float) -> None:
+    """After activity it ends at the earlier deadline, or before it by less than a minute, and never late."""
+    session = a_session(ttl, idle_timeout)
+    moment = BIRTH + int(ttl * age)
+    expiry = session.expiry_if_active_at(moment)
+    deadline = session.absolute_expire_time
+    if idle_timeout:
+        deadline = min(deadline, moment + idle_timeout)
+    assert moment < expiry <= deadline
+    assert deadline - expiry < MINUTE
+
+
+@given(ttl=spans, idle_timeout=idle_timeouts, age=st.floats(0, 1, exclude_max=True))
+def test_the_expiry_tells_the_last_activity(ttl: int, idle_timeout: int, age: float) -> None:
+    """It is read back from the expiry: never later than it was, and at most a mark earlier."""
+    session = a_session(ttl, idle_timeout)
+    moment = BIRTH + int(ttl * age)
+    told = session.last_active_given(session.expiry_if_active_at(moment))
+    # A session with less than a mark to live has no room to tell the millisecond apart.
+    assert BIRTH <= told <= max(moment, session.absolute_expire_time)
+    if session.absolute_expire_time - moment > max(SECOND, session.touch_interval):
+        assert moment - max(SECOND, session.touch_interval) < told <= moment
+
+
+@given(ttl=spans, idle_timeout=idle_timeouts, ages=st.tuples(st.floats(0, 1), st.floats(0, 1)))
+def test_more_activity_never_ends_a_session_earlier(ttl: int, idle_timeout: int, ages: tuple[float, float]) -> None:
+    """Later activity gives the same expiry or a later one."""
+    session = a_session(ttl, idle_timeout)
+    earlier, later = sorted(BIRTH + int(age * (ttl - 1)) for age in ages)
+    assert session.expiry_if_active_at(earlier) <= session.expiry_if_active_at(later)
+
+
+def test_while_the_idle_deadline_is_the_earlier_the_expiry_is_exact() -> None:
+    """Far from the absolute deadline the expiry is the last activity plus the idle timeout, to the millisecond."""
+    session = a_session(ttl=DAY, idle_timeout=30 * MINUTE)
+    for moment in (BIRTH, BIRTH + 1, BIRTH + 12 * HOUR):
+        live = live_at(session, moment)
+        assert live.expiry == moment + 30 * MINUTE == live.expire_time
+        assert live.last_active_time == moment
+
+
+def test_what_a_mark_costs() -> None:
+    """A day that is never used ends 1.44 s early; one that is used until the end, a millisecond."""
+    session = a_session(ttl=DAY, idle_timeout=0)
+    assert session.absolute_expire_time - session.expiry_if_active_at(BIRTH) == 1440
+    assert session.absolute_expire_time - session.expiry_if_active_at(BIRTH + DAY - MINUTE) == 1
+
+
+@given(ttl=spans, idle_timeout=idle_timeouts, age=st.floats(0, 1, exclude_max=True))
+def test_activity_within_the_touch_interval_is_not_written_down(ttl: int, idle_timeout: int, age: float) -> None:
+    """A touch is due a touch interval after the last one; under the absolute deadline at most a mark before that."""
+    session = a_session(ttl, idle_timeout)
+    moment = BIRTH + int(ttl * age)
+    live = live_at(session, moment)
+    assert live.touch_due(max(moment, live.last_active_time) + session.touch_interval)
+    if live.last_active_time == moment:
+        assert not live.touch_due(moment + session.touch_interval - 1)
+
+
+@given(ttl=spans, idle_timeout=idle_timeouts, age=st.floats(0, 1, exclude_max=True), wait=st.integers(0, 2 * MINUTE))
+def test_an_answer_is_never_reused_past_the_next_touch_or_the_end(
+    ttl: int, idle_timeout: int, age: float, wait: int
+) -> None:
+    """`cache_ttl` reaches neither beyond the touch interval, nor the session's end, nor into the past."""
+    session = a_session(ttl, idle_timeout)
+    moment = BIRTH + int(ttl * age)
+    live = live_at(session, moment)
+    now = moment + wait
+    cache_ttl = live.cache_ttl(now)
+    assert 0 <= cache_ttl <= session.touch_interval
+    assert not cache_ttl or now + cache_ttl <= live.expiry
+    assert not cache_ttl or now + cache_ttl <= live.last_active_time + session.touch_interval
+
+
+def test_the_etag_tells_versions_and_sessions_apart() -> None:
+    """It changes with the version, and a session that a brought token opens anew does not repeat an old one."""
+    session = a_session()
+    etags = {session.etag}
+    for changes in ({"version": 2}, {"create_time": BIRTH + 1}):
+        fields = {name: getattr(session, name) for name in session.__slots__} | changes
+        etags.add(Session(**fields).etag)
+    assert len(etags) == 3

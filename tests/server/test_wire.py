@@ -1,0 +1,286 @@
+"""The table "Answers" of the API, and all the limits, each tried through the wire with the generated stubs."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from google.rpc.status_pb2 import Status
+
+from catraca.v1 import session_service_pb2 as pb
+from catraca.v1.session_service_pb2_grpc import SessionServiceStub
+from catraca_server.domain import BATCH_MAX
+
+TIMEOUT = 30
+LIMIT_BYTES = 256
+DAY = timedelta(days=1)
+
+
+@pytest.fixture(scope="module")
+def channel(target: str) -> Iterator[grpc.Channel]:
+    """A channel as any client would make it, but for the size of what it takes."""
+    with grpc.insecure_channel(target, [("grpc.max_receive_message_length", -1)]) as made:
+        yield made
+
+
+@pytest.fixture
+def stub(channel: grpc.Channel) -> SessionServiceStub:
+    """The generated stub."""
+    return SessionServiceStub(channel)
+
+
+def seconds(number: float) -> Duration:
+    """Returns a Duration."""
+    duration = Duration()
+    duration.FromTimedelta(timedelta(seconds=number))
+    return duration
+
+
+def refused(method: Any, request: Any) -> tuple[grpc.StatusCode, str, list[str]]:
+    """Makes a call that fails and returns its status code, reason and the fields it names."""
+    with pytest.raises(grpc.RpcError) as caught:
+        method(request, timeout=TIMEOUT)
+    error: Any = caught.value
+    details = dict(error.trailing_metadata()).get("grpc-status-details-bin")
+    assert details is not None, error
+    status = Status.FromString(details)
+    assert (status.code, status.message) == (error.code().value[0], error.details())
+    info, bad_request = ErrorInfo(), BadRequest()
+    assert status.details[0].Unpack(info)
+    assert info.domain == "catraca"
+    fields = []
+    if len(status.details) > 1 and status.details[1].Unpack(bad_request):
+        fields = [each.field for each in bad_request.field_violations]
+        assert all(each.description for each in bad_request.field_violations)
+    return error.code(), info.reason, fields
+
+
+INVALID = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({}, ["user_id"]),
+        ({"user_id": "x" * (LIMIT_BYTES + 1)}, ["user_id"]),
+        ({"user_id": "é" * (LIMIT_BYTES // 2 + 1)}, ["user_id"]),
+        ({"user_id": "with\nnewline"}, ["user_id"]),
+        ({"user_id": "with\x85C1 control"}, ["user_id"]),
+        ({"user_id": "u", "ttl": Duration()}, ["ttl"]),
+        ({"user_id": "u", "ttl": seconds(-1)}, ["ttl"]),
+        ({"user_id": "u", "ttl": seconds(30 * 86400 + 1)}, ["ttl"]),
+        ({"user_id": "u", "ttl": Duration(seconds=2**62)}, ["ttl"]),
+        ({"user_id": "u", "ttl": Duration(seconds=1, nanos=-1)}, ["ttl"]),
+        ({"user_id": "u", "ttl": Duration(nanos=2_000_000_000)}, ["ttl"]),
+        ({"user_id": "u", "idle_timeout": seconds(-1)}, ["idle_timeout"]),
+        ({"user_id": "u", "idle_timeout": Duration(nanos=-1)}, ["idle_timeout"]),
+        ({"user_id": "u", "idle_timeout": seconds(30 * 86400 + 1)}, ["idle_timeout"]),
+        ({"user_id": "u", "attributes": {str(at): "" for at in range(65)}}, ["attributes"]),
+        ({"user_id": "u", "attributes": {"k" * 129: ""}}, ["attributes"]),
+        ({"user_id": "u", "attributes": {"": "v"}}, ["attributes"]),
+        ({"user_id": "u", "attributes": {"k": "v" * 4097}}, ["attributes"]),
+        ({"user_id": "u", "attributes": {f"{at:04}": "v" * 4093 for at in range(4)}}, ["attributes"]),
+        ({"user_id": "u", "token": "fifteen-charact"}, ["token"]),
+        ({"user_id": "u", "token": "x" * 4097}, ["token"]),
+        ({"user_id": "u", "token": "not printable:\x7f is not"}, ["token"]),
+        ({"user_id": "u", "token": "ctr_" + "x" * 71}, ["token"]),
+        ({"token": "short", "ttl": Duration()}, ["user_id", "ttl", "token"]),
+    ],
+)
+def test_what_cannot_be_created(stub: SessionServiceStub, fields: dict[str, Any], named: list[str]) -> None:
+    """INVALID_ARGUMENT that names every field that breaks a rule."""
+    assert refused(stub.CreateSession, pb.CreateSessionRequest(**fields)) == (*INVALID, named)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"user_id": "x" * LIMIT_BYTES},
+        {"user_id": "usuário \u202e right-to-left is no control character"},
+        {"user_id": "u", "ttl": Duration(nanos=1)},
+        {"user_id": "u", "ttl": seconds(30 * 86400), "idle_timeout": seconds(30 * 86400)},
+        {"user_id": "u", "attributes": {str(at): "" for at in range(64)}},
+        {"user_id": "u", "attributes": {f"{at:04}": "v" * 4092 for at in range(4)}},
+        {"user_id": "u", "attributes": {"k" * 128: "v" * 4096}},
+    ],
+)
+def test_what_is_just_within_the_limits(stub: SessionServiceStub, fields: dict[str, Any]) -> None:
+    """The limits themselves are allowed."""
+    created = stub.CreateSession(pb.CreateSessionRequest(**fields), timeout=TIMEOUT)
+    assert dict(created.session.attributes) == fields.get("attributes", {})
+
+
+@pytest.mark.parametrize("length", [16, 4096])
+def test_the_shortest_and_the_longest_brought_token(stub: SessionServiceStub, length: int) -> None:
+    """16 and 4096 characters are allowed, and validate."""
+    token = f"{length:05}".ljust(length, "x")
+    stub.CreateSession(pb.CreateSessionRequest(user_id="u", token=token), timeout=TIMEOUT)
+    assert stub.ValidateSession(pb.ValidateSessionRequest(token=token), timeout=TIMEOUT).valid
+    assert stub.RevokeSession(pb.RevokeSessionRequest(token=token), timeout=TIMEOUT).revoked
+
+
+def test_a_span_is_never_rounded_to_nothing(stub: SessionServiceStub) -> None:
+    """A nanosecond counts as a millisecond."""
+    created = stub.CreateSession(pb.CreateSessionRequest(user_id="u", ttl=Duration(nanos=1)), timeout=TIMEOUT)
+    times = created.session
+    assert times.absolute_expire_time.ToMilliseconds() - times.create_time.ToMilliseconds() == 1
+
+
+def test_a_brought_token_in_use(stub: SessionServiceStub) -> None:
+    """ALREADY_EXISTS; the session that has it is not touched by the attempt."""
+    request = pb.CreateSessionRequest(user_id="first", token="a-token-brought-twice")
+    stub.CreateSession(request, timeout=TIMEOUT)
+    request.user_id = "second"
+    assert refused(stub.CreateSession, request) == (grpc.StatusCode.ALREADY_EXISTS, "TOKEN_IN_USE", [])
+    answer = stub.ValidateSession(pb.ValidateSessionRequest(token=request.token), timeout=TIMEOUT)
+    assert answer.session.user_id == "first"
+    stub.RevokeSession(pb.RevokeSessionRequest(token=request.token), timeout=TIMEOUT)
+
+
+def test_an_invalid_token_is_an_answer(stub: SessionServiceStub) -> None:
+    """Unknown, revoked and malformed tokens: OK, valid false, and the reason, in the API's JSON."""
+    created = stub.CreateSession(pb.CreateSessionRequest(user_id="u"), timeout=TIMEOUT)
+    stub.RevokeSession(pb.RevokeSessionRequest(token=created.token), timeout=TIMEOUT)
+    for token, reason in (
+        (created.token, "INVALID_REASON_NOT_FOUND"),
+        ("never-seen-before-token", "INVALID_REASON_NOT_FOUND"),
+        (created.token[:-1], "INVALID_REASON_MALFORMED"),
+        ("é" * 20, "INVALID_REASON_MALFORMED"),
+    ):
+        answer = stub.ValidateSession(pb.ValidateSessionRequest(token=token), timeout=TIMEOUT)
+        assert MessageToDict(answer) == {"invalidReason": reason}
+
+
+def test_a_valid_answer(stub: SessionServiceStub) -> None:
+    """Valid, the session without its token, and for how long a near cache may reuse it."""
+    created = stub.CreateSession(
+        pb.CreateSessionRequest(user_id="12345", ttl=seconds(600), attributes={"device": "phone"}), timeout=TIMEOUT
+    )
+    answer = stub.ValidateSession(pb.ValidateSessionRequest(token=created.token, user_id="12345"), timeout=TIMEOUT)
+    assert answer.valid
+    assert answer.session == created.session
+    assert created.token not in str(answer)
+    assert 0 < answer.cache_ttl.ToMilliseconds() <= 60_000
+    assert set(MessageToDict(answer)) == {"valid", "session", "cacheTtl"}
+    assert set(MessageToDict(answer)["session"]) == {
+        "sessionId",
+        "userId",
+        "attributes",
+        "createTime",
+        "lastActiveTime",
+        "expireTime",
+        "absoluteExpireTime",
+        "idleTimeout",
+        "etag",
+    }
+
+
+def test_what_cannot_be_validated(stub: SessionServiceStub) -> None:
+    """A missing token, and a user id that nobody could have."""
+    assert refused(stub.ValidateSession, pb.ValidateSessionRequest()) == (*INVALID, ["token"])
+    too_long = pb.ValidateSessionRequest(token="x" * 16, user_id="u" * (LIMIT_BYTES + 1))
+    assert refused(stub.ValidateSession, too_long) == (*INVALID, ["user_id"])
+
+
+def test_a_batch_names_each_place(stub: SessionServiceStub) -> None:
+    """The path of a field in a batch says which request it is in; nothing and too much are refused."""
+    good = pb.ValidateSessionRequest(token="some-unknown-token")
+    bad = pb.ValidateSessionRequest(user_id="u" * (LIMIT_BYTES + 1))
+    batch = pb.BatchValidateSessionsRequest(requests=[good, good, good, bad])
+    named = ["requests[3].token", "requests[3].user_id"]
+    assert refused(stub.BatchValidateSessions, batch) == (*INVALID, named)
+    for size in (0, BATCH_MAX + 1):
+        batch = pb.BatchValidateSessionsRequest(requests=[good] * size)
+        assert refused(stub.BatchValidateSessions, batch) == (*INVALID, ["requests"])
+
+
+def test_a_batch_that_is_wrong_everywhere_still_gets_its_status(stub: SessionServiceStub) -> None:
+    """1,000 violations do not fit into trailers: the first are named, and the status arrives."""
+    batch = pb.BatchValidateSessionsRequest(requests=[pb.ValidateSessionRequest()] * BATCH_MAX)
+    code, reason, fields = refused(stub.BatchValidateSessions, batch)
+    assert (code, reason) == INVALID
+    assert fields[:2] == ["requests[0].token", "requests[1].token"]
+
+
+def test_the_largest_batch(stub: SessionServiceStub) -> None:
+    """1,000 of the longest tokens with the longest user ids is over 4 MiB and within the limits."""
+    each = pb.ValidateSessionRequest(token="x" * 4096, user_id="u" * LIMIT_BYTES)
+    batch = pb.BatchValidateSessionsRequest(requests=[each] * BATCH_MAX)
+    assert batch.ByteSize() > 4 << 20
+    answer = stub.BatchValidateSessions(batch, timeout=TIMEOUT)
+    assert {response.invalid_reason for response in answer.responses} == {pb.INVALID_REASON_NOT_FOUND}
+    assert len(answer.responses) == BATCH_MAX
+
+
+def test_the_largest_answer(stub: SessionServiceStub) -> None:
+    """1,000 sessions with the most attributes they may have come back whole."""
+    attributes = {f"{at:04}": "v" * 4092 for at in range(4)}
+    created = stub.CreateSession(pb.CreateSessionRequest(user_id="u", attributes=attributes), timeout=TIMEOUT)
+    each = pb.ValidateSessionRequest(token=created.token)
+    batch = pb.BatchValidateSessionsRequest(requests=[each] * BATCH_MAX)
+    answer = stub.BatchValidateSessions(batch, timeout=TIMEOUT)
+    assert answer.ByteSize() > 16_000_000
+    assert all(response.valid for response in answer.responses)
+
+
+def test_reading_by_id(stub: SessionServiceStub) -> None:
+    """The session, or NOT_FOUND for any text that is no live session's id."""
+    created = stub.CreateSession(pb.CreateSessionRequest(user_id="u"), timeout=TIMEOUT)
+    request = pb.GetSessionRequest(session_id=created.session.session_id)
+    assert stub.GetSession(request, timeout=TIMEOUT).session == created.session
+    assert refused(stub.GetSession, pb.GetSessionRequest()) == (*INVALID, ["session_id"])
+    for session_id in ("0" * 22, "../../etc/passwd", "*", "é" * 22, created.token):
+        answer = refused(stub.GetSession, pb.GetSessionRequest(session_id=session_id))
+        assert answer == (grpc.StatusCode.NOT_FOUND, "SESSION_NOT_FOUND", [])
+
+
+def test_revoking(stub: SessionServiceStub) -> None:
+    """By token and by id; what is gone or never was is OK and false; naming nothing is refused."""
+    for target in ("token", "session_id"):
+        created = stub.CreateSession(pb.CreateSessionRequest(user_id="u"), timeout=TIMEOUT)
+        name = created.token if target == "token" else created.session.session_id
+        request = pb.RevokeSessionRequest(**{target: name})
+        assert stub.RevokeSession(request, timeout=TIMEOUT).revoked
+        assert not stub.RevokeSession(request, timeout=TIMEOUT).revoked
+        assert not stub.ValidateSession(pb.ValidateSessionRequest(token=created.token), timeout=TIMEOUT).valid
+        assert refused(
+            stub.RevokeSession,
+            pb.RevokeSessionRequest(**{target: ""}),
+        ) == (*INVALID, [target])
+    assert refused(stub.RevokeSession, pb.RevokeSessionRequest()) == (*INVALID, ["target"])
+    for nonsense in ("*", "é" * 22, "session:x"):
+        assert not stub.RevokeSession(pb.RevokeSessionRequest(session_id=nonsense), timeout=TIMEOUT).revoked
+        assert not stub.RevokeSession(pb.RevokeSessionRequest(token=nonsense), timeout=TIMEOUT).revoked
+
+
+def test_a_probe_is_no_activity_and_the_wrong_user_neither(stub: SessionServiceStub) -> None:
+    """`skip_touch` and a user mismatch leave the idle deadline where it is; a validation moves it."""
+    # The shortest touch interval that a slow machine can still see pass: polled until activity is written down.
+    created = stub.CreateSession(pb.CreateSessionRequest(user_id="u", idle_timeout=seconds(60)), timeout=TIMEOUT)
+    first = created.session.last_active_time.ToMilliseconds()
+
+    def active(**fields: Any) -> int:
+        answer = stub.ValidateSession(pb.ValidateSessionRequest(token=created.token, **fields), timeout=TIMEOUT)
+        return answer.session.last_active_time.ToMilliseconds() if answer.valid else first
+
+    moved = 0
+    while not moved:
+        assert active(skip_touch=True) == first
+        assert active(user_id="another") == first
+        seen = active()
+        moved = seen if seen != first else 0
+    assert moved - first >= 3000, "activity within the touch interval is not written down"
+    assert active(skip_touch=True) == moved
+
+
+def test_a_method_that_does_not_exist(channel: grpc.Channel) -> None:
+    """UNIMPLEMENTED, from the engine."""
+    call: Any = channel.unary_unary("/catraca.v1.SessionService/Nothing")
+    with pytest.raises(grpc.RpcError) as caught:
+        call(b"", timeout=TIMEOUT)
+    error: Any = caught.value
+    assert error.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -1,0 +1,120 @@
+"""Calling a gRPC server from outside, by reflection alone, as people do: with grpcurl or with `buf curl`."""
+
+import base64
+import json
+import shutil
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from tests.support.waiting import PATIENCE
+
+_REFLECT = "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a call answered: its status and, if that is OK, the response as JSON."""
+
+    status: str
+    json: dict[str, Any]
+    message: str = ""
+
+
+class Curl(ABC):
+    """A program that calls gRPC methods."""
+
+    name: str
+
+    def __init__(self) -> None:
+        found = shutil.which(self.name, path=str(Path(sys.executable).parent)) or shutil.which(self.name)
+        self.program = found or ""
+
+    @property
+    def why_none(self) -> str:
+        """Why it cannot be used; empty if it can."""
+        return "" if self.program else f"no {self.name}: see tools/optional.sh"
+
+    @abstractmethod
+    def call(self, target: str, method: str, request: dict[str, Any] | None = None) -> Reply:
+        """Calls `package.Service/Method`."""
+
+    @abstractmethod
+    def services(self, target: str) -> list[str]:
+        """Returns the names of all services."""
+
+    @abstractmethod
+    def documentation(self, target: str, symbol: str) -> str:
+        """Returns what the server tells about a service or a method, comments included."""
+
+    def _run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [self.program, *words],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def _output(self, *words: str) -> str:
+        done = self._run(*words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+class Grpcurl(Curl):
+    """https://github.com/fullstorydev/grpcurl."""
+
+    name = "grpcurl"
+
+    def call(self, target: str, method: str, request: dict[str, Any] | None = None) -> Reply:
+        """Calls with the request as JSON."""
+        done = self._run("-plaintext", "-format-error", "-d", json.dumps(request or {}), target, method)
+        if done.returncode == 0:
+            return Reply("OK", json.loads(done.stdout))
+        error = json.loads(done.stderr)
+        status = next(code for code in grpc.StatusCode if code.value[0] == error["code"])
+        return Reply(status.name, {}, error["message"])
+
+    def services(self, target: str) -> list[str]:
+        """Lists them."""
+        return self._output("-plaintext", target, "list").split()
+
+    def documentation(self, target: str, symbol: str) -> str:
+        """Describes it."""
+        return self._output("-plaintext", target, "describe", symbol)
+
+
+class BufCurl(Curl):
+    """`buf curl`, which comes as a Python package."""
+
+    name = "buf"
+    _WORDS = ("curl", "--protocol", "grpc", "--http2-prior-knowledge")
+
+    def call(self, target: str, method: str, request: dict[str, Any] | None = None) -> Reply:
+        """Calls with the request as JSON."""
+        done = self._run(*self._WORDS, "--data", json.dumps(request or {}), f"http://{target}/{method}")
+        if done.returncode == 0:
+            return Reply("OK", json.loads(done.stdout))
+        error = json.loads(done.stderr)
+        return Reply(error["code"].upper(), {}, error["message"])
+
+    def services(self, target: str) -> list[str]:
+        """Lists them."""
+        return self._output(*self._WORDS, "--list-services", f"http://{target}").split()
+
+    def documentation(self, target: str, symbol: str) -> str:
+        """Puts together what grpcurl would show: the comments, from the file that reflection has for the symbol."""
+        answer = self.call(target, _REFLECT, {"file_containing_symbol": symbol})
+        packed = answer.json["fileDescriptorResponse"]["fileDescriptorProto"]
+        files = [FileDescriptorProto.FromString(base64.b64decode(each)) for each in packed]
+        return "".join(location.leading_comments for file in files for location in file.source_code_info.location)
+
+
+CURLS: tuple[type[Curl], ...] = (Grpcurl, BufCurl)

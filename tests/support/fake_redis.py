@@ -1,0 +1,106 @@
+"""A server that speaks just enough of Redis' protocol to say what a real one cannot be brought to say."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from catraca_server.store.connect import unix_url
+
+OK = b"+OK\r\n"
+NIL = b"$-1\r\n"
+
+
+def bulk(data: bytes) -> bytes:
+    """Returns a string as Redis answers it."""
+    return b"$%d\r\n%s\r\n" % (len(data), data)
+
+
+def array(*items: bytes) -> bytes:
+    """Returns an array of answers."""
+    return b"*%d\r\n%s" % (len(items), b"".join(items))
+
+
+def integer(number: int) -> bytes:
+    """Returns a number as Redis answers it."""
+    return b":%d\r\n" % number
+
+
+class FakeRedis:
+    """Listens on a Unix socket. `answer` may answer a command, or return None to leave it to the defaults.
+
+    By default it is a new enough primary with a clock and without keys. `info` changes what INFO says. An empty answer
+    is none at all.
+    """
+
+    def __init__(
+        self,
+        listen: Path,
+        answer: Callable[[list[bytes]], bytes | None] | None = None,
+        *,
+        info: Mapping[str, str] | None = None,
+    ) -> None:
+        self.url = unix_url(str(listen))
+        self.info = {"redis_version": "7.4.0", "role": "master", **(info or {})}
+        self.commands: list[list[bytes]] = []
+        """All commands so far."""
+        self.connected = 0
+        """Connections accepted so far."""
+        self._listen = listen
+        self._answer = answer
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_unix_server(self._serve, self._listen)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self.connected += 1
+        try:
+            while True:
+                command = await _command(reader)
+                self.commands.append(command)
+                answer = self._answer(command) if self._answer else None
+                writer.write(self._default(command) if answer is None else answer)
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client has gone, or the test is over
+        finally:
+            self._tasks.discard(task)
+            writer.transport.abort()
+
+    def _default(self, command: list[bytes]) -> bytes:
+        match command[0].upper():
+            case b"INFO":
+                return bulk("\r\n".join(f"{name}:{value}" for name, value in self.info.items()).encode())
+            case b"TIME":
+                now = time.time_ns() // 1000
+                return array(bulk(b"%d" % (now // 1_000_000)), bulk(b"%d" % (now % 1_000_000)))
+            case b"GET":
+                return NIL
+            case b"PEXPIRETIME" | b"PTTL":
+                return integer(-2)
+            case b"CLIENT" | b"SELECT" | b"AUTH" | b"SET":
+                return OK
+        return b"-ERR unknown command\r\n"
+
+
+async def _command(reader: asyncio.StreamReader) -> list[bytes]:
+    count = int((await reader.readuntil(b"\r\n"))[1:])
+    words = []
+    for _ in range(count):
+        length = int((await reader.readuntil(b"\r\n"))[1:])
+        words.append((await reader.readexactly(length + 2))[:-2])
+    return words

@@ -1,0 +1,141 @@
+"""A proxy in front of a store, which does to the traffic what networks do: delays, holds, loses, breaks."""
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from catraca_server.store.connect import unix_url
+
+_CHUNK = 1 << 16
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class Proxy:
+    """Passes everything on to a store's Unix socket, in both directions, until told otherwise.
+
+    It listens on the Unix socket `listen` or, without one, on a TCP port. `delay` is asked how many seconds to keep
+    each piece that goes back to the client; None: not at all.
+    """
+
+    def __init__(self, upstream: Path, listen: Path | None = None, *, delay: Callable[[], float] | None = None) -> None:
+        self.url = ""
+        """Its store URL."""
+        self.delay = delay
+        self.accepted = 0
+        """Connections accepted so far."""
+        self.held = b""
+        """What clients have sent while it is being held."""
+        self._upstream = upstream
+        self._listen = listen
+        self._passing = asyncio.Event()
+        self._passing.set()
+        self._refusing = False
+        self._losing_replies = False
+        self._clients: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected now."""
+        return len(self._clients)
+
+    def hold(self) -> None:
+        """A black hole: from now on nothing gets through in either direction, and nothing is closed."""
+        self._passing.clear()
+
+    def release(self) -> None:
+        """Lets everything through again, what was held first."""
+        self.held = b""
+        self._passing.set()
+
+    def refuse(self, refusing: bool) -> None:
+        """Hangs up on new clients at once, or no longer."""
+        self._refusing = refusing
+
+    def lose_replies(self, losing: bool) -> None:
+        """Drops what the store answers, or no longer."""
+        self._losing_replies = losing
+
+    def reset(self) -> None:
+        """Breaks every connection, in the middle of whatever it does."""
+        for writer in list(self._clients):
+            _break(writer)
+
+    def half_close(self) -> None:
+        """Ends the direction towards the clients of every connection, and leaves the other open."""
+        for writer in self._clients:
+            writer.write_eof()
+
+    async def __aenter__(self) -> Self:
+        if self._listen is None:
+            self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+            self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        else:
+            self._server = await asyncio.start_unix_server(self._serve, self._listen)
+            self.url = unix_url(str(self._listen))
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            if not self._refusing:
+                self.accepted += 1
+                self._clients.add(writer)
+                await self._connect(reader, writer)
+        except (OSError, asyncio.CancelledError):
+            pass  # broken, by whomever: what a proxy is for
+        finally:
+            self._clients.discard(writer)
+            self._tasks.discard(task)
+            _break(writer)
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        replies, requests = await asyncio.open_unix_connection(self._upstream)
+        ways = (asyncio.create_task(self._pass(reader, requests)), asyncio.create_task(self._answer(replies, writer)))
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            requests.close()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(_CHUNK):
+            if not self._passing.is_set():
+                self.held += data
+                await self._passing.wait()
+            writer.write(data)
+            await writer.drain()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(_CHUNK):
+            await self._passing.wait()
+            if self.delay is not None:
+                await asyncio.sleep(self.delay())
+            if not self._losing_replies:
+                writer.write(data)
+                await writer.drain()
+
+
+def _break(writer: asyncio.StreamWriter) -> None:
+    connection = writer.get_extra_info("socket")
+    with contextlib.suppress(OSError):
+        # A reset where the transport knows one, rather than a polite end.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    writer.transport.abort()
