@@ -30,7 +30,7 @@ class Session:
     session_id: str
     """The public handle: safe to log, worthless as a token."""
     user_id: str
-    attributes: Mapping[str, str] = field(default_factory=dict, hash=False)
+    attributes: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
     create_time: datetime
     """The login time."""
     last_active_time: datetime

@@ -22,7 +22,7 @@ from catraca_server.service import SessionService
 from catraca_server.sessions import Sessions
 from catraca_server.settings import Settings
 from catraca_server.store import StoreUnavailable
-from catraca_server.store.batcher import Batcher
+from catraca_server.store.batcher import START_PATIENCE, Batcher
 from catraca_server.store.connect import FIRST_VERSION_THAT_TELLS_EXPIRY, RedisConnector, memory_connector
 from catraca_server.store.embedded import EmbeddedStore, default_data_dir, find_binary
 from catraca_server.store.keys import Keys
@@ -144,14 +144,13 @@ async def _connect(settings: Settings, embedded: EmbeddedStore | None, health: H
         connector = RedisConnector(
             embedded.url if embedded else settings.store_url,
             password=settings.store_password,
-            timeout=timeout,
             allow_eviction=settings.allow_eviction,
         )
         batcher = Batcher(connector, timeout=timeout, on_change=health.store_changed)
         await batcher.start()
     except TimeoutError:
         raise StartError(
-            f"no answer from the store within {settings.store_timeout}: is CATRACA_STORE_URL right?"
+            f"no answer from the store within {START_PATIENCE:g} s. The store is set by CATRACA_STORE_URL"
         ) from None
     except StoreUnavailable as error:
         raise StartError(f"{error}. The store is set by CATRACA_STORE_URL") from error

@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+import uvloop
+
 from catraca_server import logs
 from catraca_server.app import StartError, serve
 from catraca_server.settings import SETTINGS, Loaded, SettingsError, environment_name, load
@@ -59,7 +61,9 @@ def _serve(loaded: Loaded) -> int:
     for warning in loaded.warnings:
         logs.logger.warning(warning)
     try:
-        asyncio.run(serve(loaded.settings, os.environ))
+        # uvloop makes a call a tenth cheaper (docs/performance.md).
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(loaded.settings, os.environ))
     except StartError as error:
         print(f"catraca: {error}", file=sys.stderr)
         return EXIT_UNAVAILABLE

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import cached_property
 
 from catraca_server.tokens import Credential, brought_token_fault
 
@@ -21,7 +22,7 @@ TOUCH_INTERVAL_MAX = 60_000
 _TOUCHES_PER_IDLE_TIMEOUT = 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Session:
     """A session's record: all that is known of it but its activity, which the expiry tells (see `Live`)."""
 
@@ -42,7 +43,7 @@ class Session:
         """Changes with every version, and differs between two sessions that one brought token opened in turn."""
         return f"{self.create_time:x}-{self.version:x}"
 
-    @property
+    @cached_property
     def touch_interval(self) -> int:
         """Activity within so long of the last that was written down is not written down."""
         if not self.idle_timeout:
@@ -76,7 +77,7 @@ class Session:
         return max(1000, self.touch_interval)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Live:
     """A session that the store has, with the expiry it has there."""
 
@@ -85,7 +86,7 @@ class Live:
     stored_as: bytes = field(repr=False, compare=False)
     """The record as the store has it: what a conditional change compares with."""
 
-    @property
+    @cached_property
     def last_active_time(self) -> int:
         """When it was last active, as far as that was written down."""
         return self.session.last_active_given(self.expiry)

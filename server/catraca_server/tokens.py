@@ -32,6 +32,7 @@ BROUGHT_MIN_LENGTH = 16
 BROUGHT_MAX_LENGTH = 4096
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _ID_BITS, _ID_LENGTH = 128, 22
 _SECRET_BITS, _SECRET_LENGTH = 256, 43
 _CHECKSUM_LENGTH = 6
@@ -120,8 +121,9 @@ def _checksum(body: str) -> str:
 
 
 def _base62(number: int, length: int) -> str:
-    digits = []
-    for _ in range(length):
-        number, digit = divmod(number, 62)
-        digits.append(_ALPHABET[digit])
-    return "".join(reversed(digits))
+    # Two digits at a time: every token that is read has its checksum written.
+    digits = ""
+    for _ in range((length + 1) // 2):
+        number, pair = divmod(number, 62 * 62)
+        digits = _PAIRS[pair] + digits
+    return digits[-length:]

@@ -100,7 +100,7 @@ def fake_backend(patch: pytest.MonkeyPatch) -> Backend:
 def valkey_backend(valkey: Valkey) -> Backend:
     """Returns a real Valkey, emptied."""
     valkey.command("FLUSHALL")
-    return Backend(RedisConnector(valkey.url, timeout=STORE_TIMEOUT))
+    return Backend(RedisConnector(valkey.url))
 
 
 @asynccontextmanager

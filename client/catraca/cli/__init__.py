@@ -24,16 +24,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command and exits."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if words and words[0] in _SERVER_COMMANDS:
-            sys.exit(_run_server_command(words[0], words[1:]))
-        options = _parser().parse_args(words)
-        sys.exit(importlib.import_module("catraca.cli.commands").run(options))
+        try:
+            sys.exit(_run(words))
+        finally:
+            # Now, because a reader that has gone could not be told apart any more at exit.
+            sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         # Whoever read our output has gone, as `head` does; say nothing more, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILED)
+
+
+def _run(words: Sequence[str]) -> int:
+    if words and words[0] in _SERVER_COMMANDS:
+        return _run_server_command(words[0], words[1:])
+    options = _parser().parse_args(words)
+    return int(importlib.import_module("catraca.cli.commands").run(options))
 
 
 def _run_server_command(command: str, arguments: Sequence[str]) -> int:

@@ -126,7 +126,8 @@ def _service() -> Iterator[str]:
                     yield line.partition(_READY)[2].split(";")[0].strip()
                     break
             else:
-                raise SystemExit("".join(told) or "the service did not start")
+                print("".join(told) or "the service did not start", end="", file=sys.stderr)
+                raise SystemExit(process.wait())
         finally:
             process.terminate()
             process.communicate()

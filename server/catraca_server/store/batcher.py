@@ -42,6 +42,9 @@ HEARTBEAT = 0.5
 RECONNECT_PAUSE = 0.1
 """Seconds between attempts to connect."""
 
+START_PATIENCE = 5.0
+"""Seconds for the first connection: a name to be looked up, a machine that is busy starting everything at once."""
+
 _TIME = pack_command(("TIME",))
 
 
@@ -81,15 +84,17 @@ class Batcher:
         self._in_flight: list[_Question] = []
         self._wake = asyncio.Event()
         self._lost: str | None = "not connected yet"
-        self._distrusted = False
+        self._distrusted: str | None = None
         self._owner: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Connects and starts to answer. Raises what `connect` raises, or TimeoutError, if it cannot."""
-        async with asyncio.timeout(self._timeout):
+        """Connects and starts to answer. Raises what `connect` raises, or TimeoutError after START_PATIENCE."""
+        async with asyncio.timeout(START_PATIENCE):
             connection = await self._connect()
         self._find()
         self._owner = asyncio.create_task(self._own(connection), name="store-owner")
+        # Lets it begin: cancelled before that, it could not close the connection.
+        await asyncio.sleep(0)
 
     async def stop(self) -> None:
         """Closes the connection. What still waits is failed."""
@@ -121,9 +126,9 @@ class Batcher:
         finally:
             timer.cancel()
 
-    def distrust(self) -> None:
+    def distrust(self, why: str) -> None:
         """Has the connection closed, because an answer that came over it cannot be one to what was asked."""
-        self._distrusted = True
+        self._distrusted = why
         self._wake.set()
 
     async def _own(self, connection: AbstractConnection) -> None:
@@ -160,6 +165,7 @@ class Batcher:
                 await self._wake.wait()
                 heartbeat.cancel()
             self._wake.clear()
+            self._check_trust()
             self._take()
             async with asyncio.timeout(self._timeout):
                 await self._exchange(connection)
@@ -178,18 +184,20 @@ class Batcher:
         await connection.send_packed_command(
             [_TIME, *(question.packed for question in self._in_flight)], check_health=False
         )
-        seconds, microseconds = await connection.read_response(disable_decoding=True)
-        now = int(seconds) * 1000 + int(microseconds) // 1000
+        now = _milliseconds(await connection.read_response(disable_decoding=True))
         for question in self._in_flight:
             replies = [await _reply(connection) for _ in range(question.count)]
-            if self._distrusted:
-                raise StoreUnavailable("an answer named another session than was asked for")
+            self._check_trust()
             if not question.answer.done():
                 question.answer.set_result(Answer(now, replies))
         self._in_flight = []
 
+    def _check_trust(self) -> None:
+        if self._distrusted is not None:
+            raise StoreUnavailable(self._distrusted)
+
     def _find(self) -> None:
-        self._distrusted = False
+        self._distrusted = None
         if self._lost is not None:
             self._lost = None
             logger.info("store found")
@@ -211,6 +219,14 @@ class Batcher:
         for question in self._in_flight:
             question.fail(StoreUnavailable("the connection was lost before the answer"))
         self._in_flight = []
+
+
+def _milliseconds(reply: Any) -> int:
+    """Reads the reply to TIME."""
+    match reply:
+        case [bytes() as seconds, bytes() as microseconds] if seconds.isdigit() and microseconds.isdigit():
+            return int(seconds) * 1000 + int(microseconds) // 1000
+    raise StoreUnavailable("a reply to TIME that is no time")
 
 
 async def _reply(connection: AbstractConnection) -> Any:

@@ -59,10 +59,11 @@ class StoreLoading(StoreUnavailable):
 class RedisConnector:
     """Connects to one Redis, Valkey or compatible server, and examines it each time.
 
-    `timeout` is in seconds. Raises StoreRefused when made from a URL that names no such server.
+    Takes as long as it takes: who calls it sets a timeout. Raises StoreRefused when made from a URL that names no such
+    server.
     """
 
-    def __init__(self, url: str, *, password: str = "", timeout: float, allow_eviction: bool = False) -> None:
+    def __init__(self, url: str, *, password: str = "", allow_eviction: bool = False) -> None:
         self.shown = without_password(url)
         self.version = OLDEST_VERSION
         """Of the store that was connected to last."""
@@ -70,7 +71,6 @@ class RedisConnector:
         self._options = _options(url, self.shown)
         if password:
             self._options["password"] = password
-        self._timeout = timeout
         self._allow_eviction = allow_eviction
 
     async def __call__(self) -> AbstractConnection:
@@ -79,7 +79,7 @@ class RedisConnector:
             **self._options,
             # The batcher's own timeouts cover every exchange; a retry in here would be a hidden one.
             socket_timeout=None,
-            socket_connect_timeout=self._timeout,
+            socket_connect_timeout=None,
             retry=Retry(NoBackoff(), 0),
             # RESP2: on RESP3 redis-py turns maintenance notifications on, and they switch off its own check for
             # replies left over on a connection.

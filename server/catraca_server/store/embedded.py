@@ -177,14 +177,15 @@ class EmbeddedStore:
     async def _await_answer(self) -> None:
         """Waits until the process answers, however much it has to load. Raises StoreRefused if it ends instead."""
         assert self._process is not None
-        connect = RedisConnector(self.url, timeout=1.0)
+        connect = RedisConnector(self.url)
         deadline = asyncio.get_running_loop().time() + START_PATIENCE
         while self._process.returncode is None:
             try:
-                connection = await connect()
+                async with asyncio.timeout(START_PATIENCE):
+                    connection = await connect()
             except StoreRefused:
                 raise
-            except StoreUnavailable as error:
+            except (StoreUnavailable, TimeoutError) as error:
                 listening = (self._data_dir / _OPTIONS["unixsocket"]).exists()
                 if not listening and asyncio.get_running_loop().time() > deadline:
                     raise StoreRefused(f"the embedded store does not listen: {error}") from error

@@ -5,6 +5,9 @@ from typing import Any
 
 from catraca_server.domain import Session
 
+_LAST_MOMENT = 253_402_300_799_999
+"""Unix milliseconds of the end of the year 9999, beyond which the API has no time."""
+
 
 class UnreadableRecord(Exception):
     """What is under the key is no session's record. The text never quotes it."""
@@ -29,7 +32,10 @@ def encode(session: Session) -> bytes:
 def decode(data: bytes) -> Session:
     """Reads a record. Raises UnreadableRecord."""
     try:
-        record = json.loads(data)
+        record = json.loads(data.decode())
+        if b"\\u" in data:
+            # An escape can stand for half a character, which no message can carry.
+            json.dumps(record, ensure_ascii=False).encode()
         session = Session(
             session_id=record["session_id"],
             user_id=record["user_id"],
@@ -40,17 +46,21 @@ def decode(data: bytes) -> Session:
             idle_timeout=record["idle_timeout_ms"],
             version=record["version"],
         )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UnreadableRecord(type(error).__name__) from None
-    if not _well_typed(session):
-        raise UnreadableRecord("a field has the wrong type")
+    if not _well_formed(session):
+        raise UnreadableRecord("a field is not what it should be")
     return session
 
 
-def _well_typed(session: Session) -> bool:
+def _well_formed(session: Session) -> bool:
+    numbers = (session.create_time, session.absolute_expire_time, session.idle_timeout, session.version)
     return (
         type(session.session_id) is type(session.user_id) is type(session.digest) is str
-        and type(session.create_time) is type(session.absolute_expire_time) is int
-        and type(session.idle_timeout) is type(session.version) is int
+        and session.user_id != ""
+        and session.digest.isascii()
+        and all(type(number) is int and 0 <= number <= _LAST_MOMENT for number in numbers)
+        and session.version > 0
         and type(session.attributes) is dict
+        and all(type(value) is str for value in session.attributes.values())
     )

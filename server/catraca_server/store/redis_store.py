@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any
+from types import NoneType
+from typing import Any, NoReturn
 
 from redis.exceptions import ResponseError
 
@@ -39,7 +40,9 @@ class RedisSessionStore:
         """Writes a session under an id that is free."""
         record = encode(session)
         command = ("SET", self._keys.session(session.session_id), record, "NX", "PXAT", expiry)
-        created = _checked((await self._batcher.ask([command], deadline)).replies[0])
+        created = self._checked((await self._batcher.ask([command], deadline)).replies[0], bytes, NoneType)
+        if created not in (b"OK", None):
+            self._distrust("a reply to SET that is none")
         return Live(session, expiry, record) if created else None
 
     async def read(self, session_ids: Sequence[str], deadline: float) -> Reading:
@@ -61,39 +64,44 @@ class RedisSessionStore:
             ("EVAL", _TOUCH, 1, self._keys.session(live.session.session_id), live.stored_as, expiry)
             for live, expiry in touches
         ]
-        return [bool(_checked(reply)) for reply in (await self._batcher.ask(commands, deadline)).replies]
+        return [bool(self._checked(reply, int)) for reply in (await self._batcher.ask(commands, deadline)).replies]
 
     async def delete(self, session_id: str, deadline: float) -> bool:
         """Deletes a session for good."""
         answer = await self._batcher.ask([("DEL", self._keys.session(session_id))], deadline)
-        return bool(_checked(answer.replies[0]))
+        return bool(self._checked(answer.replies[0], int))
 
     def _live(self, session_id: str, record: Any, expiry: Any, since: int) -> Live | None:
         """Reads the two replies about a session; `expiry` counts from `since`."""
         if record is None:
             return None
         try:
-            session = decode(_record(record))
+            session = decode(self._record(record))
         except UnreadableRecord as fault:
             logger.error("what is stored as session %s is none: %s", session_id, fault)  # noqa: TRY400  it has no more to say
             return None
         if session.session_id != session_id:
             logger.critical("asked for session %s, was answered with %s", session_id, session.session_id)
-            self._batcher.distrust()
-            raise StoreUnavailable("an answer named another session than was asked for")
-        if _checked(expiry) < 0:
+            self._distrust("an answer named another session than was asked for")
+        if self._checked(expiry, int) < 0:
             # It expired between the two commands; or somebody took its expiry away, and it must not pass for ever.
             return None
-        return Live(session, since + expiry, record)
+        # Whoever moved the expiry of a key by hand has not moved the session's end.
+        return Live(session, min(since + expiry, session.absolute_expire_time), record)
 
+    def _record(self, reply: Any) -> Any:
+        if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
+            raise UnreadableRecord("not a string")
+        return self._checked(reply, bytes)
 
-def _record(reply: Any) -> Any:
-    if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
-        raise UnreadableRecord("not a string")
-    return _checked(reply)
+    def _checked(self, reply: Any, *types: type) -> Any:
+        """Returns a reply of a type that its command has. One of another type answers something else."""
+        if isinstance(reply, ResponseError):
+            raise StoreUnavailable(f"the store refused: {reply}")
+        if type(reply) not in types:
+            self._distrust("a reply that cannot be one to what was asked")
+        return reply
 
-
-def _checked(reply: Any) -> Any:
-    if isinstance(reply, ResponseError):
-        raise StoreUnavailable(f"the store refused: {reply}")
-    return reply
+    def _distrust(self, why: str) -> NoReturn:
+        self._batcher.distrust(why)
+        raise StoreUnavailable(why)
