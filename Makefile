@@ -46,12 +46,13 @@ fmt: $(VENV)/.dev ## Format the code and the protos
 proto: $(VENV)/.proto ## Regenerate client/catraca/v1 from protos/
 	tools/stubs.sh $(VENV)/proto
 
-bench: $(VENV)/.dev ## Measure, side by side in one run (ARGS="--quick")
+bench: $(VENV)/.bench ## Measure, side by side in one run (ARGS="--quick", ARGS=engines)
 	$(BIN)/python -m bench $(ARGS)
 
 lock: $(VENV)/.dev ## Take the newest allowed versions into requirements/*.txt
 	$(COMPILE) --upgrade pyproject.toml --extra server requirements/run.in -o requirements/run.txt
 	$(COMPILE) --upgrade pyproject.toml --extra server requirements/run.in requirements/dev.in -c requirements/run.txt -o requirements/dev.txt
+	$(COMPILE) --upgrade requirements/bench.in -c requirements/dev.txt -o requirements/bench.txt
 	$(COMPILE) --upgrade requirements/proto.in -o requirements/proto.txt
 
 clean: ## Remove everything made here
@@ -71,6 +72,10 @@ $(VENV)/.run: requirements/run.txt pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.run
 	$(PIP) install --quiet --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(VENV)/.bench: requirements/bench.txt $(VENV)/.dev
+	$(PIP) install --quiet --require-hashes -r requirements/bench.txt
 	@touch $@
 
 $(VENV)/.proto: requirements/proto.txt | $(BIN)/python

@@ -7,7 +7,6 @@ import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import cast
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -17,7 +16,7 @@ from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
 from catraca_server import reflection
 from catraca_server.domain import Policy
 from catraca_server.health import Health
-from catraca_server.rpc import SERVICE_NAME, GenericOnly, session_service_handlers
+from catraca_server.rpc import SERVICE_NAME, session_service_handlers
 from catraca_server.service import SessionService
 from catraca_server.sessions import Sessions
 from catraca_server.settings import Settings
@@ -52,12 +51,27 @@ class StartError(Exception):
 async def serve(settings: Settings, environment: Mapping[str, str]) -> None:
     """Serves until SIGTERM or SIGINT, then drains. Raises StartError."""
     stop = asyncio.Event()
+    serving = asyncio.current_task()
+    assert serving is not None
+    started = False
+
+    def told_to_stop() -> None:
+        # Starting may take as long as the store has to load, and is not waited for.
+        if not started and not stop.is_set():
+            serving.cancel()
+        stop.set()
+
     for each in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(each, stop.set)
-    async with running(settings, environment) as address:
-        logger.info("catraca %s listening on %s; Ctrl-C stops it", version("catraca"), address)
-        await stop.wait()
-        logger.info("draining: new calls are refused, calls in flight have %s to finish", settings.drain_timeout)
+        asyncio.get_running_loop().add_signal_handler(each, told_to_stop)
+    try:
+        async with running(settings, environment) as address:
+            started = True
+            logger.info("catraca %s listening on %s; Ctrl-C stops it", version("catraca"), address)
+            await stop.wait()
+            logger.info("draining: new calls are refused, calls in flight have %s to finish", settings.drain_timeout)
+    except asyncio.CancelledError:
+        if started or not stop.is_set():
+            raise
     logger.info("stopped")
 
 
@@ -87,15 +101,13 @@ async def running(settings: Settings, environment: Mapping[str, str]) -> AsyncIt
 
 
 def _register(server: grpc.aio.Server, service: SessionService, health: Health, settings: Settings) -> None:
-    # Not a server, but all of one that generated code uses.
-    generic = cast("grpc.aio.Server", GenericOnly(server))
     handlers = session_service_handlers(service, store_timeout=settings.store_timeout.seconds)
     server.add_generic_rpc_handlers((handlers,))
-    health_pb2_grpc.add_HealthServicer_to_server(health, generic)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
     if settings.reflection:
         names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, REFLECTION_NAME)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]  # it has no types
-            reflection.servicer(*names), generic
+            reflection.servicer(*names), server
         )
 
 

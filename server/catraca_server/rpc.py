@@ -1,12 +1,12 @@
 """Where a call on the wire becomes a call in Python: bytes in, a deadline set, an exception turned into a status.
 
 Handlers take and return bytes, so that a body which is no message is answered here (INVALID_ARGUMENT) and not by the
-engine (INTERNAL). All services are registered as generic handlers only, see `GenericOnly`.
+engine (INTERNAL).
 """
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, TypeVar, cast
 
 import grpc
@@ -22,24 +22,6 @@ SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["SessionService"].full_name
 _Request = TypeVar("_Request", bound=Message)
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 _Handler = Callable[[bytes, _Context], Awaitable[bytes]]
-
-
-class GenericOnly:
-    """Stands in for the server where generated code adds a service to it.
-
-    Generated code registers every service twice, as generic handlers and by method. Registered methods cost each call
-    one more wait on the event loop, and the more of them there are the more it costs; docs/performance.md has figures.
-    """
-
-    def __init__(self, server: grpc.aio.Server) -> None:
-        self._server = server
-
-    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """Adds them."""
-        self._server.add_generic_rpc_handlers(handlers)
-
-    def add_registered_method_handlers(self, *_: Any) -> None:
-        """Leaves them out."""
 
 
 def session_service_handlers(service: SessionService, *, store_timeout: float) -> grpc.GenericRpcHandler:

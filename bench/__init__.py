@@ -1,0 +1,1 @@
+"""Measures catraca: `python -m bench`; how and why is in docs/performance.md."""

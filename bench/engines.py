@@ -1,0 +1,92 @@
+"""`python -m bench engines`: which grpcio, which event loop, which way of registering handlers costs least.
+
+An empty handler on grpc.aio, in throw-away environments of several grpcio versions. A generated `add_…_to_server` adds
+a generic handler and then registers each method besides; the servers here do the second half for no service, for the
+services beside ours only (health and reflection, whose packages offer nothing else), or for all.
+"""
+
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench.measure import Contestant, Plan, Row, measure
+from bench.processes import find_cores
+from bench.report import Results, Table
+from bench.wire import Load
+
+NEWEST, OLDEST = "1.85.1", "1.76.0"
+VERSIONS = (NEWEST, "1.84.2", "1.82.3", "1.80.1", "1.78.2", OLDEST)
+
+_SERVER = Path(__file__).parent / "servers" / "empty.py"
+
+# As large as a validation and its answer.
+_REQUEST = bytes(77)
+_RESPONSE = bytes(158)
+
+
+def empty_handler(name: str, *options: str, python: str = sys.executable) -> Contestant:
+    """Describes the engine with nothing behind it."""
+    load = Load("/bench.Empty/Method0", [_REQUEST], _RESPONSE.__eq__)
+    return Contestant([python, str(_SERVER), "--response-bytes", str(len(_RESPONSE)), *options], [Row(name, load)])
+
+
+def compare_engines(
+    plan: Plan, *, work: Path, versions: Sequence[str], pythons: Sequence[str], progress: Callable[[str], None]
+) -> Results:
+    """Compares versions, the newest first; ways of registering; and further interpreters, if any are given."""
+
+    def both_loops(name: str, python: str) -> list[Contestant]:
+        return [empty_handler(name, python=python), empty_handler(f"{name}, uvloop", "--uvloop", python=python)]
+
+    def registered(name: str, *options: str) -> Contestant:
+        return empty_handler(name, "--uvloop", *options, python=newest)
+
+    progress("installing")
+    newest = _environment(work, sys.executable, NEWEST)
+    comparisons = {
+        f"grpcio versions on Python {platform.python_version()}, generic handlers only": [
+            contestant
+            for version in versions
+            for contestant in both_loops(f"grpcio {version}", _environment(work, sys.executable, version))
+        ],
+        f"Ways of registering on grpcio {NEWEST}, uvloop": [
+            registered("generic handlers only"),
+            registered("health and reflection registered", "--register", "others"),
+            registered("all registered, 5 methods of ours", "--register", "all"),
+            registered("all registered, 10 methods of ours", "--register", "all", "--methods", "10"),
+            registered("all registered, 100 methods of ours", "--register", "all", "--methods", "100"),
+        ],
+        f"Pythons on grpcio {NEWEST}, generic handlers only": [
+            contestant
+            for python in [sys.executable, *pythons]
+            for contestant in both_loops(f"Python {_version(python)}", _environment(work, python, NEWEST))
+        ],
+    }
+    cores = find_cores()
+    tables, measurements = [], []
+    # Each comparison for itself: the closer in time, the less drift between what is compared.
+    for title, contestants in comparisons.items():
+        tables.append(Table(title, [row.name for contestant in contestants for row in contestant.rows]))
+        measurements += measure(contestants, plan, cores=cores, progress=progress)
+    return Results(plan, cores, None, tables, measurements)
+
+
+def _environment(work: Path, base: str, grpcio: str) -> str:
+    """Makes an environment with one grpcio and returns its interpreter."""
+    home = work / f"python{_version(base)}-grpcio{grpcio}"
+    python = str(home / "bin" / "python")
+    uv = [sys.executable, "-m", "uv", "--quiet"]
+    if not home.exists():
+        _output([*uv, "venv", "--python", base, str(home)])
+    _output([*uv, "pip", "install", "--python", python, f"grpcio=={grpcio}", "uvloop"])
+    return python
+
+
+def _version(python: str) -> str:
+    return _output([python, "-c", "import platform; print(platform.python_version())"]).strip()
+
+
+def _output(command: Sequence[str]) -> str:
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout

@@ -1,0 +1,136 @@
+"""Measuring: every contestant once a round, round after round, so that whatever drifts drifts for all of them."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from statistics import median
+
+import psutil
+
+from bench.processes import Cores, Running, Server, pin, serving
+from bench.wire import Client, Load
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing to measure of a contestant."""
+
+    name: str
+    load: Load
+    connections: int = 4
+    streams: int = 16
+    items: int = 1
+    """How many validations one call carries."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A server, started anew for each round, and what to measure of it."""
+
+    command: Sequence[str]
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How often and how long."""
+
+    rounds: int
+    warm_up: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one row did in one round."""
+
+    row: str
+    round: int
+    items: int
+    seconds: float
+    p50: float
+    p99: float
+    server_cpu: float
+    """CPU seconds the server spent in these `seconds`, its child processes included."""
+    load_cpu: float
+    """The same of the load generator. Close to `seconds`, it and not the server was measured."""
+    store_cpu: float
+    """The same of the store."""
+    other_cpu: float
+    """The same of all else on the machine: the noise."""
+
+    @property
+    def rate(self) -> float:
+        """Validations per second."""
+        return self.items / self.seconds
+
+    @property
+    def cost(self) -> float:
+        """CPU seconds of the server per validation."""
+        return self.server_cpu / self.items
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The middle of what the rounds gave, and the extremes."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Spread":
+        """Summarises the values of the rounds."""
+        every = list(values)
+        return cls(median(every), min(every), max(every))
+
+
+def measure(
+    contestants: Sequence[Contestant],
+    plan: Plan,
+    *,
+    cores: Cores,
+    store: Running | None = None,
+    progress: Callable[[str], None],
+) -> list[Measurement]:
+    """Takes all rounds. Raises LoadError when a single call fails."""
+    pin(0, cores.load)
+    measurements = []
+    for number in range(1, plan.rounds + 1):
+        for contestant in contestants:
+            with serving(contestant.command, core=cores.server) as server:
+                for row in contestant.rows:
+                    progress(f"round {number} of {plan.rounds}: {row.name}")
+                    measurements.append(_measure_row(row, number, plan, server, store))
+    return measurements
+
+
+def _measure_row(row: Row, number: int, plan: Plan, server: Server, store: Running | None) -> Measurement:
+    def cpu_seconds() -> tuple[float, float, float]:
+        return server.cpu_seconds(), time.process_time(), store.cpu_seconds() if store else 0.0
+
+    with closing(Client(server.port, connections=row.connections)) as client:
+        client.run(row.load, streams=row.streams, seconds=plan.warm_up)
+        before, idle = cpu_seconds(), _idle_seconds()
+        answers = client.run(row.load, streams=row.streams, seconds=plan.seconds)
+        idle, after = _idle_seconds() - idle, cpu_seconds()
+    server_cpu, load_cpu, store_cpu = (late - early for late, early in zip(after, before, strict=True))
+    return Measurement(
+        row=row.name,
+        round=number,
+        items=len(answers.latencies) * row.items,
+        seconds=answers.seconds,
+        p50=answers.latencies[len(answers.latencies) // 2],
+        p99=answers.latencies[len(answers.latencies) * 99 // 100],
+        server_cpu=server_cpu,
+        load_cpu=load_cpu,
+        store_cpu=store_cpu,
+        other_cpu=answers.seconds * (psutil.cpu_count() or 1) - idle - server_cpu - load_cpu - store_cpu,
+    )
+
+
+def _idle_seconds() -> float:
+    """Returns for how long the machine's cores, added up, have had nothing to do."""
+    times = psutil.cpu_times()
+    return float(times.idle + getattr(times, "iowait", 0.0))
