@@ -9,8 +9,9 @@ from tests.support.waiting import PATIENCE
 
 
 def clean_environment(settings: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Returns this process's environment without any setting of catraca, and with those given."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CATRACA_")}
+    """Returns this process's environment without any setting of catraca or of output, and with those given."""
+    left_out = ("CATRACA_", "PYTHONUNBUFFERED", "NO_COLOR")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     return inherited | dict(settings or {})
 
 

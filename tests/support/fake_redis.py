@@ -59,6 +59,10 @@ class FakeRedis:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Hangs up on all and listens no longer."""
         self._server.close()
         for task in self._tasks:
             task.cancel()

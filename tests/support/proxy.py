@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.support.waiting import eventually_async
+
 from catraca_server.store.connect import unix_url
 
 _CHUNK = 1 << 16
@@ -47,6 +49,14 @@ class Proxy:
     def hold(self) -> None:
         """A black hole: from now on nothing gets through in either direction, and nothing is closed."""
         self._passing.clear()
+
+    async def holding(self, text: bytes) -> None:
+        """Returns once what it holds has this in it."""
+
+        async def is_held() -> bool:
+            return text in self.held
+
+        await eventually_async(is_held, f"{text!r} is on its way to the store")
 
     def release(self) -> None:
         """Lets everything through again, what was held first."""

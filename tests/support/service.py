@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -18,19 +19,22 @@ _READY = "listening on "
 class ServeProcess:
     """`catraca serve` on a free port of loopback; the port is known once it listens.
 
-    Keyword arguments are settings: `store_url="memory:"` becomes CATRACA_STORE_URL.
+    Keyword arguments are settings: `store_url="memory:"` becomes CATRACA_STORE_URL. `python` is where it is installed.
     """
 
-    def __init__(self, environment: Mapping[str, str] | None = None, **settings: str) -> None:
+    def __init__(
+        self, environment: Mapping[str, str] | None = None, *, python: Path = Path(sys.executable), **settings: str
+    ) -> None:
         twins = {f"CATRACA_{name.upper()}": value for name, value in settings.items()}
         self._environment = clean_environment({"CATRACA_PORT": "0", **twins, **(environment or {})})
+        self._python = python
         self._lines: list[str] = []
         self.target = ""
 
     def start(self, *, wait: bool = True) -> Self:
         """Starts it and, with `wait`, returns once it listens."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "catraca", "serve"],
+            [self._python, "-m", "catraca", "serve"],
             env=self._environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

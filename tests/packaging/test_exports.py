@@ -1,0 +1,77 @@
+"""The names that users may rely on. Adding one is a decision, and so is taking one away: this list changes with it."""
+
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import catraca
+from catraca import errors
+
+
+def test_the_names_of_the_client() -> None:
+    """`catraca` exports these and no others, and all are there."""
+    assert sorted(catraca.__all__) == [
+        "AsyncSessionClient",
+        "InvalidReason",
+        "Login",
+        "Session",
+        "SessionClient",
+        "Validation",
+    ]
+    for name in catraca.__all__:
+        assert inspect.isclass(getattr(catraca, name))
+
+
+def test_the_errors() -> None:
+    """`catraca.errors` has these classes: all that is raised is CatracaError, what may be retried Unavailable."""
+    classes = {name: each for name, each in vars(errors).items() if inspect.isclass(each)}
+    own = {name: each for name, each in classes.items() if each.__module__ == errors.__name__}
+    tree = {name: each.__bases__[0].__name__ for name, each in own.items() if issubclass(each, Exception)}
+    assert tree == {
+        "CatracaError": "Exception",
+        "InvalidRequest": "CatracaError",
+        "NotAllowed": "CatracaError",
+        "Overloaded": "Unavailable",
+        "SessionInvalid": "CatracaError",
+        "SessionNotFound": "CatracaError",
+        "TokenInUse": "CatracaError",
+        "Unavailable": "CatracaError",
+        "UnexpectedAnswer": "CatracaError",
+    }
+    assert own.keys() - tree.keys() == {"FieldViolation"}
+
+
+def test_the_modules() -> None:
+    """Beside these, modules of the client are private, and say so by their name."""
+    found = {module.name for module in pkgutil.iter_modules(catraca.__path__)}
+    assert {name for name in found if not name.startswith("_")} == {"aio", "cli", "errors", "sync", "v1"}
+
+
+@pytest.mark.parametrize("method", ["create", "validate", "validate_batch", "require", "get", "revoke", "close"])
+def test_the_two_clients_are_alike(method: str) -> None:
+    """Each method has the same parameters in both clients, and only one of them is awaited."""
+    sync, other = getattr(catraca.SessionClient, method), getattr(catraca.AsyncSessionClient, method)
+    assert inspect.iscoroutinefunction(other)
+    assert not inspect.iscoroutinefunction(sync)
+    parameters = [list(inspect.signature(each).parameters.values())[1:] for each in (sync, other)]
+    assert parameters[0] == parameters[1]
+
+
+def test_the_two_clients_have_no_method_more() -> None:
+    """What one client can do the other can."""
+    names = [
+        {name for name in dir(client) if not name.startswith("_")}
+        for client in (catraca.SessionClient, catraca.AsyncSessionClient)
+    ]
+    assert names[0] == names[1]
+
+
+def test_what_is_exported_is_documented() -> None:
+    """Every exported class and each of its methods says what it is."""
+    for module in (catraca, importlib.import_module("catraca.errors")):
+        for name in dir(module):
+            each = getattr(module, name)
+            if inspect.isclass(each) and each.__module__.startswith("catraca"):
+                assert each.__doc__, name

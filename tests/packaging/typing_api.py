@@ -1,0 +1,82 @@
+"""The types of the public API, as a program that uses it sees them. Checked by mypy, never run.
+
+An unused `type: ignore` is an error, so a mistake that mypy no longer sees fails this file too.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import assert_type
+
+from catraca import AsyncSessionClient, InvalidReason, Login, Session, SessionClient, Validation
+from catraca.errors import CatracaError, FieldViolation, InvalidRequest, Overloaded, SessionInvalid, Unavailable
+
+
+def sync_client() -> None:
+    """`SessionClient`."""
+    with SessionClient("localhost:50051", timeout=0.5) as sessions:
+        assert_type(sessions, SessionClient)
+        login = sessions.create(user_id="12345", ttl=timedelta(hours=8), attributes={"device": "phone"})
+        assert_type(login, Login)
+        check = sessions.validate(login.token, user_id="12345", skip_touch=True, timeout=1)
+        assert_type(check, Validation)
+        assert_type(bool(check), bool)
+        assert_type(sessions.validate_batch(token for token in [login.token]), list[Validation])
+        assert_type(sessions.require(login.token), Session)
+        assert_type(sessions.get(login.session.session_id), Session)
+        assert_type(sessions.revoke(token=login.token), bool)
+        sessions.close()
+        sessions.create(12345)  # type: ignore[arg-type]
+        sessions.create("12345", 60)  # type: ignore[call-arg, arg-type]
+        sessions.create("12345", ttl=60)  # type: ignore[arg-type]
+        sessions.validate(None)  # type: ignore[arg-type]
+
+
+async def async_client() -> None:
+    """`AsyncSessionClient`."""
+    async with AsyncSessionClient() as sessions:
+        assert_type(sessions, AsyncSessionClient)
+        login = await sessions.create("12345", idle_timeout=timedelta(0), token="a-token-of-ones-own")
+        assert_type(login, Login)
+        assert_type(await sessions.validate(login.token), Validation)
+        assert_type(await sessions.validate_batch([login.token]), list[Validation])
+        assert_type(await sessions.require(login.token), Session)
+        assert_type(await sessions.get(login.session.session_id), Session)
+        assert_type(await sessions.revoke(session_id=login.session.session_id), bool)
+        await sessions.create(12345)  # type: ignore[arg-type]
+
+
+def values(login: Login, check: Validation) -> None:
+    """What the calls return."""
+    assert_type(login.token, str)
+    assert_type(login.evicted_session_ids, tuple[str, ...])
+    assert_type(check.session, Session | None)
+    assert_type(check.reason, InvalidReason | None)
+    assert_type(check.token_rotated, bool)
+    session = login.session
+    assert_type(session.session_id, str)
+    assert_type(session.user_id, str)
+    assert_type(session.attributes, Mapping[str, str])
+    assert_type(session.create_time, datetime)
+    assert_type(session.last_active_time, datetime)
+    assert_type(session.expire_time, datetime)
+    assert_type(session.absolute_expire_time, datetime)
+    assert_type(session.idle_timeout, timedelta | None)
+    assert_type(session.etag, str)
+    session.user_id = "6"  # type: ignore[misc]
+    session.attributes["device"] = "x"  # type: ignore[index]
+
+
+def errors(sessions: SessionClient) -> None:
+    """What the calls raise."""
+    try:
+        sessions.require("token")
+    except SessionInvalid as error:
+        assert_type(error.invalid_reason, InvalidReason)
+    except InvalidRequest as error:
+        assert_type(error.violations, tuple[FieldViolation, ...])
+    except Overloaded as error:
+        assert_type(error.retry_delay, timedelta)
+    except Unavailable as error:
+        assert_type(error.reason, str | None)
+    except CatracaError as error:
+        assert_type(error.reason, str | None)

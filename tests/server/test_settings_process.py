@@ -1,0 +1,122 @@
+"""Settings as an operator gives them to `catraca serve` and looks at them with `catraca config`."""
+
+from pathlib import Path
+
+import pytest
+from tests.support.command import catraca
+from tests.support.service import ServeProcess
+
+YES, USAGE = 0, 2
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A configuration file."""
+    path = tmp_path / "catraca.toml"
+    path.write_text('port = 1111\nmax_ttl = "2d"\ndefault_ttl = "1h"\nstore_password = "from the file"\n')
+    return path
+
+
+def test_flag_before_environment_before_file(file: Path) -> None:
+    """Each setting is taken from the nearest place that has it, and `config show` says from where."""
+    environment = {"CATRACA_CONFIG": str(file), "CATRACA_PORT": "2222", "CATRACA_MAX_TTL": "3d"}
+    shown = catraca("config", "show", "--port", "3333", environment=environment)
+    assert shown.returncode == YES
+    for line in (
+        "CATRACA_PORT=3333  # flag",
+        "CATRACA_MAX_TTL=3d  # CATRACA_MAX_TTL",
+        "CATRACA_DEFAULT_TTL=1h  # file",
+        "CATRACA_HOST=127.0.0.1  # default",
+    ):
+        assert line in shown.stdout.splitlines()
+
+
+def test_serve_takes_what_config_shows(file: Path) -> None:
+    """`serve` goes by the same rules: here it refuses for what the file says, and a flag mends it."""
+    environment = {"CATRACA_CONFIG": str(file), "CATRACA_STORE_URL": "memory:"}
+    file.write_text('host = "192.0.2.1"\n')
+    refused = catraca("serve", environment=environment)
+    assert (refused.returncode, "192.0.2.1 is not loopback" in refused.stderr) == (USAGE, True)
+    with ServeProcess(environment, host="127.0.0.1") as process:
+        assert process.target.startswith("127.0.0.1:")
+
+
+def test_secrets_are_hidden(file: Path) -> None:
+    """`config show` hides passwords, wherever they stand."""
+    for url in ("redis://user:hunter2@localhost", "redis://:hunter2@localhost", "redis://localhost?password=hunter2"):
+        shown = catraca("config", "show", "--config", str(file), environment={"CATRACA_STORE_URL": url})
+        assert shown.returncode == YES
+        assert "CATRACA_STORE_PASSWORD=********  # file" in shown.stdout.splitlines()
+        assert "hunter2" not in shown.stdout + shown.stderr
+        assert "from the file" not in shown.stdout + shown.stderr
+
+
+@pytest.mark.parametrize("url", ["redis://:hunter2@localhost", "redis://localhost?password=hunter2"])
+def test_a_password_is_no_flag(url: str) -> None:
+    """A password on the command line, which others can read, is refused."""
+    for words in (("serve", "--store-url", url), ("config", "check", "--store-url", url)):
+        refused = catraca(*words)
+        assert refused.returncode == USAGE
+        assert "--store-url must not hold a password" in refused.stderr
+        assert "hunter2" not in refused.stdout + refused.stderr
+    assert catraca("serve", "--store-password", "hunter2").returncode == USAGE
+
+
+def test_a_password_among_the_options_is_not_shown() -> None:
+    """A URL that is refused for its options does not spill a password that is one of them."""
+    refused = catraca("serve", environment={"CATRACA_STORE_URL": "redis://localhost?password=hunter2"})
+    assert refused.returncode == 3
+    assert "(password)" in refused.stderr
+    assert "hunter2" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('color = "red"\n', "color (in the configuration file) is no setting of catraca"),
+        ('port = "many"\n', "port (in the configuration file) must be a port"),
+        ("port = \n", "the configuration file cannot be read"),
+        ('default_ttl = "60d"\n', "default_ttl (60d) must not be over max_ttl (30d)"),
+    ],
+)
+def test_a_file_with_a_mistake(content: str, told: str, file: Path) -> None:
+    """What is wrong in the file is told, by `config check` and by `serve` alike."""
+    file.write_text(content)
+    for words in (("config", "check"), ("serve",)):
+        refused = catraca(*words, "--config", str(file))
+        assert refused.returncode == USAGE
+        assert told in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    """A configuration file that is named has to be there."""
+    refused = catraca("config", "check", "--config", str(tmp_path / "none.toml"))
+    assert (refused.returncode, "cannot be read" in refused.stderr) == (USAGE, True)
+
+
+def test_check_tells_all_mistakes_at_once() -> None:
+    """Every mistake is a line of its own."""
+    refused = catraca("config", "check", "--port", "x", environment={"CATRACA_MAX_TTL": "1", "CATRACA_LOG_LEVEL": "y"})
+    assert refused.returncode == USAGE
+    assert [line.split()[1] for line in refused.stderr.splitlines()] == [
+        "--port",
+        "CATRACA_MAX_TTL",
+        "CATRACA_LOG_LEVEL",
+    ]
+
+
+def test_check_of_good_settings(file: Path) -> None:
+    """Good settings are said to be good; a variable that is no setting is a warning, for it may be a slip."""
+    checked = catraca("config", "check", "--config", str(file), environment={"CATRACA_STORE_TIMEOUTS": "1s"})
+    assert (checked.returncode, checked.stdout) == (YES, "the settings can be used\n")
+    assert checked.stderr == "catraca: warning: CATRACA_STORE_TIMEOUTS is no setting of catraca and does nothing\n"
+
+
+def test_json_log() -> None:
+    """With the JSON format every line of the log is an object."""
+    with ServeProcess(store_url="memory:", log_format="json") as process:
+        assert process.stop() == 0
+    lines = process.log.splitlines()
+    assert all(line.startswith('{"time": "') and line.endswith("}") for line in lines)
+    assert '"message": "stopped"' in lines[-1]

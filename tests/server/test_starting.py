@@ -1,0 +1,273 @@
+"""What `catraca serve` refuses to start with, each time with the reason and the remedy."""
+
+import asyncio
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+from tests.support.command import catraca
+from tests.support.fake_redis import FakeRedis, bulk
+from tests.support.service import ServeProcess
+from tests.support.valkey import BINARY, WHY_NONE, Valkey
+
+from catraca import SessionClient
+
+USAGE, UNAVAILABLE = 2, 3
+
+
+def serve(*flags: str, **settings: str) -> CompletedProcess[str]:
+    """Runs `catraca serve` where it is expected not to start; with a store in memory unless told otherwise."""
+    environment = {"CATRACA_STORE_URL": "memory:", "CATRACA_PORT": "0"}
+    environment |= {f"CATRACA_{name.upper()}": value for name, value in settings.items()}
+    return catraca("serve", *flags, environment=environment)
+
+
+def assert_refused(done: CompletedProcess[str], status: int, *told: str) -> None:
+    """Asserts that it did not start, and why: in the last line, without a traceback."""
+    assert done.returncode == status, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("catraca: ")
+    for text in told:
+        assert text in last
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
+    """A Valkey that a test may spoil."""
+    if BINARY is None:
+        pytest.skip(WHY_NONE)
+    server = Valkey(tmp_path)
+    server.start()
+    yield server
+    server.close()
+
+
+def test_port_in_use() -> None:
+    """A port that another program has is told at once, with how to choose another."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        refused = serve(port=str(port))
+    assert_refused(refused, UNAVAILABLE, f"cannot listen on 127.0.0.1:{port}", "--port")
+
+
+def test_port_of_another_catraca() -> None:
+    """Two servers never share a port, which would send each caller to either."""
+    with ServeProcess(store_url="memory:") as first:
+        assert_refused(serve(port=first.target.rpartition(":")[2]), UNAVAILABLE, "another program has that port")
+
+
+def test_an_address_of_another_machine() -> None:
+    """An address that is not this machine's cannot be listened on."""
+    assert_refused(serve("--insecure", "--host", "192.0.2.1"), UNAVAILABLE, "192.0.2.1:0", "--host")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])  # noqa: S104
+def test_other_than_loopback_needs_insecure(host: str) -> None:
+    """Where others could reach it, it starts only if told that this is known."""
+    assert_refused(serve(host=host), USAGE, f"host {host} is not loopback", "--insecure")
+
+
+def test_insecure_listens_anywhere() -> None:
+    """Told --insecure it listens on all addresses."""
+    with ServeProcess(store_url="memory:", host="0.0.0.0", insecure="true") as process:  # noqa: S104
+        port = process.target.rpartition(":")[2]
+        with SessionClient(f"127.0.0.1:{port}", timeout=10) as sessions:
+            assert sessions.validate(sessions.create("12345").token)
+
+
+def test_memory_is_loud() -> None:
+    """A store in memory says that it forgets, and that this is not for production; and forgets."""
+    with ServeProcess(store_url="memory:") as process:
+        assert "WARNING SESSIONS ARE KEPT IN MEMORY" in process.log
+        assert "not for production" in process.log
+        with SessionClient(process.target, timeout=10) as sessions:
+            token = sessions.create("12345").token
+            assert sessions.validate(token)
+    with ServeProcess(store_url="memory:") as process, SessionClient(process.target, timeout=10) as sessions:
+        assert not sessions.validate(token)
+
+
+def test_data_directory_that_cannot_be(tmp_path: Path) -> None:
+    """A data directory under a file cannot be made, whoever runs it."""
+    file = tmp_path / "file"
+    file.touch()
+    refused = serve(store_url="embedded:", data_dir=str(file / "data"))
+    assert_refused(refused, UNAVAILABLE, f"data directory {file / 'data'} cannot be used", "--data-dir")
+
+
+def test_data_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    """A data directory without write permission is refused."""
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    if os.access(tmp_path, os.W_OK):
+        pytest.skip("this user may write into every directory")
+    refused = serve(store_url="embedded:", data_dir=str(tmp_path))
+    assert_refused(refused, UNAVAILABLE, "cannot be used (Permission denied)", "--data-dir")
+
+
+def test_data_directory_with_too_long_a_path(tmp_path: Path) -> None:
+    """A path that no Unix socket can have is refused before anything is made there."""
+    data_dir = tmp_path / ("long" * 30)
+    refused = serve(store_url="embedded:", data_dir=str(data_dir))
+    assert_refused(refused, UNAVAILABLE, "too long a path", "choose a shorter --data-dir")
+    assert not data_dir.exists()
+
+
+@pytest.mark.parametrize("url", ["postgres://localhost", "localhost:6379", "valkey://localhost", ""])
+def test_store_url_of_no_redis(url: str) -> None:
+    """A URL of something else is refused with the schemes there are."""
+    done = serve(store_url=url)
+    assert done.returncode in (USAGE, UNAVAILABLE)
+    assert "redis://" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("redis://localhost/sessions", "names no database by number"),
+        ("redis://localhost?socket_timeout=5", "(socket_timeout)"),
+        ("unix://", "names no socket"),
+        ("redis://localhost:port", "is no URL of a Redis"),
+    ],
+)
+def test_store_url_with_a_mistake(url: str, told: str) -> None:
+    """A URL that says something that cannot be is refused with what that is."""
+    assert_refused(serve(store_url=url), UNAVAILABLE, told)
+
+
+def test_no_store_at_the_url(tmp_path: Path) -> None:
+    """Where nothing listens there is no answer."""
+    url = f"unix://{tmp_path}/nothing.sock"
+    assert_refused(serve(store_url=url), UNAVAILABLE, f"no answer at {url}", "CATRACA_STORE_URL")
+
+
+def test_a_store_that_says_nothing() -> None:
+    """Where something listens and says nothing there is no answer either, and it is not waited for for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        refused = serve(store_url=url)
+    assert_refused(refused, UNAVAILABLE, "no answer from the store within", "CATRACA_STORE_URL")
+
+
+def test_wrong_password(own_valkey: Valkey) -> None:
+    """A store that wants another password is told as such, and no password is shown."""
+    own_valkey.command("CONFIG", "SET", "requirepass", "the-right-one")
+    with_another = own_valkey.url.replace("unix://", "unix://:a-wrong-one@")
+    for refused in (
+        serve(store_url=own_valkey.url),
+        serve(store_url=own_valkey.url, store_password="a-wrong-one"),
+        serve(store_url=with_another),
+    ):
+        assert_refused(refused, UNAVAILABLE, "did not accept the user or password", "CATRACA_STORE_PASSWORD")
+        assert "a-wrong-one" not in refused.stderr
+    with ServeProcess(store_url=own_valkey.url, store_password="the-right-one") as process:
+        assert "the-right-one" not in process.log
+
+
+def test_a_store_that_may_evict_sessions(own_valkey: Valkey) -> None:
+    """A maxmemory-policy that evicts is refused, unless that is accepted."""
+    own_valkey.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    refused = serve(store_url=own_valkey.url)
+    assert_refused(refused, UNAVAILABLE, "maxmemory-policy allkeys-lru", "noeviction", "--allow-eviction")
+    with ServeProcess(store_url=own_valkey.url, allow_eviction="true") as process:
+        assert "listening" in process.log
+
+
+def test_a_database_that_is_not_there(own_valkey: Valkey) -> None:
+    """A database number that the store does not have is told as such."""
+    refused = serve(store_url=f"{own_valkey.url}?db=99")
+    assert_refused(refused, UNAVAILABLE, "check the database number")
+
+
+def test_a_user_who_may_not_look(own_valkey: Valkey) -> None:
+    """A user without the right to run INFO is told as such."""
+    own_valkey.command("ACL", "SETUSER", "limited", "on", ">its-password", "~*", "+@all", "-info")
+    refused = serve(store_url=own_valkey.url.replace("unix://", "unix://limited:its-password@"))
+    assert_refused(refused, UNAVAILABLE, "may run INFO")
+    assert "its-password" not in refused.stderr
+
+
+def test_a_replica(own_valkey: Valkey) -> None:
+    """A replica is refused: what it has may be old."""
+    own_valkey.command("REPLICAOF", "127.0.0.1", "1")
+    assert_refused(serve(store_url=own_valkey.url), UNAVAILABLE, "is a replica", "name the primary")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("redis_version", "6.0.16", ("is version 6.0.16", "needs Redis 6.2 or newer, or any Valkey")),
+        ("redis_version", "2.8", ("is version 2.8", "needs Redis 6.2")),
+        ("redis_mode", "cluster", ("is a node of a cluster", "needs a single Redis")),
+        ("loading", "1", ("is still loading its data",)),
+    ],
+)
+async def test_a_store_that_is_not_fit(name: str, value: str, told: tuple[str, ...], tmp_path: Path) -> None:
+    """A store that says of itself what it is, and that is not enough, is refused with that."""
+    async with FakeRedis(tmp_path / "fake.sock", info={name: value}) as fake:
+        refused = await asyncio.to_thread(serve, store_url=fake.url)
+    assert_refused(refused, UNAVAILABLE, *told)
+
+
+@pytest.mark.parametrize("info", [b"", b"redis_version:unknown", b"HTTP/1.1 400 Bad Request"])
+async def test_a_store_that_does_not_say_what_it_is(info: bytes, tmp_path: Path) -> None:
+    """What answers like no Redis is refused as such."""
+
+    def answer(command: list[bytes]) -> bytes | None:
+        return bulk(info) if command[0] == b"INFO" else None
+
+    async with FakeRedis(tmp_path / "fake.sock", answer) as fake:
+        refused = await asyncio.to_thread(serve, store_url=fake.url)
+    assert_refused(refused, UNAVAILABLE, "does not tell its version", "CATRACA_STORE_URL")
+
+
+async def test_a_version_with_a_suffix(tmp_path: Path) -> None:
+    """A build that adds to its version is taken by its number."""
+    async with (
+        FakeRedis(tmp_path / "fake.sock", info={"redis_version": "7.2.4-rc1"}) as fake,
+        ServeProcess(store_url=fake.url) as process,
+    ):
+        assert "listening" in process.log
+
+
+def test_pepper_that_cannot_be_used(tmp_path: Path) -> None:
+    """A pepper that is missing or short is refused."""
+    pepper = tmp_path / "pepper"
+    assert_refused(serve(token_pepper_file=str(pepper)), UNAVAILABLE, f"{pepper} cannot be read: No such file")
+    pepper.write_bytes(b"x" * 31)
+    assert_refused(serve(token_pepper_file=str(pepper)), UNAVAILABLE, "at least 32 bytes")
+
+
+def test_a_binary_that_is_none(tmp_path: Path) -> None:
+    """A CATRACA_VALKEY_SERVER that is no program is told as such."""
+    refused = serve(store_url="embedded:", data_dir=str(tmp_path), valkey_server="/no/valkey-server")
+    assert_refused(refused, UNAVAILABLE, "CATRACA_VALKEY_SERVER=/no/valkey-server is no program")
+
+
+def test_a_binary_that_is_no_store(tmp_path: Path) -> None:
+    """A program that ends instead of serving is told with where to look."""
+    refused = serve(store_url="embedded:", data_dir=str(tmp_path), valkey_server="/bin/false")
+    assert_refused(refused, UNAVAILABLE, "ended while starting", str(tmp_path / "valkey.log"))
+
+
+def test_data_that_cannot_be_loaded(tmp_path: Path) -> None:
+    """Damaged data is told with where to look and how to start anew; it is left as it is."""
+    if BINARY is None:
+        pytest.skip(WHY_NONE)
+    data_dir = str(tmp_path)
+    with ServeProcess(data_dir=data_dir) as process:
+        with SessionClient(process.target, timeout=10) as sessions:
+            sessions.create("12345")
+        assert process.stop() == 0
+    (file,) = (path for path in (tmp_path / "appendonlydir").iterdir() if path.name.endswith(".incr.aof"))
+    damaged = b"this is no append-only file" + file.read_bytes()
+    file.write_bytes(damaged)
+    assert_refused(
+        serve(store_url="embedded:", data_dir=data_dir), UNAVAILABLE, "ended while starting", "--data-dir starts anew"
+    )
+    assert file.read_bytes() == damaged
