@@ -115,7 +115,7 @@ class Proxy:
             _break(writer)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        replies, requests = await asyncio.open_unix_connection(self._upstream)
+        replies, requests = await self._open()
         ways = (asyncio.create_task(self._pass(reader, requests)), asyncio.create_task(self._answer(replies, writer)))
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -124,6 +124,16 @@ class Proxy:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
             requests.close()
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        opening = asyncio.create_task(asyncio.open_unix_connection(self._upstream))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # What has been opened for nobody is still to be closed.
+            with contextlib.suppress(OSError):
+                (await opening)[1].close()
+            raise
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(_CHUNK):
