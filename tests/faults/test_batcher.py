@@ -1,79 +1,20 @@
 """The batcher under everything that goes wrong with callers, connections and replies: an answer is right or none."""
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from tests.support.fake_redis import NIL, OK, FakeRedis, array, bulk, integer
+from tests.support.batchers import Running, running_batcher
+from tests.support.fake_redis import OK, FakeRedis
 from tests.support.proxy import Proxy
 from tests.support.valkey import Valkey
 from tests.support.waiting import PATIENCE, eventually_async
 
-from catraca_server.domain import Live, Session
 from catraca_server.store import Overloaded, StoreUnavailable
-from catraca_server.store.batcher import BATCH_LIMIT, QUEUE_LIMIT, Answer, Batcher, Command
-from catraca_server.store.connect import RedisConnector
-from catraca_server.store.keys import Keys
-from catraca_server.store.records import encode
-from catraca_server.store.redis_store import RedisSessionStore
-
-ID = "0000000000000000000001"
-SESSION = Session(
-    session_id=ID,
-    user_id="12345",
-    digest="d" * 43,
-    attributes={},
-    create_time=1_790_000_000_000,
-    absolute_expire_time=9_790_000_000_000,
-    idle_timeout=0,
-)
-RECORD = encode(SESSION)
-EXPIRY = integer(9_000_000_000_000)
-
-
-@dataclass
-class Running:
-    """A batcher and what it told about its store."""
-
-    batcher: Batcher
-    changes: list[bool] = field(default_factory=list)
-
-    async def ask(self, *commands: Command, within: float = PATIENCE) -> Answer:
-        """Asks with a deadline that is so many seconds away."""
-        return await self.batcher.ask(commands, in_seconds(within))
-
-    async def recovered(self) -> None:
-        """Waits until it answers again."""
-
-        async def answers() -> bool:
-            try:
-                await self.ask()
-            except StoreUnavailable:
-                return False
-            return True
-
-        await eventually_async(answers, "the store answers again")
-
-
-def in_seconds(seconds: float) -> float:
-    """Returns a deadline."""
-    return asyncio.get_running_loop().time() + seconds
-
-
-@asynccontextmanager
-async def running_batcher(url: str, timeout: float = PATIENCE) -> AsyncIterator[Running]:
-    """Runs a batcher on the store at a URL."""
-    changes: list[bool] = []
-    batcher = Batcher(RedisConnector(url), timeout=timeout, on_change=changes.append)
-    await batcher.start()
-    try:
-        yield Running(batcher, changes)
-    finally:
-        await batcher.stop()
+from catraca_server.store.batcher import BATCH_LIMIT, QUEUE_LIMIT
 
 
 @pytest.fixture
@@ -83,16 +24,9 @@ async def proxy(valkey: Valkey, tmp_path: Path) -> AsyncIterator[Proxy]:
         yield made
 
 
-def answering(name: bytes, *answers: bytes) -> Callable[[list[bytes]], bytes | None]:
-    """Returns how a fake Redis that has one session answers: one answer after the other, the last one for ever."""
-    rest = list(answers)
-
-    def answer(command: list[bytes]) -> bytes | None:
-        if command[0].upper() == name:
-            return rest.pop(0) if len(rest) > 1 else rest[0]
-        return bulk(RECORD) if command[0].upper() == b"GET" else None
-
-    return answer
+def echoing(reply: bytes) -> Callable[[list[bytes]], bytes | None]:
+    """Returns how a fake Redis answers that has this reply to every ECHO."""
+    return lambda command: reply if command[0] == b"ECHO" else None
 
 
 # Callers that come, go and lose patience
@@ -159,10 +93,16 @@ async def test_replies_never_shift_across_connections(proxy: Proxy) -> None:
         breaking = asyncio.create_task(break_it())
         answered, _, refused = await storm(running, seed=3, callers=100, questions=20_000)
         breaking.cancel()
-        await running.recovered()
-        assert (await running.ask(("ECHO", "after"))).replies == [b"after"]
-    assert proxy.accepted > 5
-    assert answered > 1_000
+
+        async def answers() -> bool:
+            with contextlib.suppress(StoreUnavailable):
+                return (await running.ask(("ECHO", "after"))).replies == [b"after"]
+            return False
+
+        # The last break may still be on its way.
+        await eventually_async(answers, "the store answers again")
+    assert proxy.accepted > 3
+    assert answered > 100
     assert refused > 100
 
 
@@ -201,7 +141,7 @@ async def test_a_deadline_is_kept(proxy: Proxy) -> None:
 async def test_what_nobody_waits_for_is_not_sent(tmp_path: Path) -> None:
     """A question whose caller has gone before it was its turn, or whose deadline has, never reaches the store."""
     async with (
-        FakeRedis(tmp_path / "fake.sock", answering(b"ECHO", OK)) as fake,
+        FakeRedis(tmp_path / "fake.sock", echoing(OK)) as fake,
         Proxy(tmp_path / "fake.sock", tmp_path / "proxy.sock") as proxy,
         running_batcher(proxy.url) as running,
     ):
@@ -234,6 +174,17 @@ async def test_stopping_leaves_nobody_waiting(proxy: Proxy) -> None:
         assert [type(result) for result in results] == [StoreUnavailable] * 2
         with pytest.raises(StoreUnavailable):
             await running.ask()
+
+
+async def test_stopping_at_once_closes_the_connection(proxy: Proxy) -> None:
+    """A batcher that is stopped before it was asked anything leaves no connection behind."""
+    async with running_batcher(proxy.url):
+        assert proxy.connections == 1
+
+    async def none_left() -> bool:
+        return proxy.connections == 0
+
+    await eventually_async(none_left, "the connection is closed")
 
 
 # Connections that break
@@ -286,7 +237,7 @@ async def test_a_dead_store_is_noticed_without_asking(proxy: Proxy) -> None:
 async def test_every_new_connection_is_examined(tmp_path: Path) -> None:
     """A store that has become a replica while it was away is not used, and again once it is a primary."""
     async with (
-        FakeRedis(tmp_path / "fake.sock", answering(b"ECHO", b"")) as fake,
+        FakeRedis(tmp_path / "fake.sock", echoing(b"")) as fake,
         running_batcher(fake.url, timeout=0.1) as running,
     ):
         fake.info["role"] = "slave"
@@ -301,133 +252,3 @@ async def test_every_new_connection_is_examined(tmp_path: Path) -> None:
             await running.ask()
         fake.info["role"] = "master"
         await running.recovered()
-
-
-# Replies that are errors, or make no sense
-
-ERRORS = [
-    b"LOADING Redis is loading the dataset in memory",
-    b"READONLY You can't write against a read only replica.",
-    b"OOM command not allowed when used memory > 'maxmemory'.",
-    b"MISCONF Errors writing to the AOF file",
-    b"NOAUTH Authentication required.",
-    b"NOPERM this user has no permissions",
-    b"MASTERDOWN Link with MASTER is down",
-    b"BUSY Redis is busy running a script",
-    b"CLUSTERDOWN The cluster is down",
-    b"MOVED 1234 127.0.0.1:7001",
-    b"NOREPLICAS Not enough good replicas to write.",
-    b"ERR unknown command",
-]
-
-NONSENSE = {
-    "a number": integer(1),
-    "an array": array(bulk(b"1"), bulk(b"2")),
-    "a status": b"+QUEUED\r\n",
-    "garbage": b"?what\r\n",
-    "an end": b"",
-}
-
-
-async def operate(store: RedisSessionStore, command: bytes) -> object:
-    """Runs the operation that hangs on this command."""
-    deadline = in_seconds(PATIENCE)
-    match command:
-        case b"TIME":
-            return await store.now(deadline)
-        case b"SET":
-            return await store.create(SESSION, 9_000_000_000_000, deadline)
-        case b"EVAL":
-            return await store.touch([(Live(SESSION, 9_000_000_000_000, RECORD), 9_100_000_000_000)], deadline)
-        case b"DEL":
-            return await store.delete(ID, deadline)
-        case _:
-            return await store.read([ID], deadline)
-
-
-async def assert_unavailable(command: bytes, reply: bytes, directory: Path) -> None:
-    """Asserts that an operation whose command has this reply is told that nothing is known."""
-    async with (
-        FakeRedis(directory / "fake.sock", answering(command, reply)) as fake,
-        running_batcher(fake.url, timeout=0.2) as running,
-    ):
-        store = RedisSessionStore(running.batcher, Keys(), tells_expiry=True)
-        with pytest.raises(StoreUnavailable):
-            await operate(store, command)
-
-
-@pytest.mark.parametrize("command", [b"SET", b"GET", b"PEXPIRETIME", b"EVAL", b"DEL", b"TIME"], ids=bytes.decode)
-@pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.split()[0].decode())
-async def test_an_error_reply_is_no_answer(error: bytes, command: bytes, tmp_path: Path) -> None:
-    """Whatever error Redis answers an operation with, nothing is known: not "gone", not "taken", not "done"."""
-    await assert_unavailable(command, b"-" + error + b"\r\n", tmp_path)
-
-
-NO_SENSE = [
-    *((b"TIME", each) for each in ("a number", "a status", "garbage", "an end")),
-    *((b"GET", each) for each in ("a number", "an array", "garbage", "an end")),
-    *((b"PEXPIRETIME", each) for each in ("an array", "a status", "garbage", "an end")),
-    *((b"SET", each) for each in ("a number", "an array", "a status", "garbage", "an end")),
-    *((b"EVAL", each) for each in ("an array", "a status", "garbage", "an end")),
-    *((b"DEL", each) for each in ("an array", "a status", "garbage", "an end")),
-]
-
-
-@pytest.mark.parametrize(("command", "reply"), NO_SENSE, ids=[f"{name.decode()} {reply}" for name, reply in NO_SENSE])
-async def test_a_reply_that_makes_no_sense_is_no_answer(command: bytes, reply: str, tmp_path: Path) -> None:
-    """A reply that cannot be one to what was asked is not taken for one."""
-    await assert_unavailable(command, NONSENSE[reply], tmp_path)
-
-
-@pytest.mark.parametrize(
-    "stray", [bulk(b"OK"), bulk(RECORD), integer(1), NIL, OK], ids=["text", "record", "1", "nil", "OK"]
-)
-async def test_a_reply_too_many_is_seen(stray: bytes, tmp_path: Path) -> None:
-    """A reply to nothing does not shift those that follow: the connection is given up, and the next is right."""
-    async with (
-        FakeRedis(tmp_path / "fake.sock", answering(b"PEXPIRETIME", EXPIRY + stray, EXPIRY)) as fake,
-        running_batcher(fake.url) as running,
-    ):
-        store = RedisSessionStore(running.batcher, Keys(), tells_expiry=True)
-        for _ in range(20):
-            try:
-                (found,) = (await store.read([ID], in_seconds(PATIENCE))).found
-            except StoreUnavailable:
-                await running.recovered()
-            else:
-                assert found is not None, "a live session was denied"
-                assert found.session == SESSION
-        assert fake.connected == 2
-
-
-async def test_an_answer_about_another_session_is_none(tmp_path: Path) -> None:
-    """A record that names another session closes the connection, and whoever comes after it there is told unknown."""
-    other = "0000000000000000000002"
-    async with (
-        FakeRedis(tmp_path / "fake.sock", answering(b"GET", bulk(RECORD))) as fake,
-        Proxy(tmp_path / "fake.sock", tmp_path / "proxy.sock") as proxy,
-        running_batcher(proxy.url) as running,
-    ):
-        store = RedisSessionStore(running.batcher, Keys(), tells_expiry=True)
-        proxy.hold()
-        first = asyncio.create_task(store.now(in_seconds(PATIENCE)))
-        await proxy.holding(b"TIME")
-        shifted = asyncio.create_task(store.read([other], in_seconds(PATIENCE)))
-        proxy.release()
-        await first
-        with pytest.raises(StoreUnavailable, match="another session"):
-            await shifted
-        await running.recovered()
-        assert fake.connected == 2
-        assert proxy.connections == 1
-
-
-async def test_stopping_at_once_closes_the_connection(proxy: Proxy) -> None:
-    """A batcher that is stopped before it was asked anything leaves no connection behind."""
-    async with running_batcher(proxy.url):
-        assert proxy.connections == 1
-
-    async def none_left() -> bool:
-        return proxy.connections == 0
-
-    await eventually_async(none_left, "the connection is closed")
