@@ -176,7 +176,7 @@ def test_the_command_of_the_client_alone(client_alone: Environment, service: Ser
 def test_with_the_server_extra(environment: Callable[..., Environment], wheel: Path) -> None:
     """The wheel with its server extra serves, and plays its demo."""
     full = environment(f"{wheel}[server]")
-    demo = full.run("-m", "catraca", "demo", "--seconds", "0.5")
+    demo = full.run("-m", "catraca", "demo", "--ttl", "500ms")
     assert demo.returncode == 0, demo.stderr
     with ServeProcess(python=full.python, store_url="memory:") as process:
         with SessionClient(process.target, timeout=20) as sessions:

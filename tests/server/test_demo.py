@@ -11,7 +11,7 @@ from tests.support.command import catraca, clean_environment
 
 def test_on_a_pipe() -> None:
     """The whole story is told in plain lines, goes as told, and leaves nothing running."""
-    done = catraca("demo", "--seconds", "1")
+    done = catraca("demo", "--ttl", "1s")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
@@ -40,7 +40,7 @@ def test_on_a_terminal() -> None:
     terminal, ours = pty.openpty()
     environment = clean_environment({"TERM": "xterm", "PYTHONIOENCODING": "utf-8"})
     with subprocess.Popen(
-        [sys.executable, "-m", "catraca", "demo", "--seconds", "1"],
+        [sys.executable, "-m", "catraca", "demo", "--ttl", "1s"],
         env=environment,
         stdin=ours,
         stdout=ours,

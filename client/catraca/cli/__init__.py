@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=parents, epilog=epilog)
 
     demo = add("demo", "play a session's life against a service of its own (needs the server extra)")
-    _flag(demo, "--seconds", "how long the first session lives (default 2)")
+    _flag(demo, "--ttl", "how long the first session lives (default 2s)")
     health = add("health", "ask whether the service serves", client)
     _flag(health, "--service", "the service, or `store` (default: the server as a whole)")
     create = add("create", "start a session", client, token, epilog=_READ_FROM)

@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs a parsed command and returns its exit status."""
     try:
         if options.command == "demo":
-            return demo.play(_seconds(options.seconds or "2"))
+            return demo.play(_span(options.ttl or "2s"))
         return _run(options)
     except (UsageError, errors.CatracaError) as error:
         print(f"catraca: {error}", file=sys.stderr)
@@ -107,12 +107,6 @@ def _attribute(text: str) -> tuple[str, str]:
     if not separator:
         raise UsageError(f"--attribute {text!r} is no KEY=VALUE")
     return key, value
-
-
-def _seconds(text: str) -> float:
-    if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,3})?", text) or not float(text):
-        raise UsageError(f"--seconds {text!r} is no number of seconds above zero, such as 2 or 0.5")
-    return float(text)
 
 
 def _span(text: str) -> timedelta:

@@ -62,29 +62,27 @@ class _Stage:
         return f"\x1b[{colour}m{text}\x1b[0m" if self._coloured else text
 
 
-def play(seconds: float) -> int:
-    """Plays the demo; the first session lives for `seconds`. Returns the exit status: 0 if all went as told."""
+def play(ttl: timedelta) -> int:
+    """Plays the demo; the first session lives for `ttl`. Returns the exit status: 0 if all went as told."""
     stage = _Stage()
     print("Starting a service with an embedded store, only for this demo …", flush=True)
     with _service() as target, SessionClient(target) as sessions:
         print(f"It listens on {target}.")
-        went_well = [_brought_token(stage, sessions, seconds), _minted_token(stage, sessions)]
+        went_well = [_brought_token(stage, sessions, ttl), _minted_token(stage, sessions)]
     print("\nThat was all. `catraca serve` starts a service that stays.")
     return EXIT_YES if all(went_well) else EXIT_FAILED
 
 
-def _brought_token(stage: _Stage, sessions: SessionClient, seconds: float) -> bool:
-    stage.scene(f"User {USER} logs in with a token of their own, {TOKEN}, for {seconds:g} s")
-    login = sessions.create(
-        USER, ttl=timedelta(seconds=seconds), token=TOKEN, attributes={"device": "phone", "app": "demo"}
-    )
+def _brought_token(stage: _Stage, sessions: SessionClient, ttl: timedelta) -> bool:
+    stage.scene(f"User {USER} logs in with a token of their own, {TOKEN}, for {ttl.total_seconds():g} s")
+    login = sessions.create(USER, ttl=ttl, token=TOKEN, attributes={"device": "phone", "app": "demo"})
     stage.say(f"session {login.session.session_id}")
     stage.scene("They click: is the token good, and whose is it?")
     before = sessions.validate(TOKEN)
     stage.verdict(before)
     stage.scene("They go away, and the session ends by itself")
     # A little longer than it lives, for the clocks' sake.
-    stage.wait(seconds + 0.1)
+    stage.wait(ttl.total_seconds() + 0.1)
     after = sessions.validate(TOKEN)
     stage.verdict(after)
     return bool(before) and not after
