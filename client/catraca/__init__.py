@@ -4,8 +4,8 @@
 same errors, which are in `catraca.errors`. The generated gRPC stubs are in `catraca.v1`.
 """
 
-from catraca._model import InvalidReason, Login, Session, Validation
+from catraca._model import InvalidReason, Login, Rotation, Session, Validation
 from catraca.aio import AsyncSessionClient
 from catraca.sync import SessionClient
 
-__all__ = ["AsyncSessionClient", "InvalidReason", "Login", "Session", "SessionClient", "Validation"]
+__all__ = ["AsyncSessionClient", "InvalidReason", "Login", "Rotation", "Session", "SessionClient", "Validation"]

@@ -7,16 +7,18 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from catraca import _model
-from catraca._model import Login, Session, Validation
+from catraca._model import Login, Rotation, Session, Validation
 from catraca.errors import InvalidRequest, SessionInvalid
-from catraca.v1 import session_service_pb2 as pb
+from catraca.v1 import session_pb2, session_service_pb2 as pb
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 DEFAULT_TIMEOUT = 1.0
@@ -24,7 +26,7 @@ DEFAULT_TIMEOUT = 1.0
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["SessionService"].full_name
 _Result = TypeVar("_Result")
-_Request = TypeVar("_Request", bound=Message)
+_Built = TypeVar("_Built", bound=Message)
 
 _SERVICE_CONFIG = {
     # A name may stand for several servers; one that goes away is left out until it is back.
@@ -105,6 +107,57 @@ def validate_batch(tokens: Iterable[str], *, skip_touch: bool) -> Call[list[Vali
     return Call(_path("BatchValidateSessions"), request, pb.BatchValidateSessionsResponse, read)
 
 
+def page(user_id: str, *, page_size: int, page_token: str) -> Call[tuple[list[Session], str]]:
+    """ListSessions: the sessions of a page, and the token of the next; empty: there is none."""
+
+    def read(response: pb.ListSessionsResponse) -> tuple[list[Session], str]:
+        return [_model.read_session(each) for each in response.sessions], response.next_page_token
+
+    request = _build(pb.ListSessionsRequest, user_id=user_id, page_size=page_size, page_token=page_token)
+    return Call(_path("ListSessions"), request, pb.ListSessionsResponse, read)
+
+
+def update(
+    session_id: str,
+    *,
+    etag: str | None,
+    attributes: Mapping[str, str] | None,
+    set_attributes: Mapping[str, str | None] | None,
+    absolute_expire_time: datetime | None,
+    idle_timeout: timedelta | None,
+) -> Call[Session]:
+    """UpdateSession. Raises TypeError if there is nothing to update, or a time has no time zone."""
+    singly = dict(set_attributes or {})
+    paths = [
+        *(["attributes"] if attributes is not None else []),
+        *(f"attributes.{key}" for key in singly),
+        *(["absolute_expire_time"] if absolute_expire_time is not None else []),
+        *(["idle_timeout"] if idle_timeout is not None else []),
+    ]
+    if not paths:
+        raise TypeError("update() takes at least one thing to update")
+    session = _build(
+        session_pb2.Session,
+        session_id=session_id,
+        etag=etag,
+        attributes={key: value for key, value in {**(attributes or {}), **singly}.items() if value is not None},
+        absolute_expire_time=_timestamp(absolute_expire_time),
+        idle_timeout=_duration(idle_timeout),
+    )
+
+    def read(response: pb.UpdateSessionResponse) -> Session:
+        return _model.read_session(response.session)
+
+    request = pb.UpdateSessionRequest(session=session, update_mask=_build(FieldMask, paths=paths))
+    return Call(_path("UpdateSession"), request, pb.UpdateSessionResponse, read)
+
+
+def rotate(token: str) -> Call[Rotation]:
+    """RotateSession."""
+    request = _build(pb.RotateSessionRequest, token=token)
+    return Call(_path("RotateSession"), request, pb.RotateSessionResponse, _model.read_rotation)
+
+
 def get(session_id: str) -> Call[Session]:
     """GetSession."""
 
@@ -124,6 +177,16 @@ def revoke(*, token: str | None, session_id: str | None) -> Call[bool]:
 
     request = _build(pb.RevokeSessionRequest, token=token, session_id=session_id)
     return Call(_path("RevokeSession"), request, pb.RevokeSessionResponse, read)
+
+
+def revoke_user_sessions(user_id: str, *, except_session_id: str | None) -> Call[int]:
+    """RevokeUserSessions."""
+
+    def read(response: pb.RevokeUserSessionsResponse) -> int:
+        return response.revoked_count
+
+    request = _build(pb.RevokeUserSessionsRequest, user_id=user_id, except_session_id=except_session_id)
+    return Call(_path("RevokeUserSessions"), request, pb.RevokeUserSessionsResponse, read)
 
 
 def required(validation: Validation) -> Session:
@@ -146,9 +209,19 @@ def _duration(span: timedelta | None) -> Duration | None:
     return duration
 
 
-def _build(request_type: type[_Request], **fields: Any) -> _Request:
+def _timestamp(moment: datetime | None) -> Timestamp | None:
+    if moment is None:
+        return None
+    if moment.tzinfo is None:
+        raise TypeError("a time must have a time zone")
+    timestamp = Timestamp()
+    timestamp.FromDatetime(moment)
+    return timestamp
+
+
+def _build(message_type: type[_Built], **fields: Any) -> _Built:
     try:
-        return request_type(**fields)
+        return message_type(**fields)
     except UnicodeError:
         # Text with lone surrogates, which no message can carry. The values stay out of the error.
         raise InvalidRequest("a value is not valid Unicode text") from None

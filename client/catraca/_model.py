@@ -56,6 +56,14 @@ class Login:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rotation:
+    """A session and the token that it has now. The token is left out of the repr."""
+
+    token: str = field(repr=False)
+    session: Session
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Validation:
     """The answer about a token. True if it is valid."""
 
@@ -92,6 +100,11 @@ def read_login(message: pb.CreateSessionResponse) -> Login:
         session=read_session(message.session),
         evicted_session_ids=tuple(message.evicted_session_ids),
     )
+
+
+def read_rotation(message: pb.RotateSessionResponse) -> Rotation:
+    """Returns the rotation in a message."""
+    return Rotation(token=message.token, session=read_session(message.session))
 
 
 def read_validation(message: pb.ValidateSessionResponse) -> Validation:

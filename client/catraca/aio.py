@@ -2,15 +2,15 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from datetime import timedelta
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
 
 from catraca import _core
-from catraca._model import Login, Session, Validation
+from catraca._model import Login, Rotation, Session, Validation
 from catraca.errors import from_status
 
 _Result = TypeVar("_Result")
@@ -90,6 +90,45 @@ class AsyncSessionClient:
         """Reads a session by its public id. Raises SessionNotFound."""
         return await self._make(_core.get(session_id), timeout)
 
+    async def list_sessions(
+        self, user_id: str, *, page_size: int = 0, timeout: float | None = None
+    ) -> AsyncIterator[Session]:
+        """Yields a user's live sessions, newest first. See `SessionClient.list_sessions`."""
+        page_token = ""
+        while True:
+            call = _core.page(user_id, page_size=page_size, page_token=page_token)
+            sessions, page_token = await self._make(call, timeout)
+            for session in sessions:
+                yield session
+            if not page_token:
+                return
+
+    async def update(
+        self,
+        session_id: str,
+        *,
+        etag: str | None = None,
+        attributes: Mapping[str, str] | None = None,
+        set_attributes: Mapping[str, str | None] | None = None,
+        absolute_expire_time: datetime | None = None,
+        idle_timeout: timedelta | None = None,
+        timeout: float | None = None,
+    ) -> Session:
+        """Changes a session and returns it as it is now. See `SessionClient.update`."""
+        call = _core.update(
+            session_id,
+            etag=etag,
+            attributes=attributes,
+            set_attributes=set_attributes,
+            absolute_expire_time=absolute_expire_time,
+            idle_timeout=idle_timeout,
+        )
+        return await self._make(call, timeout)
+
+    async def rotate(self, token: str, *, timeout: float | None = None) -> Rotation:
+        """Replaces a session's token; the old one stays valid for a short grace. See `SessionClient.rotate`."""
+        return await self._make(_core.rotate(token), timeout)
+
     async def revoke(
         self,
         *,
@@ -99,6 +138,12 @@ class AsyncSessionClient:
     ) -> bool:
         """Ends the session of a token or of a public id. Whether there was one: false if it had ended already."""
         return await self._make(_core.revoke(token=token, session_id=session_id), timeout)
+
+    async def revoke_user_sessions(
+        self, user_id: str, *, except_session_id: str | None = None, timeout: float | None = None
+    ) -> int:
+        """Ends all sessions of a user, or all but one. See `SessionClient.revoke_user_sessions`."""
+        return await self._make(_core.revoke_user_sessions(user_id, except_session_id=except_session_id), timeout)
 
     async def close(self) -> None:
         """Closes the connection. A call after this opens a new one."""

@@ -55,6 +55,18 @@ class TokenInUse(CatracaError):
     """The brought token already names a live session."""
 
 
+class SessionLimitReached(CatracaError):
+    """The user has as many sessions as the service allows, and it rejects one more."""
+
+
+class TokenReused(CatracaError):
+    """The token was rotated out and its grace is over; its session has just been revoked."""
+
+
+class EtagMismatch(CatracaError):
+    """The session has changed since it had that etag: read it again and decide anew."""
+
+
 class NotAllowed(CatracaError):
     """The service does not know this caller, or does not let it do this."""
 
@@ -73,7 +85,7 @@ class UnexpectedAnswer(CatracaError):
     """A status that this client has no better name for: a defect, or a version far away from this one."""
 
 
-_ERRORS: Mapping[grpc.StatusCode, type[CatracaError]] = MappingProxyType(
+_BY_STATUS: Mapping[grpc.StatusCode, type[CatracaError]] = MappingProxyType(
     {
         grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
         grpc.StatusCode.NOT_FOUND: SessionNotFound,
@@ -85,15 +97,24 @@ _ERRORS: Mapping[grpc.StatusCode, type[CatracaError]] = MappingProxyType(
     }
 )
 
+# Where the status alone would say too much: there may be other reasons for it, of proxies and of later servers, and to
+# take one of those for a reused token would log a user out.
+_BY_REASON: Mapping[str, type[CatracaError]] = MappingProxyType(
+    {
+        "ETAG_MISMATCH": EtagMismatch,
+        "OVERLOADED": Overloaded,
+        "SESSION_LIMIT_REACHED": SessionLimitReached,
+        "TOKEN_REUSED": TokenReused,
+    }
+)
+
 
 def from_status(code: grpc.StatusCode, message: str | None, trailing_metadata: Iterable[Any]) -> CatracaError:
     """Returns the exception for an error status; `trailing_metadata` is pairs, as the engine gives them."""
     details = _details(trailing_metadata)
     info = details.get(ErrorInfo)
     reason = info.reason if isinstance(info, ErrorInfo) else None
-    error_type = _ERRORS.get(code, UnexpectedAnswer)
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and reason == "OVERLOADED":
-        error_type = Overloaded
+    error_type = _BY_REASON.get(reason or "") or _BY_STATUS.get(code, UnexpectedAnswer)
     error = error_type(f"{message or 'no message'} ({code.name}{f', {reason}' if reason else ''})")
     error.reason = reason
     match error, details.get(BadRequest), details.get(RetryInfo):

@@ -2,15 +2,15 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
 
 from catraca import _core
-from catraca._model import Login, Session, Validation
+from catraca._model import Login, Rotation, Session, Validation
 from catraca.errors import from_status
 
 _Result = TypeVar("_Result")
@@ -67,6 +67,7 @@ class SessionClient:
         Raises:
             InvalidRequest: An argument breaks a rule; `violations` names it.
             TokenInUse: The brought token already names a live session.
+            SessionLimitReached: The user has as many as there may be, and the service evicts none for it.
             Unavailable: Unknown whether it was created; repeating is safe.
         """
         call = _core.create(user_id=user_id, ttl=ttl, idle_timeout=idle_timeout, attributes=attributes, token=token)
@@ -108,9 +109,86 @@ class SessionClient:
         """Reads a session by its public id. Raises SessionNotFound."""
         return self._make(_core.get(session_id), timeout)
 
+    def list_sessions(self, user_id: str, *, page_size: int = 0, timeout: float | None = None) -> Iterator[Session]:
+        """Yields a user's live sessions, newest first, asking for page after page as they are used up.
+
+        Args:
+            user_id: Whose sessions.
+            page_size: How many to ask for at once, at most 500; zero: the server's choice.
+            timeout: Seconds for each page.
+        """
+        page_token = ""
+        while True:
+            call = _core.page(user_id, page_size=page_size, page_token=page_token)
+            sessions, page_token = self._make(call, timeout)
+            yield from sessions
+            if not page_token:
+                return
+
+    def update(
+        self,
+        session_id: str,
+        *,
+        etag: str | None = None,
+        attributes: Mapping[str, str] | None = None,
+        set_attributes: Mapping[str, str | None] | None = None,
+        absolute_expire_time: datetime | None = None,
+        idle_timeout: timedelta | None = None,
+        timeout: float | None = None,
+    ) -> Session:
+        """Changes a session and returns it as it is now.
+
+        Args:
+            session_id: Its public id.
+            etag: Only if it still has this etag.
+            attributes: These replace all.
+            set_attributes: These are set one by one, after that; None removes one.
+            absolute_expire_time: When it ends whatever happens; with a time zone.
+            idle_timeout: How long it survives without activity; zero: no idle timeout.
+            timeout: Seconds for this call.
+
+        Raises:
+            EtagMismatch: It has changed since it had that etag, perhaps by an earlier try of this same update.
+            SessionNotFound: It has ended.
+            InvalidRequest: A value breaks a rule.
+            Unavailable: Unknown whether it was changed; repeating is safe.
+        """
+        call = _core.update(
+            session_id,
+            etag=etag,
+            attributes=attributes,
+            set_attributes=set_attributes,
+            absolute_expire_time=absolute_expire_time,
+            idle_timeout=idle_timeout,
+        )
+        return self._make(call, timeout)
+
+    def rotate(self, token: str, *, timeout: float | None = None) -> Rotation:
+        """Replaces a session's token; the old one stays valid for a short grace.
+
+        Repeated within the grace, it returns the same new token.
+
+        Raises:
+            SessionNotFound: No live session has this token.
+            TokenReused: It was rotated out and its grace is over; the session has just been revoked.
+            Unavailable: Unknown whether it was rotated; repeating is safe.
+        """
+        return self._make(_core.rotate(token), timeout)
+
     def revoke(self, *, token: str | None = None, session_id: str | None = None, timeout: float | None = None) -> bool:
         """Ends the session of a token or of a public id. Whether there was one: false if it had ended already."""
         return self._make(_core.revoke(token=token, session_id=session_id), timeout)
+
+    def revoke_user_sessions(
+        self, user_id: str, *, except_session_id: str | None = None, timeout: float | None = None
+    ) -> int:
+        """Ends all sessions of a user, or all but one. Returns how many there were.
+
+        Raises:
+            Unavailable: Some may have been ended; repeat the call. A user with tens of thousands of sessions takes
+                longer than the default timeout.
+        """
+        return self._make(_core.revoke_user_sessions(user_id, except_session_id=except_session_id), timeout)
 
     def close(self) -> None:
         """Closes the connection. A call after this opens a new one."""

@@ -14,8 +14,8 @@ from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
 
 from catraca_server import reflection
-from catraca_server.domain import Policy
 from catraca_server.health import Health
+from catraca_server.requests import Policy
 from catraca_server.rpc import SERVICE_NAME, session_service_handlers
 from catraca_server.service import SessionService
 from catraca_server.sessions import Sessions
@@ -26,7 +26,9 @@ from catraca_server.store.connect import FIRST_VERSION_THAT_TELLS_EXPIRY, RedisC
 from catraca_server.store.embedded import EmbeddedStore, default_data_dir, find_binary
 from catraca_server.store.keys import Keys
 from catraca_server.store.redis_store import RedisSessionStore
+from catraca_server.store.user_index import RedisUserIndex
 from catraca_server.tokens import Tokens
+from catraca_server.users import UserSessions
 
 logger = logging.getLogger(__name__)
 
@@ -82,14 +84,8 @@ async def running(settings: Settings, environment: Mapping[str, str]) -> AsyncIt
     # Bound first: a port in use is the commonest mistake, and the cheapest to find.
     address = _bind(server, settings)
     health = Health(SERVICE_NAME)
-    async with _store(settings, environment, health) as store:
-        policy = Policy(
-            default_ttl=settings.default_ttl.milliseconds,
-            default_idle_timeout=settings.default_idle_timeout.milliseconds,
-            max_ttl=settings.max_ttl.milliseconds,
-        )
-        sessions = Sessions(store, Tokens(secrets.token_bytes, _pepper(settings)), policy)
-        _register(server, SessionService(sessions), health, settings)
+    async with _store(settings, environment, health) as (store, index):
+        _register(server, _service(store, index, settings), health, settings)
         await server.start()
         try:
             yield address
@@ -98,6 +94,19 @@ async def running(settings: Settings, environment: Mapping[str, str]) -> AsyncIt
             started = asyncio.get_running_loop().time()
             await server.stop(settings.drain_timeout.seconds)
             logger.info("drained in %.2f s", asyncio.get_running_loop().time() - started)
+
+
+def _service(store: RedisSessionStore, index: RedisUserIndex, settings: Settings) -> SessionService:
+    tokens = Tokens(secrets.token_bytes, _pepper(settings))
+    policy = Policy(
+        default_ttl=settings.default_ttl.milliseconds,
+        default_idle_timeout=settings.default_idle_timeout.milliseconds,
+        max_ttl=settings.max_ttl.milliseconds,
+        rotation_grace=settings.rotation_grace.milliseconds,
+        max_sessions_per_user=settings.max_sessions_per_user,
+        evict_oldest=settings.session_limit_policy == "evict-oldest",
+    )
+    return SessionService(Sessions(store, index, tokens, policy), UserSessions(store, index, tokens, policy))
 
 
 def _register(server: grpc.aio.Server, service: SessionService, health: Health, settings: Settings) -> None:
@@ -114,7 +123,7 @@ def _register(server: grpc.aio.Server, service: SessionService, health: Health, 
 @asynccontextmanager
 async def _store(
     settings: Settings, environment: Mapping[str, str], health: Health
-) -> AsyncIterator[RedisSessionStore]:
+) -> AsyncIterator[tuple[RedisSessionStore, RedisUserIndex]]:
     try:
         embedded = _embedded(settings, environment)
         if embedded is not None:
@@ -124,7 +133,8 @@ async def _store(
     try:
         batcher, tells_expiry = await _connect(settings, embedded, health)
         try:
-            yield RedisSessionStore(batcher, Keys(settings.key_prefix), tells_expiry=tells_expiry)
+            keys = Keys(settings.key_prefix)
+            yield RedisSessionStore(batcher, keys, tells_expiry=tells_expiry), RedisUserIndex(batcher, keys)
         finally:
             await batcher.stop()
     finally:

@@ -3,23 +3,29 @@
 All times are Unix milliseconds of the store's clock, the only clock that decides, and all spans are milliseconds.
 """
 
-import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from functools import cached_property
 
-from catraca_server.tokens import Credential, brought_token_fault
-
-USER_ID_MAX_BYTES = 256
-ATTRIBUTES_MAX_ENTRIES = 64
-ATTRIBUTE_KEY_MAX_BYTES = 128
-ATTRIBUTE_VALUE_MAX_BYTES = 4096
-ATTRIBUTES_MAX_BYTES = 16384
-BATCH_MAX = 1000
+from catraca_server.tokens import Credential
 
 TOUCH_INTERVAL_MAX = 60_000
+RETIRED_MAX = 32
+"""Rotated-out tokens of a session that are recognised, so that presenting one late is noticed."""
+
 _TOUCHES_PER_IDLE_TIMEOUT = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """A token that was rotated out."""
+
+    digest: str = field(repr=False)
+    grace_until: int
+    """It is valid before this moment; from then on presenting it is reuse."""
+    salt: str = field(repr=False)
+    """With the token itself it yields the next one. Empty once the grace is over: then nobody may."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +43,8 @@ class Session:
     """Zero: none."""
     version: int = 1
     """Counts updates and rotations."""
+    retired: tuple[Retired, ...] = field(default=(), repr=False)
+    """Oldest first."""
 
     @property
     def etag(self) -> str:
@@ -71,6 +79,20 @@ class Session:
         if self.idle_timeout:
             by_absolute = max(by_absolute, expiry - self.idle_timeout)
         return max(by_absolute, self.create_time)
+
+    def rotated(self, digest: str, salt: str, grace: int, now: int) -> "Session":
+        """Returns this session with another token; the one it has is valid for `grace` milliseconds more."""
+        retired = (*self.unsalted(now).retired, Retired(self.digest, now + grace, salt))
+        return replace(self, digest=digest, retired=retired[-RETIRED_MAX:], version=self.version + 1)
+
+    def unsalted(self, now: int) -> "Session":
+        """Returns this session without the salts that no token inside its grace needs, or itself if there are none."""
+        in_grace = [each.grace_until > now for each in self.retired]
+        # A token yields the next one, and so on to the last: the first one inside its grace needs all from there on.
+        over = in_grace.index(True) if True in in_grace else len(in_grace)
+        if not any(each.salt for each in self.retired[:over]):
+            return self
+        return replace(self, retired=(*(replace(each, salt="") for each in self.retired[:over]), *self.retired[over:]))
 
     @property
     def _mark(self) -> int:
@@ -132,130 +154,45 @@ class Verdict:
     live: Live | None
     reason: InvalidReason | None = None
     cache_ttl: int = 0
+    rotated: bool = False
+    """The token has been rotated out and is still inside its grace."""
 
 
 MALFORMED = Verdict(None, InvalidReason.MALFORMED)
 
 
+class Standing(Enum):
+    """What a token is to the session that it names."""
+
+    CURRENT = auto()
+    IN_GRACE = auto()
+    REUSED = auto()
+    UNKNOWN = auto()
+
+
+def standing(credential: Credential, live: Live | None, now: int) -> Standing:
+    """Decides what `credential` is to the session that the store has under its id."""
+    # The store drops a session at its absolute deadline by itself; this is for the moment in which it has not yet.
+    if live is None or now >= live.session.absolute_expire_time:
+        return Standing.UNKNOWN
+    if credential.opens(live.session.digest):
+        return Standing.CURRENT
+    for retired in live.session.retired:
+        if credential.opens(retired.digest):
+            return Standing.IN_GRACE if now < retired.grace_until else Standing.REUSED
+    return Standing.UNKNOWN
+
+
 def judge(check: Check, credential: Credential, live: Live | None, now: int) -> Verdict:
     """Decides whether `credential`, read from `check.token`, opens what the store has under its session id."""
-    if live is None or not credential.opens(live.session.digest):
+    stands = standing(credential, live, now)
+    if live is None or stands is Standing.UNKNOWN:
         return Verdict(None, InvalidReason.NOT_FOUND)
-    if now >= live.session.absolute_expire_time:
-        # The store drops it by itself; this is for the moment in which it has not yet.
-        return Verdict(None, InvalidReason.NOT_FOUND)
+    if stands is Standing.REUSED:
+        return Verdict(None, InvalidReason.TOKEN_REUSED)
     if check.user_id and check.user_id != live.session.user_id:
         return Verdict(None, InvalidReason.USER_MISMATCH)
+    if stands is Standing.IN_GRACE:
+        # Not to be reused by a near cache: it would not notice the end of the grace.
+        return Verdict(live, rotated=True)
     return Verdict(live, cache_ttl=live.cache_ttl(now))
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What an operator decides about lifetimes; in milliseconds."""
-
-    default_ttl: int
-    default_idle_timeout: int
-    max_ttl: int
-
-
-@dataclass(frozen=True, slots=True)
-class NewSession:
-    """A login: what a caller asks to have created. None: the policy's default."""
-
-    user_id: str
-    ttl: int | None = None
-    idle_timeout: int | None = None
-    """Zero: none."""
-    attributes: Mapping[str, str] = field(default_factory=dict, repr=False)
-    token: str = field(default="", repr=False)
-    """Brought by the caller; empty: mint one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """A field that breaks its rule; the path is as in the API. Quotes no value: it may be a secret."""
-
-    field: str
-    description: str
-
-
-class InvalidRequest(Exception):
-    """The request breaks rules of the API; without violations, it is no request at all."""
-
-    def __init__(self, *violations: Violation) -> None:
-        super().__init__()
-        self.violations = violations
-
-
-class SessionNotFound(Exception):
-    """There is no session of this id: it never existed, has expired or was revoked."""
-
-
-class TokenInUse(Exception):
-    """The brought token already names a live session."""
-
-
-def violations_of_login(new: NewSession, policy: Policy) -> list[Violation]:
-    """Returns all that is wrong with a login."""
-    faults = {
-        "user_id": _user_id_fault(new.user_id),
-        "ttl": _ttl_fault(new.ttl, policy),
-        "idle_timeout": _idle_timeout_fault(new.idle_timeout, policy),
-        "attributes": _attributes_fault(new.attributes),
-        "token": brought_token_fault(new.token) if new.token else None,
-    }
-    return [Violation(name, fault) for name, fault in faults.items() if fault]
-
-
-def violations_of_check(check: Check, path: str = "") -> list[Violation]:
-    """Returns all that is wrong with a question; `path` is where in the request it stands."""
-    violations = []
-    if not check.token:
-        violations.append(Violation(f"{path}token", "must be set"))
-    if check.user_id and (fault := _user_id_fault(check.user_id)):
-        violations.append(Violation(f"{path}user_id", fault))
-    return violations
-
-
-def _user_id_fault(user_id: str) -> str | None:
-    if not 1 <= len(user_id.encode()) <= USER_ID_MAX_BYTES:
-        return f"must be 1 to {USER_ID_MAX_BYTES} bytes of UTF-8"
-    if not user_id.isprintable() and any(unicodedata.category(char) == "Cc" for char in user_id):
-        return "must not contain control characters"
-    return None
-
-
-def _ttl_fault(ttl: int | None, policy: Policy) -> str | None:
-    if ttl is None:
-        return None
-    if ttl <= 0:
-        return "must be positive"
-    if ttl > policy.max_ttl:
-        return f"must be at most {policy.max_ttl / 1000:g}s, the longest this server is configured for"
-    return None
-
-
-def _idle_timeout_fault(idle_timeout: int | None, policy: Policy) -> str | None:
-    if idle_timeout is None:
-        return None
-    if idle_timeout < 0:
-        return "must not be negative; zero means no idle timeout"
-    if idle_timeout > policy.max_ttl:
-        return f"must be at most {policy.max_ttl / 1000:g}s, the longest ttl this server is configured for"
-    return None
-
-
-def _attributes_fault(attributes: Mapping[str, str]) -> str | None:
-    if len(attributes) > ATTRIBUTES_MAX_ENTRIES:
-        return f"must have at most {ATTRIBUTES_MAX_ENTRIES} entries"
-    total = 0
-    for key, value in attributes.items():
-        key_size, value_size = len(key.encode()), len(value.encode())
-        if not 1 <= key_size <= ATTRIBUTE_KEY_MAX_BYTES:
-            return f"must have keys of 1 to {ATTRIBUTE_KEY_MAX_BYTES} bytes"
-        if value_size > ATTRIBUTE_VALUE_MAX_BYTES:
-            return f"must have values of at most {ATTRIBUTE_VALUE_MAX_BYTES} bytes"
-        total += key_size + value_size
-    if total > ATTRIBUTES_MAX_BYTES:
-        return f"must be at most {ATTRIBUTES_MAX_BYTES} bytes together, keys and values added up"
-    return None

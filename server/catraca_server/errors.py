@@ -6,7 +6,9 @@ exception to that is InvalidRequest, whose text is made of field names and rules
 
 import logging
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -16,7 +18,14 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from catraca.v1.error_reason_pb2 import ErrorReason
-from catraca_server.domain import InvalidRequest, SessionNotFound, TokenInUse
+from catraca_server.requests import (
+    EtagMismatch,
+    InvalidRequest,
+    SessionLimitReached,
+    SessionNotFound,
+    TokenInUse,
+    TokenReused,
+)
 from catraca_server.store import Overloaded, StoreUnavailable
 
 logger = logging.getLogger(__name__)
@@ -36,45 +45,63 @@ class Failure:
     trailing_metadata: tuple[tuple[str, bytes], ...]
 
 
+_STATUSES: Mapping[type[Exception], tuple[grpc.StatusCode, ErrorReason.ValueType, str]] = MappingProxyType(
+    {
+        SessionNotFound: (
+            grpc.StatusCode.NOT_FOUND,
+            ErrorReason.ERROR_REASON_SESSION_NOT_FOUND,
+            "no such session: it never existed, has expired, or was revoked",
+        ),
+        TokenInUse: (
+            grpc.StatusCode.ALREADY_EXISTS,
+            ErrorReason.ERROR_REASON_TOKEN_IN_USE,
+            "the token already names a live session: revoke that session first, or bring another token",
+        ),
+        SessionLimitReached: (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            ErrorReason.ERROR_REASON_SESSION_LIMIT_REACHED,
+            "the user has as many sessions as this server allows: revoke one of them first",
+        ),
+        TokenReused: (
+            grpc.StatusCode.FAILED_PRECONDITION,
+            ErrorReason.ERROR_REASON_TOKEN_REUSED,
+            "the token was rotated out and its grace is over, so its session has been revoked: log in again",
+        ),
+        EtagMismatch: (
+            grpc.StatusCode.ABORTED,
+            ErrorReason.ERROR_REASON_ETAG_MISMATCH,
+            "the session has changed since that etag: read it again and decide anew",
+        ),
+        StoreUnavailable: (
+            grpc.StatusCode.UNAVAILABLE,
+            ErrorReason.ERROR_REASON_STORE_UNAVAILABLE,
+            "the session store did not answer in time, so nothing is known about the session: retry",
+        ),
+        Overloaded: (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            ErrorReason.ERROR_REASON_OVERLOADED,
+            "the server has more work than it can answer in time: retry after the delay in RetryInfo",
+        ),
+    }
+)
+
+
 def failure(error: Exception) -> Failure:
     """Returns the status of an exception that ended a call, and logs it if it is a defect of ours."""
-    match error:
-        case InvalidRequest():
-            return _invalid_request(error)
-        case SessionNotFound():
-            return _failure(
-                grpc.StatusCode.NOT_FOUND,
-                ErrorReason.ERROR_REASON_SESSION_NOT_FOUND,
-                "no such session: it never existed, has expired, or was revoked",
-            )
-        case TokenInUse():
-            return _failure(
-                grpc.StatusCode.ALREADY_EXISTS,
-                ErrorReason.ERROR_REASON_TOKEN_IN_USE,
-                "the token already names a live session: revoke that session first, or bring another token",
-            )
-        case StoreUnavailable():
-            return _failure(
-                grpc.StatusCode.UNAVAILABLE,
-                ErrorReason.ERROR_REASON_STORE_UNAVAILABLE,
-                "the session store did not answer in time, so nothing is known about the session: retry",
-            )
-        case Overloaded():
-            return _failure(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                ErrorReason.ERROR_REASON_OVERLOADED,
-                "the server has more work than it can answer in time: retry after the delay in RetryInfo",
-                RetryInfo(retry_delay=RETRY_DELAY),
-            )
-        case _:
-            # Where it happened and not what it says: an unforeseen text may quote a request.
-            where = "".join(traceback.format_tb(error.__traceback__))
-            logger.critical("defect: %s\n%s", type(error).__name__, where)
-            return _failure(
-                grpc.StatusCode.INTERNAL,
-                ErrorReason.ERROR_REASON_INTERNAL,
-                "a defect of the server; its log has the details",
-            )
+    if isinstance(error, InvalidRequest):
+        return _invalid_request(error)
+    for error_type, status in _STATUSES.items():
+        if isinstance(error, error_type):
+            details = [RetryInfo(retry_delay=RETRY_DELAY)] if error_type is Overloaded else []
+            return _failure(*status, *details)
+    # Where it happened and not what it says: an unforeseen text may quote a request.
+    where = "".join(traceback.format_tb(error.__traceback__))
+    logger.critical("defect: %s\n%s", type(error).__name__, where)
+    return _failure(
+        grpc.StatusCode.INTERNAL,
+        ErrorReason.ERROR_REASON_INTERNAL,
+        "a defect of the server; its log has the details",
+    )
 
 
 def _invalid_request(error: InvalidRequest) -> Failure:

@@ -13,11 +13,14 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from catraca.v1 import session_service_pb2 as pb
-from catraca_server.domain import InvalidRequest
 from catraca_server.errors import Failure, failure
+from catraca_server.requests import InvalidRequest
 from catraca_server.service import SessionService
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["SessionService"].full_name
+
+USER_WIDE_EXCHANGES = 40
+"""Store timeouts that a call about all sessions of a user may take: 10 s unless configured."""
 
 _Request = TypeVar("_Request", bound=Message)
 _Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -25,10 +28,16 @@ _Handler = Callable[[bytes, _Context], Awaitable[bytes]]
 
 
 def session_service_handlers(service: SessionService, *, store_timeout: float) -> grpc.GenericRpcHandler:
-    """Returns the handlers of SessionService; `store_timeout` (seconds) is what the store has for one call."""
+    """Returns the handlers of SessionService; `store_timeout` (seconds) is what the store has for one call.
 
-    def unary(request_type: type[_Request], method: Callable[[_Request, float], Awaitable[Message]]) -> Any:
-        return grpc.unary_unary_rpc_method_handler(_handler(request_type, method, store_timeout))
+    RevokeUserSessions takes more exchanges with the store the more sessions the user has: there the timeout is for each
+    of them, and the call has more.
+    """
+
+    def unary(
+        request_type: type[_Request], method: Callable[[_Request, float], Awaitable[Message]], exchanges: int = 1
+    ) -> Any:
+        return grpc.unary_unary_rpc_method_handler(_handler(request_type, method, store_timeout * exchanges))
 
     return grpc.method_handlers_generic_handler(
         SERVICE_NAME,
@@ -37,19 +46,25 @@ def session_service_handlers(service: SessionService, *, store_timeout: float) -
             "ValidateSession": unary(pb.ValidateSessionRequest, service.validate_session),
             "BatchValidateSessions": unary(pb.BatchValidateSessionsRequest, service.batch_validate_sessions),
             "GetSession": unary(pb.GetSessionRequest, service.get_session),
+            "ListSessions": unary(pb.ListSessionsRequest, service.list_sessions),
+            "UpdateSession": unary(pb.UpdateSessionRequest, service.update_session),
+            "RotateSession": unary(pb.RotateSessionRequest, service.rotate_session),
             "RevokeSession": unary(pb.RevokeSessionRequest, service.revoke_session),
+            "RevokeUserSessions": unary(
+                pb.RevokeUserSessionsRequest, service.revoke_user_sessions, USER_WIDE_EXCHANGES
+            ),
         },
     )
 
 
 def _handler(
-    request_type: type[_Request], method: Callable[[_Request, float], Awaitable[Message]], store_timeout: float
+    request_type: type[_Request], method: Callable[[_Request, float], Awaitable[Message]], timeout: float
 ) -> _Handler:
     async def handle(body: bytes, context: _Context) -> bytes:
         try:
             # Asked once, at entry: the engine measures what is left by the wall clock.
             remaining = cast("float | None", context.time_remaining())  # None: no deadline, which its type omits
-            budget = min(store_timeout, math.inf if remaining is None else remaining)
+            budget = min(timeout, math.inf if remaining is None else remaining)
             deadline = asyncio.get_running_loop().time() + budget
             response = await method(_parse(request_type, body), deadline)
             return response.SerializeToString()

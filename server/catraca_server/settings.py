@@ -23,6 +23,8 @@ STORE_SCHEMES = ("embedded", "memory", "redis", "rediss", "unix")
 _NO_SETTINGS = re.compile(r"CATRACA_(CONFIG|TARGET|API_KEY|API_KEY_FILE|VALKEY_SERVER|TEST_\w+|(SERVICE|PORT)_\w+)")
 """Variables that are not the server's: the client's, the tests', and what Kubernetes sets for a service so named."""
 
+ROTATION_GRACE_MAX = 300_000
+
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -88,6 +90,19 @@ def _positive_span(text: str) -> Millis:
     return span
 
 
+def _whole_number(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,6}", text):
+        raise ValueError("must be a whole number, 0 to 999999")
+    return int(text)
+
+
+def _rotation_grace(text: str) -> Millis:
+    grace = Millis.parse(text)
+    if grace.milliseconds > ROTATION_GRACE_MAX:
+        raise ValueError("must be at most 300s")
+    return grace
+
+
 def _store_url(text: str) -> str:
     if urlsplit(text).scheme not in STORE_SCHEMES:
         raise ValueError("must start with embedded:, memory:, redis://, rediss:// or unix://")
@@ -126,6 +141,11 @@ class Settings:
         "30m", Millis.parse, "a session's idle timeout where its creator names none; 0s: none"
     )
     max_ttl: Millis = _setting("30d", _positive_span, "the longest ttl a session may have")
+    max_sessions_per_user: int = _setting("0", _whole_number, "sessions a user may have at once; 0: any number")
+    session_limit_policy: str = _setting(
+        "evict-oldest", _one_of("evict-oldest", "reject"), "at the limit: evict-oldest or reject"
+    )
+    rotation_grace: Millis = _setting("30s", _rotation_grace, "how long a rotated-out token stays valid; at most 300s")
     drain_timeout: Millis = _setting("10s", Millis.parse, "how long calls in flight may finish when stopping")
     reflection: bool = _setting("true", _boolean, "serve gRPC reflection, which tells callers the API")
     log_format: str = _setting("text", _one_of("text", "json"), "text or json")

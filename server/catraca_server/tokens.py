@@ -36,6 +36,7 @@ _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _ID_BITS, _ID_LENGTH = 128, 22
 _SECRET_BITS, _SECRET_LENGTH = 256, 43
 _CHECKSUM_LENGTH = 6
+_SALT_BITS = 128
 _SECRET_AT = len(MINTED_PREFIX) + _ID_LENGTH
 _CHECKSUM_AT = _SECRET_AT + _SECRET_LENGTH
 _MINTED_LENGTH = _CHECKSUM_AT + _CHECKSUM_LENGTH
@@ -66,9 +67,22 @@ class Tokens:
     def mint(self) -> str:
         """Returns a new token of ours."""
         session_id = _base62(int.from_bytes(self._entropy(_ID_BITS // 8)), _ID_LENGTH)
-        secret = _base62(int.from_bytes(self._entropy(_SECRET_BITS // 8)), _SECRET_LENGTH)
-        body = session_id + secret
-        return MINTED_PREFIX + body + _checksum(body)
+        return _minted(session_id, int.from_bytes(self._entropy(_SECRET_BITS // 8)))
+
+    def salt(self) -> str:
+        """Returns a new salt for `renew`."""
+        return _base62(int.from_bytes(self._entropy(_SALT_BITS // 8)), _ID_LENGTH)
+
+    def renew(self, token: str, salt: str) -> str:
+        """Returns the token that follows `token` in the same session. The same two make the same one.
+
+        Neither the salt, which the store keeps for a while, nor the old token yields the new one without the other.
+        """
+        credential = self.read(token)
+        assert credential is not None, "a token that has opened a session"
+        secret = token[_SECRET_AT:_CHECKSUM_AT] if token.startswith(MINTED_PREFIX) else token
+        derived = hmac.digest(secret.encode(), b"catraca rotation\0" + salt.encode(), "sha256")
+        return _minted(credential.session_id, int.from_bytes(derived))
 
     def read(self, token: str) -> Credential | None:
         """Returns what a presented token proves, or None if it can be neither minted nor brought."""
@@ -103,6 +117,11 @@ def brought_token_fault(token: str) -> str | None:
 def is_session_id(text: str) -> bool:
     """Whether this can be a session id, so that nothing else ever becomes part of a key."""
     return len(text) == _ID_LENGTH and text.isascii() and text.isalnum()
+
+
+def _minted(session_id: str, secret: int) -> str:
+    body = session_id + _base62(secret, _SECRET_LENGTH)
+    return MINTED_PREFIX + body + _checksum(body)
 
 
 def _is_minted(token: str) -> bool:

@@ -35,6 +35,8 @@ def trailers(*details: ErrorInfo | BadRequest | RetryInfo) -> list[tuple[str, st
         (grpc.StatusCode.INTERNAL, errors.UnexpectedAnswer),
         (grpc.StatusCode.UNIMPLEMENTED, errors.UnexpectedAnswer),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.UnexpectedAnswer),
+        (grpc.StatusCode.FAILED_PRECONDITION, errors.UnexpectedAnswer),
+        (grpc.StatusCode.ABORTED, errors.UnexpectedAnswer),
     ],
 )
 def test_each_status_has_its_exception(code: grpc.StatusCode, error_type: type[errors.CatracaError]) -> None:
@@ -43,6 +45,23 @@ def test_each_status_has_its_exception(code: grpc.StatusCode, error_type: type[e
     assert type(error) is error_type
     assert error.reason is None
     assert code.name in str(error)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "error_type"),
+    [
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "SESSION_LIMIT_REACHED", errors.SessionLimitReached),
+        (grpc.StatusCode.FAILED_PRECONDITION, "TOKEN_REUSED", errors.TokenReused),
+        (grpc.StatusCode.ABORTED, "ETAG_MISMATCH", errors.EtagMismatch),
+        (grpc.StatusCode.FAILED_PRECONDITION, "OF_A_LATER_SERVER", errors.UnexpectedAnswer),
+        (grpc.StatusCode.ABORTED, "OF_A_LATER_SERVER", errors.UnexpectedAnswer),
+    ],
+)
+def test_what_only_the_reason_tells(code: grpc.StatusCode, reason: str, error_type: type[errors.CatracaError]) -> None:
+    """Where a status can mean many things, the reason decides; one that is not known is not guessed at."""
+    error = errors.from_status(code, "so it is", trailers(ErrorInfo(domain="catraca", reason=reason)))
+    assert type(error) is error_type
+    assert error.reason == reason
 
 
 def test_the_reason_is_told() -> None:

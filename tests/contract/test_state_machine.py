@@ -1,111 +1,59 @@
-"""Sessions against a plain model, over long random lives: create, validate, touch, expire, revoke.
-
-The model knows the guarantees and not how they are kept: a session is alive until the earlier of its deadlines, and may
-end up to a touch interval before its idle deadline. Where both outcomes are right the model learns which one it was.
-"""
+"""The whole API against a plain model, over long random lives, on every backend."""
 
 import asyncio
 import os
 import secrets
 import zlib
-from collections.abc import Awaitable, Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from enum import Enum, auto
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings, strategies as st
-from hypothesis.stateful import (
-    Bundle,
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    rule,
-    run_state_machine_as_test,
-)
-from tests.support.backends import Backend, fake_backend, session_store, valkey_backend
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from tests.support.backends import Backend, Operations, fake_backend, stores, valkey_backend
+from tests.support.model import DAY, GRACE, HOUR, MINUTE, SECOND, Expected, Life, Moment, Users
 from tests.support.valkey import Valkey
 
-from catraca_server.domain import Check, InvalidReason, Live, NewSession, Policy, SessionNotFound, TokenInUse, Verdict
-from catraca_server.sessions import Sessions
-from catraca_server.tokens import Tokens, _base62
+from catraca_server.domain import Check, InvalidReason, Live, Verdict
+from catraca_server.requests import (
+    EtagMismatch,
+    InvalidRequest,
+    NewSession,
+    SessionLimitReached,
+    SessionNotFound,
+    TokenInUse,
+    TokenReused,
+    Update,
+)
+from catraca_server.tokens import _base62
 
-SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
 LONG = "CATRACA_TEST_LONG" in os.environ
-USERS = ("ana", "bia", "caio")
+USERS = ("ana", "bia")
 BROUGHT = tuple(f"brought-token-number-{at}" for at in range(3))
+IDLE_TIMEOUTS = (0, 200, 5 * SECOND, MINUTE, 20 * MINUTE, 2 * HOUR, 30 * DAY)
 _T = TypeVar("_T")
 
 
-class Life(Enum):
-    """What a session must be now."""
-
-    ALIVE = auto()
-    DEAD = auto()
-    EITHER = auto()
-
-
-@dataclass
-class Expected:
-    """A session as the model knows it. Moments are intervals, because a real store's clock does not wait for us."""
-
-    token: str
-    user_id: str
-    session_id: str
-    ttl: int
-    idle_timeout: int
-    born: tuple[int, int]
-    active: tuple[int, int]
-    over: bool = False
-
-    @property
-    def touch_interval(self) -> int:
-        """min(60 s, idle_timeout / 20), as guaranteed."""
-        return min(MINUTE, self.idle_timeout // 20) if self.idle_timeout else MINUTE
-
-    def life(self, now: tuple[int, int]) -> Life:
-        """Whether it must be alive, must be dead, or may be either."""
-        ends = [at + self.ttl for at in self.born]
-        # The expiry stops short of the absolute deadline by less than a thousandth of the life that is left.
-        early = self.ttl // 1000 + 2
-        if self.idle_timeout:
-            ends = [min(end, at + self.idle_timeout) for end, at in zip(ends, self.active, strict=True)]
-            early = max(early, self.touch_interval + 2)
-        if self.over or now[0] > ends[1]:
-            return Life.DEAD
-        return Life.ALIVE if now[1] < ends[0] - early else Life.EITHER
-
-
 class SessionMachine(RuleBasedStateMachine):
-    """Drives `Sessions` over one backend."""
+    """Drives the operations over one backend."""
 
     backend: ClassVar[Backend]
     runner: ClassVar[asyncio.Runner]
     moves_past: ClassVar[bool]
     """Whether time passes by moving what is stored into the past."""
 
-    sessions_made = Bundle("sessions_made")
+    made = Bundle("made")
 
     def __init__(self) -> None:
         super().__init__()
         self.travelled = 0
         self.stack = AsyncExitStack()
-        self.known: list[Expected] = []
+        self.users = Users()
 
-    def run(self, work: Awaitable[_T]) -> _T:
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Runs a coroutine to its end."""
-
-        async def waited() -> _T:
-            return await work
-
-        return self.runner.run(waited())
-
-    def timed(self, work: Awaitable[_T]) -> tuple[_T, tuple[int, int]]:
-        """Runs an operation and returns between which moments it happened."""
-        before = self.now()
-        result = self.run(work)
-        return result, (before, self.now())
+        return self.runner.run(work)
 
     def now(self) -> int:
         """Returns the time as the model counts it."""
@@ -119,143 +67,320 @@ class SessionMachine(RuleBasedStateMachine):
     @property
     def deadline(self) -> float:
         """Returns a deadline that is never reached."""
-        return self.runner.get_loop().time() + 30
+        return self.runner.get_loop().time() + 60
 
-    @initialize()
-    def open(self) -> None:
-        """Starts with an empty store."""
+    @initialize(limit=st.sampled_from([0, 0, 1, 3]), evict=st.booleans())
+    def open(self, limit: int, evict: bool) -> None:
+        """Starts with an empty store, under some policy."""
         self.run(self.backend.command("FLUSHALL"))
-        store = self.run(self.stack.enter_async_context(session_store(self.backend)))
-        policy = Policy(default_ttl=DAY, default_idle_timeout=30 * MINUTE, max_ttl=30 * DAY)
-        self.sessions = Sessions(store, Tokens(secrets.token_bytes), policy)
+        opened = self.run(self.stack.enter_async_context(stores(self.backend)))
+        self.do = Operations.over(opened, max_sessions_per_user=limit, evict_oldest=evict, rotation_grace=GRACE)
 
     def teardown(self) -> None:
         """Closes the store."""
         self.run(self.stack.aclose())
 
     @rule(
-        target=sessions_made,
+        target=made,
         user_id=st.sampled_from(USERS),
         ttl=st.sampled_from([500, 5 * SECOND, MINUTE, HOUR, DAY, 30 * DAY]),
-        idle_timeout=st.sampled_from([0, 200, 5 * SECOND, MINUTE, 20 * MINUTE, 2 * HOUR, 30 * DAY]),
+        idle_timeout=st.sampled_from(IDLE_TIMEOUTS),
         brought=st.sampled_from(("", "", *BROUGHT)),
     )
-    def create(self, user_id: str, ttl: int, idle_timeout: int, brought: str) -> Expected:
-        """Logs somebody in, sometimes with a token that is in use."""
+    def create(self, user_id: str, ttl: int, idle_timeout: int, brought: str) -> Expected | None:
+        """Logs somebody in, sometimes with a token that is in use, sometimes over the limit."""
         new = NewSession(user_id, ttl, idle_timeout, {"user": user_id}, brought)
-        holder = next((each for each in self.known if brought and each.token == brought and not each.over), None)
+        holder = next((each for each in reversed(self.users.all) if brought and self.was_brought(each, brought)), None)
         before = self.now()
         try:
-            login = self.run(self.sessions.create(new, self.deadline))
+            login = self.run(self.do.users.create(new, self.deadline))
         except TokenInUse:
             assert holder is not None
             assert holder.life((before, self.now())) is not Life.DEAD
-            # Real time decides whether we get here, so it must not decide how many sessions there are to draw from.
-            return holder
-        moment = (before, self.now())
+            return None
+        except SessionLimitReached:
+            self.was_full(user_id, (before, self.now()))
+            return None
+        now = (before, self.now())
         if holder is not None:
-            assert holder.life(moment) is not Life.ALIVE, "a live session's token was given to another"
+            assert holder.life(now) is not Life.ALIVE, "a live session's token was given to another"
             holder.over = True
-        assert login.live.session.user_id == user_id
+        session = login.live.session
         expected = Expected(
-            login.token, user_id, login.live.session.session_id, ttl, idle_timeout, born=moment, active=moment
+            session.session_id,
+            user_id,
+            login.token,
+            {"user": user_id},
+            session.create_time + self.offset,
+            session.absolute_expire_time + self.offset,
+            idle_timeout,
+            active=now,
         )
-        self.known.append(expected)
+        assert before <= expected.born <= now[1]
+        assert expected.end - expected.born == ttl
+        self.was_evicted(user_id, login.evicted, now)
+        self.users.all.append(expected)
         return expected
+
+    @staticmethod
+    def was_brought(expected: Expected, token: str) -> bool:
+        """Whether a session began with this token."""
+        return token in (expected.token, *(retired for retired, _ in expected.retired))
+
+    def was_full(self, user_id: str, now: Moment) -> None:
+        """Checks a rejection: there are as many as allowed."""
+        policy = self.do.policy
+        assert policy.max_sessions_per_user
+        assert not policy.evict_oldest
+        _, most = self.users.count(user_id, now)
+        assert most >= policy.max_sessions_per_user, "refused though there was room"
+
+    def was_evicted(self, user_id: str, evicted: Any, now: Moment) -> None:
+        """Checks an eviction: only at the limit, only as many as it takes, the oldest first."""
+        limit = self.do.policy.max_sessions_per_user
+        mine = self.users.of(user_id)
+        alive = [each for each in mine if each.life(now) is Life.ALIVE]
+        for session_id in evicted:
+            gone = self.users.by_id(session_id)
+            assert gone.user_id == user_id
+            assert gone.life(now) is not Life.DEAD, "evicted what had ended"
+            gone.over = True
+        kept = [each for each in alive if not each.over]
+        if limit:
+            assert len(kept) < limit, "more live sessions than allowed"
+            assert not evicted or self.do.policy.evict_oldest
+        else:
+            assert not evicted
+        for session_id in evicted:
+            assert all(mine.index(self.users.by_id(session_id)) < mine.index(each) for each in kept)
 
     @rule(
         asked=st.lists(
-            st.tuples(sessions_made, st.sampled_from(["nobody", "owner", "other"]), st.booleans()),
+            st.tuples(made, st.sampled_from(["nobody", "owner", "other"]), st.booleans(), st.integers(0, 3)),
             min_size=1,
             max_size=4,
         )
     )
-    def validate(self, asked: list[tuple[Expected, str, bool]]) -> None:
-        """Asks about one token or several, also twice about one, for the right user and for another."""
-        checks = [Check(each.token, self.user_named(each, whose), skip_touch) for each, whose, skip_touch in asked]
-        verdicts, moment = self.timed(self.sessions.validate(checks, self.deadline))
-        for (expected, whose, _), verdict in zip(asked, verdicts, strict=True):
-            self.learn(self.current(expected), verdict, whose == "other", moment)
-        # In one batch a probe may be answered before or after the activity of another check of the same token.
-        were_active = {each.token: self.current(each).active for each, _, _ in asked}
-        for (expected, _, skip_touch), verdict in zip(asked, verdicts, strict=True):
-            if verdict.live is not None and not skip_touch:
-                self.current(expected).active = moment
-        for (expected, _, _), verdict in zip(asked, verdicts, strict=True):
+    def validate(self, asked: list[tuple[Expected | None, str, bool, int]]) -> None:
+        """Asks about tokens, current and rotated out, for the right user and for another, several at once."""
+        checks, about = [], []
+        for made, whose, skip_touch, age in asked:
+            if made is not None:
+                expected = self.users.by_id(made.session_id)
+                other = USERS[1 - USERS.index(expected.user_id)]
+                user_id = {"nobody": "", "owner": expected.user_id, "other": other}[whose]
+                checks.append(Check(self.token_of(expected, age), user_id, skip_touch))
+                about.append(expected)
+        before = self.now()
+        verdicts = self.run(self.do.sessions.validate(checks, self.deadline))
+        now = (before, self.now())
+        # In one batch a check may be answered before or after another one of the same session had its effect.
+        were_active = {each.session_id: each.active for each in about}
+        reused = {each.session_id for each, verdict in zip(about, verdicts, strict=True) if _is_reuse(verdict)}
+        for check, expected, verdict in zip(checks, about, verdicts, strict=True):
+            self.learn(check, expected, verdict, now, in_doubt=expected.session_id in reused)
+        for check, expected, verdict in zip(checks, about, verdicts, strict=True):
+            if verdict.live is not None and not check.skip_touch:
+                expected.active = now
+            if expected.session_id in reused:
+                expected.over = True
+        for expected, verdict in zip(about, verdicts, strict=True):
             if verdict.live is not None:
-                self.agrees(self.current(expected), verdict.live, were_active[expected.token])
-                assert 0 <= verdict.cache_ttl <= max(1, self.current(expected).touch_interval)
+                self.agrees(expected, verdict.live, were_active[expected.session_id])
+                assert 0 <= verdict.cache_ttl <= max(1, expected.touch_interval)
 
-    def user_named(self, expected: Expected, whose: str) -> str:
-        """Returns the user that a check names."""
-        other = USERS[(USERS.index(self.current(expected).user_id) + 1) % len(USERS)]
-        return {"nobody": "", "owner": self.current(expected).user_id, "other": other}[whose]
+    @staticmethod
+    def token_of(expected: Expected, age: int) -> str:
+        """Returns the token that is so many rotations old, or the oldest."""
+        tokens = [expected.token, *(token for token, _ in reversed(expected.retired))]
+        return tokens[min(age, len(tokens) - 1)]
 
-    def current(self, expected: Expected) -> Expected:
-        """Returns the last session that this one's token opened: a brought token may have been brought again."""
-        return next(each for each in reversed(self.known) if each.token == expected.token)
-
-    def learn(self, expected: Expected, verdict: Verdict, other_user: bool, moment: tuple[int, int]) -> None:
+    def learn(self, check: Check, expected: Expected, verdict: Verdict, now: Moment, *, in_doubt: bool) -> None:
         """Checks an answer against what the model knows, and learns from it what it could not know."""
-        life = expected.life(moment)
+        life, grace = expected.life(now), expected.grace(check.token, now)
         if verdict.reason is InvalidReason.NOT_FOUND:
-            assert life is not Life.ALIVE, "a live session was denied"
+            assert life is not Life.ALIVE or in_doubt, "a live session was denied"
             expected.over = True
-            return
-        assert life is not Life.DEAD, "a dead session was let through"
-        if other_user:
-            assert verdict == Verdict(None, InvalidReason.USER_MISMATCH)
+        elif _is_reuse(verdict):
+            assert life is not Life.DEAD
+            assert grace in (Life.DEAD, Life.EITHER), "a good token was taken for a stolen one"
         else:
-            assert verdict.live is not None
+            assert life is not Life.DEAD, "a dead session was let through"
+            assert grace is not Life.DEAD, "a token was let through after its grace"
+            if check.user_id not in ("", expected.user_id):
+                assert verdict == Verdict(None, InvalidReason.USER_MISMATCH)
+            else:
+                assert verdict.live is not None
+                assert verdict.rotated == (check.token != expected.token)
 
-    def agrees(self, expected: Expected, live: Live, was_active: tuple[int, int]) -> None:
+    def agrees(self, expected: Expected, live: Live, was_active: Moment) -> None:
         """Checks what is told of a live session that was last active at `was_active` or at what is known now."""
         session = live.session
         assert (session.session_id, session.user_id) == (expected.session_id, expected.user_id)
-        assert session.attributes == {"user": expected.user_id}
-        assert expected.born[0] <= session.create_time + self.offset <= expected.born[1]
-        assert session.absolute_expire_time - session.create_time == expected.ttl
-        assert live.expire_time <= session.absolute_expire_time
-        assert live.expiry <= live.expire_time
+        assert session.attributes == expected.attributes
+        assert session.version == expected.versions
+        assert session.create_time + self.offset == expected.born
+        assert session.absolute_expire_time + self.offset == expected.end
+        assert session.idle_timeout == expected.idle_timeout
+        assert live.expiry <= live.expire_time <= session.absolute_expire_time
         told = live.last_active_time + self.offset
-        mark = max(SECOND, expected.touch_interval)
-        if expected.born[0] + expected.ttl - expected.active[1] > mark:
-            assert was_active[0] - mark - 1 <= told <= expected.active[1]
+        if expected.end - expected.active[1] > expected.mark:
+            assert was_active[0] - expected.mark - 1 <= told <= expected.active[1]
 
-    @rule(expected=sessions_made)
-    def get(self, expected: Expected) -> None:
+    @rule(made=made)
+    def get(self, made: Expected | None) -> None:
         """Reads a session by its id, which is no activity."""
-        expected = self.current(expected)
+        if made is None:
+            return
+        expected = self.users.by_id(made.session_id)
         before = self.now()
         try:
-            live = self.run(self.sessions.get(expected.session_id, self.deadline))
+            live = self.run(self.do.sessions.get(expected.session_id, self.deadline))
         except SessionNotFound:
-            assert expected.life((before, self.now())) is not Life.ALIVE
-            expected.over = True
+            self.ended(expected, (before, self.now()))
         else:
             assert expected.life((before, self.now())) is not Life.DEAD
             self.agrees(expected, live, expected.active)
 
-    @rule(expected=sessions_made, by_token=st.booleans())
-    def revoke(self, expected: Expected, by_token: bool) -> None:
-        """Ends a session; whether there was one must be true."""
-        expected = self.current(expected)
-        if by_token:
-            revoked, moment = self.timed(self.sessions.revoke_token(expected.token, self.deadline))
-        else:
-            revoked, moment = self.timed(self.sessions.revoke(expected.session_id, self.deadline))
-        assert expected.life(moment) is not (Life.DEAD if revoked else Life.ALIVE)
+    def ended(self, expected: Expected, now: Moment) -> None:
+        """Learns that a session is not there."""
+        assert expected.life(now) is not Life.ALIVE, "a live session was not found"
         expected.over = True
 
-    @rule(expected=sessions_made, revoking=st.booleans())
-    def forge(self, expected: Expected, revoking: bool) -> None:
+    @rule(
+        made=made,
+        entries=st.dictionaries(st.sampled_from(["a", "b"]), st.sampled_from([None, "x", "y"]), max_size=2),
+        end=st.sampled_from([None, None, SECOND, HOUR, 20 * DAY]),
+        idle_timeout=st.sampled_from([None, None, *IDLE_TIMEOUTS]),
+        stale=st.booleans(),
+    )
+    def update(
+        self,
+        made: Expected | None,
+        entries: dict[str, str | None],
+        end: int | None,
+        idle_timeout: int | None,
+        stale: bool,
+    ) -> None:
+        """Changes attributes and times, sometimes with an etag that is no longer right."""
+        if made is None:
+            return
+        expected = self.users.by_id(made.session_id)
+        before = self.now()
+        end = None if end is None else before + end
+        etag = f"{expected.born - self.offset:x}-{expected.versions - stale:x}"
+        stored_end = None if end is None else end - self.offset
+        update = Update(expected.session_id, etag, None, entries, stored_end, idle_timeout)
+        try:
+            live = self.run(self.do.sessions.update(update, self.deadline))
+        except SessionNotFound:
+            self.ended(expected, (before, self.now()))
+        except EtagMismatch:
+            assert stale
+        except InvalidRequest:
+            # It has been idle for longer already, or the end is no longer ahead.
+            assert idle_timeout is not None or end is not None
+        else:
+            now = (before, self.now())
+            assert not stale
+            assert expected.life(now) is not Life.DEAD
+            expected.versions += 1
+            expected.end = expected.end if end is None else end
+            expected.idle_timeout = expected.idle_timeout if idle_timeout is None else idle_timeout
+            # What is known of the activity is what was written down of it.
+            told = live.last_active_time + self.offset
+            assert told <= expected.active[1] or expected.end - told < expected.mark
+            expected.active = (min(told, expected.active[0]), expected.active[1])
+            for key, value in entries.items():
+                expected.attributes.pop(key, None)
+                if value is not None:
+                    expected.attributes[key] = value
+            self.agrees(expected, live, expected.active)
+
+    @rule(made=made, age=st.integers(0, 3))
+    def rotate(self, made: Expected | None, age: int) -> None:
+        """Rotates a token, current or rotated out."""
+        if made is None:
+            return
+        expected = self.users.by_id(made.session_id)
+        token = self.token_of(expected, age)
+        before = self.now()
+        try:
+            rotation = self.run(self.do.sessions.rotate(token, self.deadline))
+        except SessionNotFound:
+            self.ended(expected, (before, self.now()))
+        except TokenReused:
+            now = (before, self.now())
+            assert expected.life(now) is not Life.DEAD
+            assert expected.grace(token, now) in (Life.DEAD, Life.EITHER)
+            expected.over = True
+        else:
+            now = (before, self.now())
+            assert expected.life(now) is not Life.DEAD
+            if token == expected.token:
+                expected.rotate(rotation.token, now)
+            else:
+                assert expected.grace(token, now) is not Life.DEAD
+                assert rotation.token == expected.token
+            self.agrees(expected, rotation.live, expected.active)
+
+    @rule(made=made, by_token=st.booleans(), age=st.integers(0, 3))
+    def revoke(self, made: Expected | None, by_token: bool, age: int) -> None:
+        """Ends a session; whether there was one must be true."""
+        if made is None:
+            return
+        expected = self.users.by_id(made.session_id)
+        before = self.now()
+        if by_token:
+            revoked = self.run(self.do.sessions.revoke_token(self.token_of(expected, age), self.deadline))
+        else:
+            revoked = self.run(self.do.sessions.revoke(expected.session_id, self.deadline))
+        assert expected.life((before, self.now())) is not (Life.DEAD if revoked else Life.ALIVE)
+        expected.over = True
+
+    @rule(user_id=st.sampled_from(USERS), spared=made)
+    def revoke_user(self, user_id: str, spared: Expected | None) -> None:
+        """Ends all sessions of a user but perhaps one."""
+        before = self.now()
+        least, most = self.users.count(user_id, (before, before))
+        except_id = spared.session_id if spared is not None else ""
+        revoked = self.run(self.do.users.revoke(user_id, except_id, self.deadline))
+        spares = spared is not None and self.users.by_id(except_id).user_id == user_id
+        assert least - spares <= revoked <= most
+        for each in self.users.of(user_id):
+            if each.session_id != except_id:
+                each.over = True
+
+    @rule(user_id=st.sampled_from(USERS), size=st.integers(1, 5))
+    def list(self, user_id: str, size: int) -> None:
+        """Lists a user's sessions page by page: all that live, none that do not, newest first."""
+        before = self.now()
+        found: list[str] = []
+        cursor = None
+        while True:
+            page = self.run(self.do.users.page(user_id, cursor, size, self.deadline))
+            found += [live.session.session_id for live in page.sessions]
+            cursor = page.next_before
+            if cursor is None:
+                break
+        now = (before, self.now())
+        mine = self.users.of(user_id)
+        places = [mine.index(self.users.by_id(session_id)) for session_id in found]
+        assert places == sorted(set(places), reverse=True)
+        for at, each in enumerate(mine):
+            assert each.life(now) is not (Life.DEAD if at in places else Life.ALIVE)
+
+    @rule(made=made, revoking=st.booleans())
+    def forge(self, made: Expected | None, revoking: bool) -> None:
         """Presents the public id with a made-up secret: that opens nothing, and ends nothing."""
-        body = expected.session_id + _base62(secrets.randbits(256), 43)
+        if made is None:
+            return
+        body = made.session_id + _base62(secrets.randbits(256), 43)
         forged = f"ctr_{body}{_base62(zlib.crc32(body.encode()), 6)}"
         if revoking:
-            assert not self.run(self.sessions.revoke_token(forged, self.deadline))
+            assert not self.run(self.do.sessions.revoke_token(forged, self.deadline))
         else:
-            (verdict,) = self.run(self.sessions.validate([Check(forged)], self.deadline))
+            (verdict,) = self.run(self.do.sessions.validate([Check(forged)], self.deadline))
             assert verdict == Verdict(None, InvalidReason.NOT_FOUND)
 
     @rule(
@@ -266,12 +391,16 @@ class SessionMachine(RuleBasedStateMachine):
         self.run(self.backend.travel(span))
         self.travelled += span
 
-    @rule(expected=sessions_made, distance=st.sampled_from([-70 * SECOND, -1 * SECOND, -1, 1, 2 * SECOND]))
-    def wait_for_a_deadline(self, expected: Expected, distance: int) -> None:
-        """Lets time pass until about a session's end."""
-        end = expected.born[0] + expected.ttl
-        if expected.idle_timeout:
-            end = min(end, expected.active[0] + expected.idle_timeout)
+    @rule(made=made, distance=st.sampled_from([-70 * SECOND, -1 * SECOND, -1, 1, 2 * SECOND]), grace=st.booleans())
+    def wait_for_a_deadline(self, made: Expected | None, distance: int, grace: bool) -> None:
+        """Lets time pass until about the end of a session, or of a grace."""
+        if made is None:
+            return
+        end = made.end
+        if grace and made.retired:
+            end = made.retired[-1][1][0]
+        elif made.idle_timeout:
+            end = min(end, made.active[0] + made.idle_timeout)
         span = end + distance - self.now()
         if span > 0:
             self.wait(span)
@@ -280,6 +409,10 @@ class SessionMachine(RuleBasedStateMachine):
     def every_key_expires(self) -> None:
         """No key is without an expiry."""
         assert all(ttl >= 0 for ttl in self.run(self.backend.keys()).values())
+
+
+def _is_reuse(verdict: Verdict) -> bool:
+    return verdict.reason is InvalidReason.TOKEN_REUSED
 
 
 @pytest.fixture(params=["fakeredis", "valkey"])
@@ -303,7 +436,7 @@ def test_sessions_do_what_the_model_says(machine: type[SessionMachine]) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=3000 if LONG else 300,
+            max_examples=3000 if LONG else 400,
             stateful_step_count=50,
             deadline=None,
             suppress_health_check=list(HealthCheck),

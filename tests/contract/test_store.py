@@ -3,29 +3,27 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
-from tests.support.backends import Backend, session_store
+from tests.support.backends import Backend, soon, stores
 from tests.support.waiting import eventually_async
 
-from catraca_server.domain import ATTRIBUTES_MAX_ENTRIES, Live, Session
-from catraca_server.store import SessionStore, StoreUnavailable
+from catraca_server.domain import Live, Session
+from catraca_server.requests import ATTRIBUTES_MAX_ENTRIES
+from catraca_server.store import ATTEMPT_LASTS, Creation, Entries, Entry, SessionStore, StoreUnavailable
 
 ID = "0000000000000000000001"
 OTHER_ID = "0000000000000000000002"
 HOUR = 3_600_000
+ATTEMPT = 3_580_000_000_000_000
 
 
 @pytest.fixture(params=[True, False], ids=["PEXPIRETIME", "PTTL"])
 async def store(request: pytest.FixtureRequest, backend: Backend) -> AsyncIterator[SessionStore]:
     """The store on a backend, as on Redis 7 and later and as on Redis 6.2."""
-    async with session_store(backend, tells_expiry=request.param) as opened:
-        yield opened
-
-
-def soon() -> float:
-    """Returns a deadline that no test gets near to."""
-    return asyncio.get_running_loop().time() + 30
+    async with stores(backend, tells_expiry=request.param) as opened:
+        yield opened.sessions
 
 
 async def a_session(backend: Backend, session_id: str = ID, **changes: object) -> Session:
@@ -45,20 +43,22 @@ async def a_session(backend: Backend, session_id: str = ID, **changes: object) -
 
 async def created(store: SessionStore, session: Session, expiry: int | None = None) -> Live:
     """Creates a session and returns it as the store has it."""
-    live = await store.create(session, expiry or session.expiry_if_active_at(session.create_time), soon())
-    assert live is not None
+    expiry = expiry or session.expiry_if_active_at(session.create_time)
+    outcome, live = await store.create(session, expiry, ATTEMPT, session.create_time + HOUR, soon())
+    assert outcome is Creation.CREATED
     return live
 
 
 async def read(store: SessionStore, session_id: str = ID) -> Live | None:
     """Reads one session."""
-    return (await store.read([session_id], soon())).found[0]
+    ((_, live, _),) = await store.read([session_id], soon())
+    return live
 
 
-async def test_now_is_the_stores_clock(backend: Backend, store: SessionStore) -> None:
-    """`now` answers what TIME answers."""
+async def test_an_answer_carries_the_stores_clock(backend: Backend, store: SessionStore) -> None:
+    """`now` of a reading is what TIME answers."""
     before = await backend.now()
-    now = await store.now(soon())
+    ((now, _, _),) = await store.read([ID], soon())
     assert before <= now <= await backend.now()
 
 
@@ -98,9 +98,15 @@ async def test_the_record_is_json_that_a_person_can_read(backend: Backend, store
 async def test_an_id_is_taken_once(backend: Backend, store: SessionStore) -> None:
     """A second creation under a taken id says so and changes nothing, however many try at once."""
     sessions = [await a_session(backend, user_id=f"user-{at}") for at in range(20)]
-    outcomes = await asyncio.gather(*(store.create(each, each.absolute_expire_time, soon()) for each in sessions))
-    winners = [live for live in outcomes if live is not None]
+    outcomes = await asyncio.gather(
+        *(
+            store.create(each, each.absolute_expire_time, ATTEMPT + 2 * at, each.create_time + HOUR, soon())
+            for at, each in enumerate(sessions)
+        )
+    )
+    winners = [live for outcome, live in outcomes if outcome is Creation.CREATED]
     assert len(winners) == 1
+    assert {outcome for outcome, _ in outcomes} == {Creation.CREATED, Creation.TAKEN}
     found = await read(store)
     assert found is not None
     assert found.session == winners[0].session
@@ -148,8 +154,9 @@ async def test_many_are_read_at_once_in_order(backend: Backend, store: SessionSt
     for at in range(50):
         await created(store, await a_session(backend, f"{at:022}", user_id=f"user-{at}"))
     ids = [f"{at:022}" for at in (*range(0, 100, 3), 3, 3)]
-    found = (await store.read(ids, soon())).found
-    for session_id, live in zip(ids, found, strict=True):
+    looks = await store.read(ids, soon())
+    for session_id, (_, live, gone) in zip(ids, looks, strict=True):
+        assert gone is (live is None)
         if int(session_id) < 50:
             assert live is not None
             assert (live.session.session_id, live.session.user_id) == (session_id, f"user-{int(session_id)}")
@@ -210,12 +217,95 @@ async def test_a_deletion_is_told_once(backend: Backend, store: SessionStore) ->
     assert await read(store) is None
 
 
+async def test_a_late_attempt_writes_nothing(backend: Backend, store: SessionStore) -> None:
+    """An attempt to create that got stuck past its time is told so, and leaves nothing behind."""
+    session = await a_session(backend)
+    outcome, _ = await store.create(session, session.absolute_expire_time, ATTEMPT, session.create_time - 1000, soon())
+    assert outcome is Creation.LATE
+    assert await backend.keys() == {}
+
+
+async def test_a_replacement_is_written_whole_or_not_at_all(backend: Backend, store: SessionStore) -> None:
+    """The next version replaces the one that was read, with the expiry it had; a second one on the same base fails."""
+    session = await a_session(backend)
+    before = await created(store, session)
+    after = Live(replace(session, attributes={"device": "tablet"}, version=2), before.expiry, before.stored_as)
+    written = await store.replace(before, after, soon())
+    assert written is not None
+    assert await store.replace(before, after, soon()) is None
+    found = await read(store)
+    assert found is not None
+    assert (found.session, found.stored_as) == (after.session, written.stored_as)
+    assert await backend.command("PEXPIRETIME", f"session:{ID}") == before.expiry
+
+
+async def test_a_replacement_with_another_expiry(backend: Backend, store: SessionStore) -> None:
+    """A new expiry is written with the record, unless the session was touched since it was read."""
+    session = await a_session(backend)
+    before = await created(store, session, expiry=session.create_time + 10_000)
+    after = Live(replace(session, idle_timeout=HOUR, version=2), session.create_time + 30_000, before.stored_as)
+    await store.touch([(before, session.create_time + 20_000)], soon())
+    assert await store.replace(before, after, soon()) is None
+    assert await backend.command("PEXPIRETIME", f"session:{ID}") == session.create_time + 20_000
+    touched = replace(before, expiry=session.create_time + 20_000)
+    assert await store.replace(touched, after, soon()) is not None
+    assert await backend.command("PEXPIRETIME", f"session:{ID}") == session.create_time + 30_000
+
+
+async def test_a_replacement_never_brings_back(backend: Backend, store: SessionStore) -> None:
+    """Replacing a session that is gone, with or without a new expiry, leaves nothing behind."""
+    before = await created(store, await a_session(backend))
+    await store.delete(ID, soon())
+    assert await store.replace(before, before, soon()) is None
+    assert await store.replace(before, replace(before, expiry=before.expiry + 1000), soon()) is None
+    assert await backend.keys() == {}
+
+
+async def test_killing_ends_only_that_users_sessions(backend: Backend, store: SessionStore) -> None:
+    """An entry of an index that names another user's session ends nothing."""
+    await created(store, await a_session(backend))
+    settled = Entries(await backend.now(), [Entry(ID, 1), Entry(OTHER_ID, 2)])
+    assert await store.kill("somebody else", settled, soon()) == []
+    assert await store.kill("12345", settled, soon()) == [ID]
+    assert await store.kill("12345", settled, soon()) == []
+    assert await backend.keys() == {}
+
+
+async def test_killing_what_is_about_to_be_written(backend: Backend, store: SessionStore) -> None:
+    """An attempt that was ended before it wrote finds out, others do not mind, and the note of it goes by itself."""
+    session = await a_session(backend)
+    now = session.create_time
+    under_way = Entries(now, [Entry(ID, now * 2000)])
+    assert await store.kill("12345", under_way, soon()) == [ID]
+    assert await store.kill("12345", under_way, soon()) == [], "told once"
+    assert await read(store) is None
+    expiry, written_by = session.absolute_expire_time, now + HOUR
+    outcome, _ = await store.create(session, expiry, now * 2000, written_by, soon())
+    assert outcome is Creation.VOID
+    assert await read(store) is None
+    outcome, _ = await store.create(session, expiry, now * 2000 + 2, written_by, soon())
+    assert outcome is Creation.CREATED, "another attempt, as with a brought token"
+    await store.delete(ID, soon())
+    await store.kill("12345", under_way, soon())
+    await backend.travel(ATTEMPT_LASTS + 1)
+    assert await backend.keys() == {}
+
+
+async def test_of_many_who_end_a_session_one_did(backend: Backend, store: SessionStore) -> None:
+    """Whether it has just been written or long ago: exactly one of those who end it is told so."""
+    for number in (1, await backend.now() * 2000):
+        await created(store, await a_session(backend))
+        entries = Entries(await backend.now(), [Entry(ID, number)])
+        told = await asyncio.gather(*(store.kill("12345", entries, soon()) for _ in range(20)))
+        assert sum(map(len, told)) == 1
+
+
 async def test_prefixes_keep_services_apart(backend: Backend) -> None:
     """Two services with different prefixes share a database and see nothing of each other."""
-    async with session_store(backend, prefix="a:") as one, session_store(backend, prefix="b:") as other:
-        await created(one, await a_session(backend))
-        assert await read(other) is None
-        assert not await other.delete(ID, soon())
+    async with stores(backend, prefix="a:") as one, stores(backend, prefix="b:") as other:
+        await created(one.sessions, await a_session(backend))
+        assert await read(other.sessions) is None
+        assert not await other.sessions.delete(ID, soon())
         assert list(await backend.keys()) == [f"a:session:{ID}"]
 
 

@@ -7,22 +7,25 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import grpc
 import psutil
 import pytest
 from google.protobuf.message import Message
-from tests.support.raw import METHODS, field
+from tests.support.inprocess import METHODS
+from tests.support.raw import field
 from tests.support.service import ServeProcess
 
 from catraca.v1 import session_service_pb2 as pb
-from catraca_server.domain import BATCH_MAX, Live, Policy, Session
+from catraca_server.domain import Live, Session
+from catraca_server.requests import BATCH_MAX, PageToken, Policy
 from catraca_server.rpc import SERVICE_NAME, session_service_handlers
 from catraca_server.service import SessionService
 from catraca_server.sessions import Sessions
-from catraca_server.store import Reading
-from catraca_server.tokens import Tokens
+from catraca_server.store import Creation, Entrance, Entries, Entry, Look
+from catraca_server.tokens import Credential, Tokens
+from catraca_server.users import UserSessions
 
 TOKENS = 1_000_000
 BODIES = 1_000_000
@@ -31,33 +34,88 @@ GROWTH_MAX = 4 << 20
 """Bytes by which a process may be larger after the second half than after the first; noise, far below a leak."""
 
 HARMLESS = {"OK", "INVALID_ARGUMENT", "NOT_FOUND"}
-"""What garbage may be answered with; NOT_FOUND by GetSession alone."""
+"""What garbage may be answered with; NOT_FOUND by GetSession, UpdateSession and RotateSession."""
 
 Handler = Callable[[bytes, Any], Awaitable[bytes]]
 
 
+NOW = 1_790_000_000_000
+TOKEN = Tokens(bytes).mint()
+LIVE = Live(
+    Session(
+        session_id="0" * 22,
+        user_id="12345",
+        digest=cast("Credential", Tokens(bytes).read(TOKEN)).digest,
+        attributes={"device": "phone"},
+        create_time=NOW,
+        absolute_expire_time=NOW + 3_600_000,
+        idle_timeout=1_800_000,
+    ),
+    NOW + 1_800_000,
+    b"",
+)
+"""The session that requests are about where they make sense."""
+
+
 class EmptyStore:
-    """A store that never has a session, and takes every new one."""
+    """A store that never has any other session, and takes every new one."""
 
-    async def now(self, _deadline: float) -> int:
-        """Returns some moment."""
-        return 1_790_000_000_000
-
-    async def create(self, session: Session, expiry: int, _deadline: float) -> Live | None:
+    async def create(
+        self, session: Session, expiry: int, _attempt: int, _written_by: int, _deadline: float
+    ) -> tuple[Creation, Live]:
         """Forgets it."""
-        return Live(session, expiry, b"")
+        return Creation.CREATED, Live(session, expiry, b"")
 
-    async def read(self, session_ids: Sequence[str], deadline: float) -> Reading:
-        """Finds none."""
-        return Reading(await self.now(deadline), [None] * len(session_ids))
+    async def read(self, session_ids: Sequence[str], _deadline: float) -> Sequence[Look]:
+        """Finds none but that one."""
+        return [
+            Look(NOW, LIVE, gone=False) if each == LIVE.session.session_id else Look(NOW, None, gone=True)
+            for each in session_ids
+        ]
 
     async def touch(self, touches: Sequence[tuple[Live, int]], _deadline: float) -> Sequence[bool]:
-        """Touches none."""
-        return [False] * len(touches)
+        """Touches all."""
+        return [True] * len(touches)
+
+    async def replace(self, _before: Live, after: Live, _deadline: float) -> Live | None:
+        """Forgets what it becomes."""
+        return after
 
     async def delete(self, _session_id: str, _deadline: float) -> bool:
         """Deletes none."""
         return False
+
+    async def kill(self, _user_id: str, _entries: Entries, _deadline: float) -> Sequence[str]:
+        """Ends none."""
+        return []
+
+
+class EmptyIndex:
+    """The index of such a store."""
+
+    async def enter(self, session: Session, *, limit: int, mark_oldest: bool, deadline: float) -> Entrance:
+        """Forgets it."""
+        return Entrance(Entry(session.session_id, 2), [], Entries(NOW, []))
+
+    async def settle(self, user_id: str, entry: Entry, deadline: float) -> None:
+        """Settles nothing."""
+
+    async def extend(self, session: Session, deadline: float) -> None:
+        """Extends nothing."""
+
+    async def entry(self, _user_id: str, _session_id: str, _deadline: float) -> Entry | None:
+        """Has none."""
+
+    async def newest(self, _user_id: str, _before: int | None, _count: int, _deadline: float) -> Entries:
+        """Has none."""
+        return Entries(NOW, [])
+
+    async def oldest(self, _user_id: str, _after: int | None, _until: int, _count: int, _deadline: float) -> Entries:
+        """Has none."""
+        return Entries(NOW, [])
+
+    async def forget(self, user_id: str, entries: Sequence[Entry], deadline: float) -> None:
+        """Forgets nothing."""
 
 
 class Aborted(Exception):
@@ -83,7 +141,8 @@ class Context:
 def handlers() -> dict[str, Handler]:
     """The handlers as the engine has them, bytes to bytes, over an empty store."""
     policy = Policy(default_ttl=86_400_000, default_idle_timeout=1_800_000, max_ttl=2_592_000_000)
-    service = SessionService(Sessions(EmptyStore(), Tokens(os.urandom), policy))
+    parts = EmptyStore(), EmptyIndex(), Tokens(os.urandom), policy
+    service = SessionService(Sessions(*parts), UserSessions(*parts))
     generic = session_service_handlers(service, store_timeout=1)
 
     def handler(method: str) -> Handler:
@@ -152,19 +211,32 @@ async def test_a_million_random_tokens(handlers: dict[str, Handler]) -> None:
 
 def good_bodies() -> dict[str, list[bytes]]:
     """Returns requests of each method with everything in them, for garbage that begins as sense."""
-    token = b"ctr_" + b"0" * 71
     create = pb.CreateSessionRequest(user_id="12345", attributes={"device": "phone", "app": "shop"}, token="t" * 40)
     create.ttl.FromSeconds(60)
     create.idle_timeout.FromSeconds(30)
-    check = pb.ValidateSessionRequest(token=token.decode(), user_id="12345", skip_touch=True)
+    check = pb.ValidateSessionRequest(token=TOKEN, user_id="12345", skip_touch=True)
+    page = pb.ListSessionsRequest(user_id="12345", page_size=10, page_token=PageToken.write(2, "12345"))
+    update = pb.UpdateSessionRequest()
+    update.session.session_id = LIVE.session.session_id
+    update.session.attributes.update({"device": "tablet", "app": "shop"})
+    update.session.absolute_expire_time.FromMilliseconds(NOW + 7_200_000)
+    update.session.idle_timeout.FromSeconds(3600)
+    update.update_mask.paths.extend(["attributes", "attributes.place", "absolute_expire_time", "idle_timeout"])
+    session_id = LIVE.session.session_id
     return {
         "CreateSession": [create.SerializeToString()],
         "ValidateSession": [check.SerializeToString()],
         "BatchValidateSessions": [pb.BatchValidateSessionsRequest(requests=[check] * 3).SerializeToString()],
-        "GetSession": [pb.GetSessionRequest(session_id="0" * 22).SerializeToString()],
+        "GetSession": [pb.GetSessionRequest(session_id=session_id).SerializeToString()],
+        "ListSessions": [page.SerializeToString()],
+        "UpdateSession": [update.SerializeToString()],
+        "RotateSession": [pb.RotateSessionRequest(token=TOKEN).SerializeToString()],
         "RevokeSession": [
-            pb.RevokeSessionRequest(token=token.decode()).SerializeToString(),
-            pb.RevokeSessionRequest(session_id="0" * 22).SerializeToString(),
+            pb.RevokeSessionRequest(token=TOKEN).SerializeToString(),
+            pb.RevokeSessionRequest(session_id=session_id).SerializeToString(),
+        ],
+        "RevokeUserSessions": [
+            pb.RevokeUserSessionsRequest(user_id="12345", except_session_id=session_id).SerializeToString()
         ],
     }
 
@@ -193,6 +265,7 @@ def random_bodies(seed: int) -> Iterator[tuple[str, bytes]]:
 async def test_random_request_bodies(handlers: dict[str, Handler]) -> None:
     """Whatever the body, it is answered or INVALID_ARGUMENT, and memory does not grow."""
     outcomes: Counter[str] = Counter()
+    answered: set[str] = set()
     bodies = random_bodies(2)
     sizes = []
     for _ in range(2):
@@ -201,8 +274,11 @@ async def test_random_request_bodies(handlers: dict[str, Handler]) -> None:
             status = await outcome(handlers[method], body, METHODS[method][1])
             assert status in HARMLESS, (method, body.hex())
             outcomes[status] += 1
+            if status == "OK":
+                answered.add(method)
         sizes.append(resident())
     assert all(outcomes[status] > BODIES // 100 for status in HARMLESS), outcomes
+    assert answered == METHODS.keys()
     assert sizes[1] - sizes[0] < GROWTH_MAX, sizes
 
 

@@ -1,20 +1,20 @@
 """Replies of the store that are errors, or make no sense, or are another's: none is taken for an answer."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.support.backends import Stores
 from tests.support.batchers import in_seconds, running_batcher
 from tests.support.fake_redis import NIL, OK, FakeRedis, array, bulk, integer
 from tests.support.proxy import Proxy
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, eventually_async
 
 from catraca_server.domain import Live, Session
-from catraca_server.store import StoreUnavailable
-from catraca_server.store.keys import Keys
+from catraca_server.store import Entries, Entry, StoreUnavailable
 from catraca_server.store.records import encode
-from catraca_server.store.redis_store import RedisSessionStore
 
 ID = "0000000000000000000001"
 SESSION = Session(
@@ -27,7 +27,10 @@ SESSION = Session(
     idle_timeout=0,
 )
 RECORD = encode(SESSION)
-EXPIRY = integer(9_000_000_000_000)
+EXPIRY = 9_000_000_000_000
+LIVE = Live(SESSION, EXPIRY, RECORD)
+ENTRY = Entry(ID, 2)
+ENTRIES = Entries(1_790_000_000_000, [ENTRY])
 
 
 def answering(name: bytes, *answers: bytes) -> Callable[[list[bytes]], bytes | None]:
@@ -51,69 +54,145 @@ ERRORS = [
     b"NOPERM this user has no permissions",
     b"MASTERDOWN Link with MASTER is down",
     b"BUSY Redis is busy running a script",
+    b"NOSCRIPT No matching script.",
     b"CLUSTERDOWN The cluster is down",
     b"MOVED 1234 127.0.0.1:7001",
     b"NOREPLICAS Not enough good replicas to write.",
     b"ERR unknown command",
 ]
 
-NONSENSE = {
+REPLIES = {
     "a number": integer(1),
-    "an array": array(bulk(b"1"), bulk(b"2")),
+    "a text": bulk(b"what?"),
     "a status": b"+QUEUED\r\n",
+    "nil": NIL,
+    "no array": b"*-1\r\n",
+    "an empty array": array(),
+    "a pair": array(bulk(b"1"), bulk(b"2")),
+    "half a pair": array(bulk(b"1")),
+    "an id without a number": array(bulk(b"1"), bulk(b"what?")),
+    "a pair of numbers": array(integer(1), integer(2)),
+    "a pair of nils": array(NIL, NIL),
+    "an error in a pair": array(bulk(b"1"), b"-ERR what?\r\n"),
+    "arrays in an array": array(array(), array()),
+    "an entrance without a number": array(bulk(b"what?"), array(), array()),
+    "an entrance with half a mark": array(bulk(b"2"), array(bulk(b"1")), array()),
+    "an entrance with half another": array(bulk(b"2"), array(), array(bulk(b"1"))),
+    "an entrance without others": array(bulk(b"2"), array()),
+    "a truth": b"#t\r\n",
+    "a fraction": b",1.5\r\n",
+    "a push": b">1\r\n$5\r\nwhat?\r\n",
     "garbage": b"?what\r\n",
     "nothing": b"",
 }
 
 
-async def operate(store: RedisSessionStore, command: bytes) -> object:
-    """Runs the operation that hangs on this command."""
-    deadline = in_seconds(PATIENCE)
-    match command:
-        case b"TIME":
-            return await store.now(deadline)
-        case b"SET":
-            return await store.create(SESSION, 9_000_000_000_000, deadline)
-        case b"EVAL":
-            return await store.touch([(Live(SESSION, 9_000_000_000_000, RECORD), 9_100_000_000_000)], deadline)
-        case b"DEL":
-            return await store.delete(ID, deadline)
-        case _:
-            return await store.read([ID], deadline)
+@dataclass(frozen=True)
+class Operation:
+    """An operation of the store, the command that it hangs on, and a right reply to that."""
+
+    command: bytes
+    run: Callable[[Stores, float], Awaitable[object]]
+    right: bytes
+    plausible: frozenset[str] = frozenset()
+    """Which of REPLIES it might be answered with."""
+    tells_expiry: bool = True
 
 
-async def assert_unavailable(command: bytes, reply: bytes, directory: Path) -> None:
-    """Asserts that an operation whose command has this reply is told that nothing is known."""
+NUMBER = frozenset({"a number"})
+PAIRS = frozenset({"an empty array", "a pair"})
+OPERATIONS = {
+    "the time": Operation(
+        b"TIME",
+        lambda made, until: made.sessions.read([ID], until),
+        array(bulk(b"1"), bulk(b"2")),
+        frozenset({"a pair"}),
+    ),
+    "read": Operation(
+        b"GET",
+        lambda made, until: made.sessions.read([ID], until),
+        bulk(RECORD),
+        frozenset({"a text", "a status", "nil", "no array"}),
+    ),
+    "read the expiry": Operation(
+        b"PEXPIRETIME", lambda made, until: made.sessions.read([ID], until), integer(EXPIRY), NUMBER
+    ),
+    "read the time to live": Operation(
+        b"PTTL", lambda made, until: made.sessions.read([ID], until), integer(1000), NUMBER, tells_expiry=False
+    ),
+    "create": Operation(
+        b"EVAL", lambda made, until: made.sessions.create(SESSION, EXPIRY, 2, EXPIRY, until), bulk(b"created")
+    ),
+    "touch": Operation(
+        b"EVAL", lambda made, until: made.sessions.touch([(LIVE, EXPIRY + 1)], until), integer(1), NUMBER
+    ),
+    "replace": Operation(b"EVAL", lambda made, until: made.sessions.replace(LIVE, LIVE, until), integer(1), NUMBER),
+    "delete": Operation(b"EVAL", lambda made, until: made.sessions.delete(ID, until), integer(1), NUMBER),
+    "kill": Operation(b"EVAL", lambda made, until: made.sessions.kill("12345", ENTRIES, until), integer(1), NUMBER),
+    "enter": Operation(
+        b"EVAL",
+        lambda made, until: made.index.enter(SESSION, limit=0, mark_oldest=False, deadline=until),
+        array(bulk(b"2"), array(), array()),
+    ),
+    "settle": Operation(b"EVAL", lambda made, until: made.index.settle("12345", ENTRY, until), integer(0), NUMBER),
+    "extend": Operation(b"EVAL", lambda made, until: made.index.extend(SESSION, until), integer(0), NUMBER),
+    "entry": Operation(
+        b"ZSCORE",
+        lambda made, until: made.index.entry("12345", ID, until),
+        bulk(b"2"),
+        frozenset({"nil", "no array"}),
+    ),
+    "newest": Operation(
+        b"ZREVRANGEBYSCORE", lambda made, until: made.index.newest("12345", None, 9, until), array(), PAIRS
+    ),
+    "oldest": Operation(
+        b"ZRANGEBYSCORE", lambda made, until: made.index.oldest("12345", None, 9, 9, until), array(), PAIRS
+    ),
+    "forget": Operation(b"EVAL", lambda made, until: made.index.forget("12345", [ENTRY], until), integer(0), NUMBER),
+}
+
+
+async def run(operation: Operation, reply: bytes, directory: Path, *, doubted: bool = False) -> None:
+    """Runs an operation whose command has this reply; where that is `doubted`, waits for another connection."""
     async with (
-        FakeRedis(directory / "fake.sock", answering(command, reply)) as fake,
+        FakeRedis(directory / "fake.sock", answering(operation.command, reply)) as fake,
         running_batcher(fake.url, timeout=0.2) as running,
     ):
-        store = RedisSessionStore(running.batcher, Keys(), tells_expiry=True)
-        with pytest.raises(StoreUnavailable):
-            await operate(store, command)
+
+        async def another() -> bool:
+            return fake.connected > 1
+
+        made = Stores.over(running.batcher, tells_expiry=operation.tells_expiry)
+        try:
+            await operation.run(made, in_seconds(PATIENCE))
+        finally:
+            assert operation.command in {command[0] for command in fake.commands}
+            if doubted:
+                await eventually_async(another, "the connection is given up")
 
 
-@pytest.mark.parametrize("command", [b"SET", b"GET", b"PEXPIRETIME", b"EVAL", b"DEL", b"TIME"], ids=bytes.decode)
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_a_right_reply_is_an_answer(operation: str, tmp_path: Path) -> None:
+    """Each operation hangs on the command that the table says."""
+    await run(OPERATIONS[operation], OPERATIONS[operation].right, tmp_path)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.split()[0].decode())
-async def test_an_error_reply_is_no_answer(error: bytes, command: bytes, tmp_path: Path) -> None:
+async def test_an_error_reply_is_no_answer(error: bytes, operation: str, tmp_path: Path) -> None:
     """Whatever error Redis answers an operation with, nothing is known: not "gone", not "taken", not "done"."""
-    await assert_unavailable(command, b"-" + error + b"\r\n", tmp_path)
+    with pytest.raises(StoreUnavailable):
+        await run(OPERATIONS[operation], b"-" + error + b"\r\n", tmp_path)
 
 
-NO_SENSE = [
-    *((b"TIME", each) for each in ("a number", "a status", "garbage", "nothing")),
-    *((b"GET", each) for each in ("a number", "an array", "garbage", "nothing")),
-    *((b"PEXPIRETIME", each) for each in ("an array", "a status", "garbage", "nothing")),
-    *((b"SET", each) for each in ("a number", "an array", "a status", "garbage", "nothing")),
-    *((b"EVAL", each) for each in ("an array", "a status", "garbage", "nothing")),
-    *((b"DEL", each) for each in ("an array", "a status", "garbage", "nothing")),
-]
+NO_SENSE = [(name, reply) for name, each in OPERATIONS.items() for reply in REPLIES if reply not in each.plausible]
 
 
-@pytest.mark.parametrize(("command", "reply"), NO_SENSE, ids=[f"{name.decode()} {reply}" for name, reply in NO_SENSE])
-async def test_a_reply_that_makes_no_sense_is_no_answer(command: bytes, reply: str, tmp_path: Path) -> None:
-    """A reply that cannot be one to what was asked is not taken for one."""
-    await assert_unavailable(command, NONSENSE[reply], tmp_path)
+@pytest.mark.parametrize(("operation", "reply"), NO_SENSE)
+async def test_a_reply_that_makes_no_sense_is_no_answer(operation: str, reply: str, tmp_path: Path) -> None:
+    """A reply that cannot be one to what was asked is not taken for one, nor is anything that comes after it."""
+    with pytest.raises(StoreUnavailable):
+        await run(OPERATIONS[operation], REPLIES[reply], tmp_path, doubted=True)
 
 
 @pytest.mark.parametrize(
@@ -122,13 +201,13 @@ async def test_a_reply_that_makes_no_sense_is_no_answer(command: bytes, reply: s
 async def test_a_reply_too_many_is_seen(stray: bytes, tmp_path: Path) -> None:
     """A reply to nothing does not shift those that follow: the connection is given up, and the next is right."""
     async with (
-        FakeRedis(tmp_path / "fake.sock", answering(b"PEXPIRETIME", EXPIRY + stray, EXPIRY)) as fake,
+        FakeRedis(tmp_path / "fake.sock", answering(b"PEXPIRETIME", integer(EXPIRY) + stray, integer(EXPIRY))) as fake,
         running_batcher(fake.url) as running,
     ):
-        store = RedisSessionStore(running.batcher, Keys(), tells_expiry=True)
+        store = Stores.over(running.batcher).sessions
         for _ in range(20):
             try:
-                (found,) = (await store.read([ID], in_seconds(PATIENCE))).found
+                ((_, found, _),) = await store.read([ID], in_seconds(PATIENCE))
             except StoreUnavailable:
                 await running.recovered()
             else:
@@ -145,9 +224,9 @@ async def test_an_answer_about_another_session_is_none(tmp_path: Path) -> None:
         Proxy(tmp_path / "fake.sock", tmp_path / "proxy.sock") as proxy,
         running_batcher(proxy.url) as running,
     ):
-        store = RedisSessionStore(running.batcher, Keys(), tells_expiry=True)
+        store = Stores.over(running.batcher).sessions
         proxy.hold()
-        first = asyncio.create_task(store.now(in_seconds(PATIENCE)))
+        first = asyncio.create_task(running.ask())
         await proxy.holding(b"TIME")
         shifted = asyncio.create_task(store.read([other], in_seconds(PATIENCE)))
         proxy.release()

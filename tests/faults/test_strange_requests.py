@@ -5,11 +5,11 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.support.inprocess import serving
-from tests.support.raw import METHODS, field, varint
+from tests.support.inprocess import METHODS, serving
+from tests.support.raw import field, varint
 
 from catraca.v1 import session_service_pb2 as pb
-from catraca_server.domain import BATCH_MAX
+from catraca_server.requests import BATCH_MAX
 from catraca_server.rpc import SERVICE_NAME
 
 
@@ -53,6 +53,19 @@ async def test_large_requests(wire: Wire) -> None:
     many = field(1, field(1, token)) * (BATCH_MAX + 1)
     assert (await wire.call("BatchValidateSessions", many))[0] == "INVALID_ARGUMENT"
     assert (await wire.call("BatchValidateSessions", field(1, b"") * (2 << 20)))[0] == "INVALID_ARGUMENT"
+    assert (await wire.call("ListSessions", field(1, b"12345") + field(3, b"A" * (5 << 20))))[0] == "INVALID_ARGUMENT"
+    assert (await wire.call("RotateSession", field(1, b"t" * (5 << 20))))[0] == "NOT_FOUND"
+    long_id = field(2, b"0" * (5 << 20))
+    assert (await wire.call("RevokeUserSessions", field(1, b"12345") + long_id))[0] == "INVALID_ARGUMENT"
+    _, created = await wire.call("CreateSession", field(1, b"12345"))
+    session_id = field(1, created.session.session_id.encode())
+    whole = field(2, field(1, b"attributes"))
+    assert (await wire.call("UpdateSession", field(1, session_id + field(3, attribute)) + whole))[0] == (
+        "INVALID_ARGUMENT"
+    )
+    paths = b"".join(field(1, b"attributes.%d" % number) for number in range(200_000))
+    one_by_one = await wire.call("UpdateSession", field(1, session_id) + field(2, paths))
+    assert (one_by_one[0], dict(one_by_one[1].session.attributes)) == ("OK", {})
     for method in METHODS:
         assert (await wire.call(method, field(15, bytes(9 << 20))))[0] == "RESOURCE_EXHAUSTED"
     assert (await wire.call("ValidateSession", field(1, token)))[0] == "OK"
@@ -67,7 +80,16 @@ TEXTS = {
     "ValidateSession": [field(1, b"\xc3"), field(1, b"token") + field(2, b"\xff")],
     "BatchValidateSessions": [field(1, field(1, b"\xff"))],
     "GetSession": [field(1, b"\xf8\x88\x80\x80\x80")],
+    "ListSessions": [field(1, b"\xff"), field(1, b"u") + field(3, b"\xff")],
+    "UpdateSession": [
+        field(1, field(1, b"\xff")),
+        field(1, field(3, field(1, b"\xff"))) + field(2, field(1, b"attributes")),
+        field(1, field(9, b"\xff")) + field(2, field(1, b"attributes")),
+        field(1, field(1, b"0" * 22)) + field(2, field(1, b"attributes.\xff")),
+    ],
+    "RotateSession": [field(1, b"\xff")],
     "RevokeSession": [field(1, b"\xff"), field(2, b"\xff")],
+    "RevokeUserSessions": [field(1, b"\xff"), field(1, b"u") + field(2, b"\xed\xa0\x80")],
 }
 
 
@@ -89,4 +111,12 @@ async def test_unknown_fields_are_ignored(wire: Wire) -> None:
     assert batch[1].responses[0].valid
     session_id = field(1, created.session.session_id.encode())
     assert (await wire.call("GetSession", later + session_id + later))[1].session == created.session
+    user = field(1, b"12345")
+    assert (await wire.call("ListSessions", user + later))[1].sessions == [created.session]
+    change = field(3, field(1, b"device") + field(2, b"phone"))
+    update = later + field(1, session_id + change + later) + field(2, field(1, b"attributes.device") + later)
+    assert (await wire.call("UpdateSession", update))[1].session.attributes == {"device": "phone"}
+    rotation = (await wire.call("RotateSession", token + later))[1]
+    assert rotation.session.session_id == created.session.session_id
     assert (await wire.call("RevokeSession", later + token))[1].revoked
+    assert (await wire.call("RevokeUserSessions", later + user))[1].revoked_count == 0

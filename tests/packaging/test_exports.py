@@ -9,6 +9,20 @@ import pytest
 import catraca
 from catraca import errors
 
+AWAITED = (
+    "create",
+    "validate",
+    "validate_batch",
+    "require",
+    "get",
+    "update",
+    "rotate",
+    "revoke",
+    "revoke_user_sessions",
+    "close",
+)
+ITERATED = ("list_sessions",)
+
 
 def test_the_names_of_the_client() -> None:
     """`catraca` exports these and no others, and all are there."""
@@ -16,6 +30,7 @@ def test_the_names_of_the_client() -> None:
         "AsyncSessionClient",
         "InvalidReason",
         "Login",
+        "Rotation",
         "Session",
         "SessionClient",
         "Validation",
@@ -31,12 +46,15 @@ def test_the_errors() -> None:
     tree = {name: each.__bases__[0].__name__ for name, each in own.items() if issubclass(each, Exception)}
     assert tree == {
         "CatracaError": "Exception",
+        "EtagMismatch": "CatracaError",
         "InvalidRequest": "CatracaError",
         "NotAllowed": "CatracaError",
         "Overloaded": "Unavailable",
         "SessionInvalid": "CatracaError",
+        "SessionLimitReached": "CatracaError",
         "SessionNotFound": "CatracaError",
         "TokenInUse": "CatracaError",
+        "TokenReused": "CatracaError",
         "Unavailable": "CatracaError",
         "UnexpectedAnswer": "CatracaError",
     }
@@ -49,12 +67,19 @@ def test_the_modules() -> None:
     assert {name for name in found if not name.startswith("_")} == {"aio", "cli", "errors", "sync", "v1"}
 
 
-@pytest.mark.parametrize("method", ["create", "validate", "validate_batch", "require", "get", "revoke", "close"])
+def test_the_methods() -> None:
+    """What a client can do."""
+    assert {name for name in dir(catraca.SessionClient) if not name.startswith("_")} == {*AWAITED, *ITERATED}
+
+
+@pytest.mark.parametrize("method", [*AWAITED, *ITERATED])
 def test_the_two_clients_are_alike(method: str) -> None:
-    """Each method has the same parameters in both clients, and only one of them is awaited."""
+    """Each method has the same parameters in both clients, and only one of them is awaited, or iterated with await."""
     sync, other = getattr(catraca.SessionClient, method), getattr(catraca.AsyncSessionClient, method)
-    assert inspect.iscoroutinefunction(other)
+    assert inspect.iscoroutinefunction(other) == (method in AWAITED)
+    assert inspect.isasyncgenfunction(other) == (method in ITERATED)
     assert not inspect.iscoroutinefunction(sync)
+    assert inspect.isgeneratorfunction(sync) == (method in ITERATED)
     parameters = [list(inspect.signature(each).parameters.values())[1:] for each in (sync, other)]
     assert parameters[0] == parameters[1]
 

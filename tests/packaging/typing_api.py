@@ -3,12 +3,22 @@
 An unused `type: ignore` is an error, so a mistake that mypy no longer sees fails this file too.
 """
 
-from collections.abc import Mapping
-from datetime import datetime, timedelta
+from collections.abc import AsyncIterator, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import assert_type
 
-from catraca import AsyncSessionClient, InvalidReason, Login, Session, SessionClient, Validation
-from catraca.errors import CatracaError, FieldViolation, InvalidRequest, Overloaded, SessionInvalid, Unavailable
+from catraca import AsyncSessionClient, InvalidReason, Login, Rotation, Session, SessionClient, Validation
+from catraca.errors import (
+    CatracaError,
+    EtagMismatch,
+    FieldViolation,
+    InvalidRequest,
+    Overloaded,
+    SessionInvalid,
+    SessionLimitReached,
+    TokenReused,
+    Unavailable,
+)
 
 
 def sync_client() -> None:
@@ -23,12 +33,20 @@ def sync_client() -> None:
         assert_type(sessions.validate_batch(token for token in [login.token]), list[Validation])
         assert_type(sessions.require(login.token), Session)
         assert_type(sessions.get(login.session.session_id), Session)
+        assert_type(sessions.list_sessions("12345", page_size=500), Iterator[Session])
+        end = datetime.now(UTC)
+        assert_type(sessions.update("id", etag="1", absolute_expire_time=end, idle_timeout=timedelta(0)), Session)
+        assert_type(sessions.update("id", attributes={"a": "1"}, set_attributes={"b": "2", "c": None}), Session)
+        assert_type(sessions.rotate(login.token), Rotation)
         assert_type(sessions.revoke(token=login.token), bool)
+        assert_type(sessions.revoke_user_sessions("12345", except_session_id="id"), int)
         sessions.close()
         sessions.create(12345)  # type: ignore[arg-type]
         sessions.create("12345", 60)  # type: ignore[call-arg, arg-type]
         sessions.create("12345", ttl=60)  # type: ignore[arg-type]
         sessions.validate(None)  # type: ignore[arg-type]
+        sessions.update("id", attributes={"a": None})  # type: ignore[dict-item]
+        sessions.update("id", absolute_expire_time=timedelta(hours=1))  # type: ignore[arg-type]
 
 
 async def async_client() -> None:
@@ -41,14 +59,21 @@ async def async_client() -> None:
         assert_type(await sessions.validate_batch([login.token]), list[Validation])
         assert_type(await sessions.require(login.token), Session)
         assert_type(await sessions.get(login.session.session_id), Session)
+        assert_type(sessions.list_sessions("12345"), AsyncIterator[Session])
+        assert_type([each async for each in sessions.list_sessions("12345")], list[Session])
+        assert_type(await sessions.update("id", set_attributes={"a": None}), Session)
+        assert_type(await sessions.rotate(login.token), Rotation)
         assert_type(await sessions.revoke(session_id=login.session.session_id), bool)
+        assert_type(await sessions.revoke_user_sessions("12345"), int)
         await sessions.create(12345)  # type: ignore[arg-type]
 
 
-def values(login: Login, check: Validation) -> None:
+def values(login: Login, check: Validation, rotation: Rotation) -> None:
     """What the calls return."""
     assert_type(login.token, str)
     assert_type(login.evicted_session_ids, tuple[str, ...])
+    assert_type(rotation.token, str)
+    assert_type(rotation.session, Session)
     assert_type(check.session, Session | None)
     assert_type(check.reason, InvalidReason | None)
     assert_type(check.token_rotated, bool)
@@ -76,6 +101,8 @@ def errors(sessions: SessionClient) -> None:
         assert_type(error.violations, tuple[FieldViolation, ...])
     except Overloaded as error:
         assert_type(error.retry_delay, timedelta)
+    except (EtagMismatch, SessionLimitReached, TokenReused) as error:
+        assert_type(error, EtagMismatch | SessionLimitReached | TokenReused)
     except Unavailable as error:
         assert_type(error.reason, str | None)
     except CatracaError as error:

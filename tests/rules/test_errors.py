@@ -8,8 +8,16 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from catraca.v1.error_reason_pb2 import ErrorReason
-from catraca_server.domain import InvalidRequest, SessionNotFound, TokenInUse, Violation
 from catraca_server.errors import failure
+from catraca_server.requests import (
+    EtagMismatch,
+    InvalidRequest,
+    SessionLimitReached,
+    SessionNotFound,
+    TokenInUse,
+    TokenReused,
+    Violation,
+)
 from catraca_server.store import Overloaded, StoreUnavailable
 
 SECRET = "ctr_this-must-not-be-told"
@@ -23,6 +31,9 @@ MAX_TRAILERS = 8192
         (InvalidRequest(), grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
         (SessionNotFound(SECRET), grpc.StatusCode.NOT_FOUND, "SESSION_NOT_FOUND"),
         (TokenInUse(SECRET), grpc.StatusCode.ALREADY_EXISTS, "TOKEN_IN_USE"),
+        (SessionLimitReached(SECRET), grpc.StatusCode.RESOURCE_EXHAUSTED, "SESSION_LIMIT_REACHED"),
+        (TokenReused(SECRET), grpc.StatusCode.FAILED_PRECONDITION, "TOKEN_REUSED"),
+        (EtagMismatch(SECRET), grpc.StatusCode.ABORTED, "ETAG_MISMATCH"),
         (StoreUnavailable(SECRET), grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE"),
         (Overloaded(SECRET), grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
         (KeyError(SECRET), grpc.StatusCode.INTERNAL, "INTERNAL"),

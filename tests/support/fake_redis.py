@@ -96,7 +96,7 @@ class FakeRedis:
                 return NIL
             case b"PEXPIRETIME" | b"PTTL":
                 return integer(-2)
-            case b"CLIENT" | b"SELECT" | b"AUTH" | b"SET":
+            case b"CLIENT" | b"SELECT" | b"AUTH":
                 return OK
         return b"-ERR unknown command\r\n"
 

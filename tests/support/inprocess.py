@@ -3,8 +3,18 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from catraca.v1 import session_service_pb2 as pb
 from catraca_server.app import running
 from catraca_server.settings import load
+
+METHODS: dict[str, tuple[type[Message], type[Message]]] = {
+    method.name: (GetMessageClass(method.input_type), GetMessageClass(method.output_type))
+    for method in pb.DESCRIPTOR.services_by_name["SessionService"].methods
+}
+"""Request and response of each method of SessionService, also of those to come."""
 
 
 @asynccontextmanager

@@ -60,6 +60,27 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     Example: INTERNAL {"reason": "INTERNAL"}.
     """
+    ERROR_REASON_SESSION_LIMIT_REACHED: _ErrorReason.ValueType  # 7
+    """The user has as many sessions as the server allows, and its policy is to
+    reject one more. Revoke a session of that user, or let one end.
+
+    Example: CreateSession of a second session under a limit of one answers
+    RESOURCE_EXHAUSTED {"reason": "SESSION_LIMIT_REACHED"}.
+    """
+    ERROR_REASON_TOKEN_REUSED: _ErrorReason.ValueType  # 8
+    """The token was rotated out and its grace is over: somebody else may have it.
+    The session has just been revoked; have the user log in again.
+
+    Example: RotateSession with a token that was rotated a minute ago answers
+    FAILED_PRECONDITION {"reason": "TOKEN_REUSED"}.
+    """
+    ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 9
+    """The session is no longer at the version that the update names. Read it
+    again and decide anew.
+
+    Example: of two UpdateSession with the same etag the second answers
+    ABORTED {"reason": "ETAG_MISMATCH"}.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed, as machines read it.
@@ -110,5 +131,26 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 6
 """A defect of the server. The server's log has the details, the status has not.
 
 Example: INTERNAL {"reason": "INTERNAL"}.
+"""
+ERROR_REASON_SESSION_LIMIT_REACHED: ErrorReason.ValueType  # 7
+"""The user has as many sessions as the server allows, and its policy is to
+reject one more. Revoke a session of that user, or let one end.
+
+Example: CreateSession of a second session under a limit of one answers
+RESOURCE_EXHAUSTED {"reason": "SESSION_LIMIT_REACHED"}.
+"""
+ERROR_REASON_TOKEN_REUSED: ErrorReason.ValueType  # 8
+"""The token was rotated out and its grace is over: somebody else may have it.
+The session has just been revoked; have the user log in again.
+
+Example: RotateSession with a token that was rotated a minute ago answers
+FAILED_PRECONDITION {"reason": "TOKEN_REUSED"}.
+"""
+ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 9
+"""The session is no longer at the version that the update names. Read it
+again and decide anew.
+
+Example: of two UpdateSession with the same etag the second answers
+ABORTED {"reason": "ETAG_MISMATCH"}.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -68,10 +68,30 @@ class SessionServiceStub(object):
                 request_serializer=catraca_dot_v1_dot_session__service__pb2.GetSessionRequest.SerializeToString,
                 response_deserializer=catraca_dot_v1_dot_session__service__pb2.GetSessionResponse.FromString,
                 _registered_method=True)
+        self.ListSessions = channel.unary_unary(
+                '/catraca.v1.SessionService/ListSessions',
+                request_serializer=catraca_dot_v1_dot_session__service__pb2.ListSessionsRequest.SerializeToString,
+                response_deserializer=catraca_dot_v1_dot_session__service__pb2.ListSessionsResponse.FromString,
+                _registered_method=True)
+        self.UpdateSession = channel.unary_unary(
+                '/catraca.v1.SessionService/UpdateSession',
+                request_serializer=catraca_dot_v1_dot_session__service__pb2.UpdateSessionRequest.SerializeToString,
+                response_deserializer=catraca_dot_v1_dot_session__service__pb2.UpdateSessionResponse.FromString,
+                _registered_method=True)
+        self.RotateSession = channel.unary_unary(
+                '/catraca.v1.SessionService/RotateSession',
+                request_serializer=catraca_dot_v1_dot_session__service__pb2.RotateSessionRequest.SerializeToString,
+                response_deserializer=catraca_dot_v1_dot_session__service__pb2.RotateSessionResponse.FromString,
+                _registered_method=True)
         self.RevokeSession = channel.unary_unary(
                 '/catraca.v1.SessionService/RevokeSession',
                 request_serializer=catraca_dot_v1_dot_session__service__pb2.RevokeSessionRequest.SerializeToString,
                 response_deserializer=catraca_dot_v1_dot_session__service__pb2.RevokeSessionResponse.FromString,
+                _registered_method=True)
+        self.RevokeUserSessions = channel.unary_unary(
+                '/catraca.v1.SessionService/RevokeUserSessions',
+                request_serializer=catraca_dot_v1_dot_session__service__pb2.RevokeUserSessionsRequest.SerializeToString,
+                response_deserializer=catraca_dot_v1_dot_session__service__pb2.RevokeUserSessionsResponse.FromString,
                 _registered_method=True)
 
 
@@ -104,6 +124,9 @@ class SessionServiceServicer(object):
         `attributes` over a limit; `token` not 16 to 4096 printable ASCII
         characters, or starting with `ctr_`.
         - ALREADY_EXISTS / TOKEN_IN_USE: the brought token names a live session.
+        - RESOURCE_EXHAUSTED / SESSION_LIMIT_REACHED: the user is at the limit and
+        the server's policy is to reject. Where it is to evict the oldest, the
+        sessions that made room are in `evicted_session_ids`.
         - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -160,6 +183,73 @@ class SessionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSessions(self, request, context):
+        """Lists a user's live sessions, newest first.
+
+        Not activity: no deadline moves. A page may hold fewer sessions than asked
+        for; the list is at its end only when `next_page_token` is empty. Sessions
+        that begin or end while pages are read may or may not be in them; every
+        session that lives throughout is in exactly one.
+
+        Role: `admin`.
+
+        Errors:
+        - INVALID_ARGUMENT / INVALID_REQUEST: `user_id` missing or over its limit;
+        `page_size` negative; `page_token` not one that this RPC gave for this user.
+        - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateSession(self, request, context):
+        """Changes a live session: its attributes, or when it ends.
+
+        Atomic: either all paths of the mask are written or none, and two updates at
+        once are applied one after the other. With an etag, an update that was
+        decided on an older version is refused. An update never brings back a
+        session that has ended.
+
+        Role: `issue`.
+
+        Errors:
+        - INVALID_ARGUMENT / INVALID_REQUEST: `session.session_id` missing;
+        `update_mask` missing, or with a path that cannot be updated; attributes
+        over a limit; `absolute_expire_time` missing, past, or further away than
+        the longest ttl; `idle_timeout` negative, over the longest ttl, or shorter
+        than the session has been idle already (revoke it instead).
+        - NOT_FOUND / SESSION_NOT_FOUND.
+        - ABORTED / ETAG_MISMATCH.
+        - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateSession(self, request, context):
+        """Replaces a session's token, for example after a password change. The session
+        and its `session_id` stay.
+
+        The old token stays valid for the grace, 30 seconds unless configured, with
+        `token_rotated` set. Rotating it again within the grace returns the same new
+        token, so that two tabs, or a retry after a lost reply, log nobody out. When
+        it is presented after the grace, to this RPC or to ValidateSession, its
+        session is revoked: somebody has kept a token that its owner no longer uses.
+        The last 32 rotated-out tokens of a session are recognised; older ones are
+        merely not valid.
+
+        Role: `issue`.
+
+        Errors:
+        - INVALID_ARGUMENT / INVALID_REQUEST: `token` missing.
+        - NOT_FOUND / SESSION_NOT_FOUND: no live session has this token.
+        - FAILED_PRECONDITION / TOKEN_REUSED: past its grace; the session is revoked.
+        - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RevokeSession(self, request, context):
         """Ends one session, named by its token or by its public id: a logout.
 
@@ -171,6 +261,24 @@ class SessionServiceServicer(object):
         Errors:
         - INVALID_ARGUMENT / INVALID_REQUEST: neither `token` nor `session_id`.
         - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeUserSessions(self, request, context):
+        """Ends all sessions of a user, or all but one: "log out my other devices".
+
+        It reaches every session whose creation was acknowledged before this call
+        began. Repeating it after an error is safe.
+
+        Role: `admin`.
+
+        Errors:
+        - INVALID_ARGUMENT / INVALID_REQUEST: `user_id` missing or over its limit;
+        `except_session_id` no session id.
+        - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED: some
+        sessions may have been ended; repeat the call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -199,10 +307,30 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     request_deserializer=catraca_dot_v1_dot_session__service__pb2.GetSessionRequest.FromString,
                     response_serializer=catraca_dot_v1_dot_session__service__pb2.GetSessionResponse.SerializeToString,
             ),
+            'ListSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSessions,
+                    request_deserializer=catraca_dot_v1_dot_session__service__pb2.ListSessionsRequest.FromString,
+                    response_serializer=catraca_dot_v1_dot_session__service__pb2.ListSessionsResponse.SerializeToString,
+            ),
+            'UpdateSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSession,
+                    request_deserializer=catraca_dot_v1_dot_session__service__pb2.UpdateSessionRequest.FromString,
+                    response_serializer=catraca_dot_v1_dot_session__service__pb2.UpdateSessionResponse.SerializeToString,
+            ),
+            'RotateSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateSession,
+                    request_deserializer=catraca_dot_v1_dot_session__service__pb2.RotateSessionRequest.FromString,
+                    response_serializer=catraca_dot_v1_dot_session__service__pb2.RotateSessionResponse.SerializeToString,
+            ),
             'RevokeSession': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokeSession,
                     request_deserializer=catraca_dot_v1_dot_session__service__pb2.RevokeSessionRequest.FromString,
                     response_serializer=catraca_dot_v1_dot_session__service__pb2.RevokeSessionResponse.SerializeToString,
+            ),
+            'RevokeUserSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeUserSessions,
+                    request_deserializer=catraca_dot_v1_dot_session__service__pb2.RevokeUserSessionsRequest.FromString,
+                    response_serializer=catraca_dot_v1_dot_session__service__pb2.RevokeUserSessionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -338,6 +466,87 @@ class SessionService(object):
             _registered_method=True)
 
     @staticmethod
+    def ListSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/catraca.v1.SessionService/ListSessions',
+            catraca_dot_v1_dot_session__service__pb2.ListSessionsRequest.SerializeToString,
+            catraca_dot_v1_dot_session__service__pb2.ListSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/catraca.v1.SessionService/UpdateSession',
+            catraca_dot_v1_dot_session__service__pb2.UpdateSessionRequest.SerializeToString,
+            catraca_dot_v1_dot_session__service__pb2.UpdateSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/catraca.v1.SessionService/RotateSession',
+            catraca_dot_v1_dot_session__service__pb2.RotateSessionRequest.SerializeToString,
+            catraca_dot_v1_dot_session__service__pb2.RotateSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def RevokeSession(request,
             target,
             options=(),
@@ -354,6 +563,33 @@ class SessionService(object):
             '/catraca.v1.SessionService/RevokeSession',
             catraca_dot_v1_dot_session__service__pb2.RevokeSessionRequest.SerializeToString,
             catraca_dot_v1_dot_session__service__pb2.RevokeSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeUserSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/catraca.v1.SessionService/RevokeUserSessions',
+            catraca_dot_v1_dot_session__service__pb2.RevokeUserSessionsRequest.SerializeToString,
+            catraca_dot_v1_dot_session__service__pb2.RevokeUserSessionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,6 +59,9 @@ class SessionServiceStub:
       `attributes` over a limit; `token` not 16 to 4096 printable ASCII
       characters, or starting with `ctr_`.
     - ALREADY_EXISTS / TOKEN_IN_USE: the brought token names a live session.
+    - RESOURCE_EXHAUSTED / SESSION_LIMIT_REACHED: the user is at the limit and
+      the server's policy is to reject. Where it is to evict the oldest, the
+      sessions that made room are in `evicted_session_ids`.
     - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
     """
     ValidateSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ValidateSessionRequest, _session_service_pb2.ValidateSessionResponse]
@@ -99,6 +102,61 @@ class SessionServiceStub:
     - NOT_FOUND / SESSION_NOT_FOUND.
     - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
     """
+    ListSessions: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ListSessionsRequest, _session_service_pb2.ListSessionsResponse]
+    """Lists a user's live sessions, newest first.
+
+    Not activity: no deadline moves. A page may hold fewer sessions than asked
+    for; the list is at its end only when `next_page_token` is empty. Sessions
+    that begin or end while pages are read may or may not be in them; every
+    session that lives throughout is in exactly one.
+
+    Role: `admin`.
+
+    Errors:
+    - INVALID_ARGUMENT / INVALID_REQUEST: `user_id` missing or over its limit;
+      `page_size` negative; `page_token` not one that this RPC gave for this user.
+    - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
+    """
+    UpdateSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.UpdateSessionRequest, _session_service_pb2.UpdateSessionResponse]
+    """Changes a live session: its attributes, or when it ends.
+
+    Atomic: either all paths of the mask are written or none, and two updates at
+    once are applied one after the other. With an etag, an update that was
+    decided on an older version is refused. An update never brings back a
+    session that has ended.
+
+    Role: `issue`.
+
+    Errors:
+    - INVALID_ARGUMENT / INVALID_REQUEST: `session.session_id` missing;
+      `update_mask` missing, or with a path that cannot be updated; attributes
+      over a limit; `absolute_expire_time` missing, past, or further away than
+      the longest ttl; `idle_timeout` negative, over the longest ttl, or shorter
+      than the session has been idle already (revoke it instead).
+    - NOT_FOUND / SESSION_NOT_FOUND.
+    - ABORTED / ETAG_MISMATCH.
+    - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
+    """
+    RotateSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.RotateSessionRequest, _session_service_pb2.RotateSessionResponse]
+    """Replaces a session's token, for example after a password change. The session
+    and its `session_id` stay.
+
+    The old token stays valid for the grace, 30 seconds unless configured, with
+    `token_rotated` set. Rotating it again within the grace returns the same new
+    token, so that two tabs, or a retry after a lost reply, log nobody out. When
+    it is presented after the grace, to this RPC or to ValidateSession, its
+    session is revoked: somebody has kept a token that its owner no longer uses.
+    The last 32 rotated-out tokens of a session are recognised; older ones are
+    merely not valid.
+
+    Role: `issue`.
+
+    Errors:
+    - INVALID_ARGUMENT / INVALID_REQUEST: `token` missing.
+    - NOT_FOUND / SESSION_NOT_FOUND: no live session has this token.
+    - FAILED_PRECONDITION / TOKEN_REUSED: past its grace; the session is revoked.
+    - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
+    """
     RevokeSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.RevokeSessionRequest, _session_service_pb2.RevokeSessionResponse]
     """Ends one session, named by its token or by its public id: a logout.
 
@@ -110,6 +168,20 @@ class SessionServiceStub:
     Errors:
     - INVALID_ARGUMENT / INVALID_REQUEST: neither `token` nor `session_id`.
     - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
+    """
+    RevokeUserSessions: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.RevokeUserSessionsRequest, _session_service_pb2.RevokeUserSessionsResponse]
+    """Ends all sessions of a user, or all but one: "log out my other devices".
+
+    It reaches every session whose creation was acknowledged before this call
+    began. Repeating it after an error is safe.
+
+    Role: `admin`.
+
+    Errors:
+    - INVALID_ARGUMENT / INVALID_REQUEST: `user_id` missing or over its limit;
+      `except_session_id` no session id.
+    - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED: some
+      sessions may have been ended; repeat the call.
     """
 
 @_typing.type_check_only
@@ -143,6 +215,9 @@ class SessionServiceAsyncStub(SessionServiceStub):
       `attributes` over a limit; `token` not 16 to 4096 printable ASCII
       characters, or starting with `ctr_`.
     - ALREADY_EXISTS / TOKEN_IN_USE: the brought token names a live session.
+    - RESOURCE_EXHAUSTED / SESSION_LIMIT_REACHED: the user is at the limit and
+      the server's policy is to reject. Where it is to evict the oldest, the
+      sessions that made room are in `evicted_session_ids`.
     - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
     """
     ValidateSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ValidateSessionRequest, _session_service_pb2.ValidateSessionResponse]  # type: ignore[assignment]
@@ -183,6 +258,61 @@ class SessionServiceAsyncStub(SessionServiceStub):
     - NOT_FOUND / SESSION_NOT_FOUND.
     - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
     """
+    ListSessions: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ListSessionsRequest, _session_service_pb2.ListSessionsResponse]  # type: ignore[assignment]
+    """Lists a user's live sessions, newest first.
+
+    Not activity: no deadline moves. A page may hold fewer sessions than asked
+    for; the list is at its end only when `next_page_token` is empty. Sessions
+    that begin or end while pages are read may or may not be in them; every
+    session that lives throughout is in exactly one.
+
+    Role: `admin`.
+
+    Errors:
+    - INVALID_ARGUMENT / INVALID_REQUEST: `user_id` missing or over its limit;
+      `page_size` negative; `page_token` not one that this RPC gave for this user.
+    - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
+    """
+    UpdateSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.UpdateSessionRequest, _session_service_pb2.UpdateSessionResponse]  # type: ignore[assignment]
+    """Changes a live session: its attributes, or when it ends.
+
+    Atomic: either all paths of the mask are written or none, and two updates at
+    once are applied one after the other. With an etag, an update that was
+    decided on an older version is refused. An update never brings back a
+    session that has ended.
+
+    Role: `issue`.
+
+    Errors:
+    - INVALID_ARGUMENT / INVALID_REQUEST: `session.session_id` missing;
+      `update_mask` missing, or with a path that cannot be updated; attributes
+      over a limit; `absolute_expire_time` missing, past, or further away than
+      the longest ttl; `idle_timeout` negative, over the longest ttl, or shorter
+      than the session has been idle already (revoke it instead).
+    - NOT_FOUND / SESSION_NOT_FOUND.
+    - ABORTED / ETAG_MISMATCH.
+    - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
+    """
+    RotateSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.RotateSessionRequest, _session_service_pb2.RotateSessionResponse]  # type: ignore[assignment]
+    """Replaces a session's token, for example after a password change. The session
+    and its `session_id` stay.
+
+    The old token stays valid for the grace, 30 seconds unless configured, with
+    `token_rotated` set. Rotating it again within the grace returns the same new
+    token, so that two tabs, or a retry after a lost reply, log nobody out. When
+    it is presented after the grace, to this RPC or to ValidateSession, its
+    session is revoked: somebody has kept a token that its owner no longer uses.
+    The last 32 rotated-out tokens of a session are recognised; older ones are
+    merely not valid.
+
+    Role: `issue`.
+
+    Errors:
+    - INVALID_ARGUMENT / INVALID_REQUEST: `token` missing.
+    - NOT_FOUND / SESSION_NOT_FOUND: no live session has this token.
+    - FAILED_PRECONDITION / TOKEN_REUSED: past its grace; the session is revoked.
+    - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
+    """
     RevokeSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.RevokeSessionRequest, _session_service_pb2.RevokeSessionResponse]  # type: ignore[assignment]
     """Ends one session, named by its token or by its public id: a logout.
 
@@ -194,6 +324,20 @@ class SessionServiceAsyncStub(SessionServiceStub):
     Errors:
     - INVALID_ARGUMENT / INVALID_REQUEST: neither `token` nor `session_id`.
     - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
+    """
+    RevokeUserSessions: _aio.UnaryUnaryMultiCallable[_session_service_pb2.RevokeUserSessionsRequest, _session_service_pb2.RevokeUserSessionsResponse]  # type: ignore[assignment]
+    """Ends all sessions of a user, or all but one: "log out my other devices".
+
+    It reaches every session whose creation was acknowledged before this call
+    began. Repeating it after an error is safe.
+
+    Role: `admin`.
+
+    Errors:
+    - INVALID_ARGUMENT / INVALID_REQUEST: `user_id` missing or over its limit;
+      `except_session_id` no session id.
+    - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED: some
+      sessions may have been ended; repeat the call.
     """
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -230,6 +374,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
           `attributes` over a limit; `token` not 16 to 4096 printable ASCII
           characters, or starting with `ctr_`.
         - ALREADY_EXISTS / TOKEN_IN_USE: the brought token names a live session.
+        - RESOURCE_EXHAUSTED / SESSION_LIMIT_REACHED: the user is at the limit and
+          the server's policy is to reject. Where it is to evict the oldest, the
+          sessions that made room are in `evicted_session_ids`.
         - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
         """
 
@@ -290,6 +437,79 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def ListSessions(
+        self,
+        request: _session_service_pb2.ListSessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_service_pb2.ListSessionsResponse, _abc.Awaitable[_session_service_pb2.ListSessionsResponse]]:
+        """Lists a user's live sessions, newest first.
+
+        Not activity: no deadline moves. A page may hold fewer sessions than asked
+        for; the list is at its end only when `next_page_token` is empty. Sessions
+        that begin or end while pages are read may or may not be in them; every
+        session that lives throughout is in exactly one.
+
+        Role: `admin`.
+
+        Errors:
+        - INVALID_ARGUMENT / INVALID_REQUEST: `user_id` missing or over its limit;
+          `page_size` negative; `page_token` not one that this RPC gave for this user.
+        - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateSession(
+        self,
+        request: _session_service_pb2.UpdateSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_service_pb2.UpdateSessionResponse, _abc.Awaitable[_session_service_pb2.UpdateSessionResponse]]:
+        """Changes a live session: its attributes, or when it ends.
+
+        Atomic: either all paths of the mask are written or none, and two updates at
+        once are applied one after the other. With an etag, an update that was
+        decided on an older version is refused. An update never brings back a
+        session that has ended.
+
+        Role: `issue`.
+
+        Errors:
+        - INVALID_ARGUMENT / INVALID_REQUEST: `session.session_id` missing;
+          `update_mask` missing, or with a path that cannot be updated; attributes
+          over a limit; `absolute_expire_time` missing, past, or further away than
+          the longest ttl; `idle_timeout` negative, over the longest ttl, or shorter
+          than the session has been idle already (revoke it instead).
+        - NOT_FOUND / SESSION_NOT_FOUND.
+        - ABORTED / ETAG_MISMATCH.
+        - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
+        """
+
+    @_abc_1.abstractmethod
+    def RotateSession(
+        self,
+        request: _session_service_pb2.RotateSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_service_pb2.RotateSessionResponse, _abc.Awaitable[_session_service_pb2.RotateSessionResponse]]:
+        """Replaces a session's token, for example after a password change. The session
+        and its `session_id` stay.
+
+        The old token stays valid for the grace, 30 seconds unless configured, with
+        `token_rotated` set. Rotating it again within the grace returns the same new
+        token, so that two tabs, or a retry after a lost reply, log nobody out. When
+        it is presented after the grace, to this RPC or to ValidateSession, its
+        session is revoked: somebody has kept a token that its owner no longer uses.
+        The last 32 rotated-out tokens of a session are recognised; older ones are
+        merely not valid.
+
+        Role: `issue`.
+
+        Errors:
+        - INVALID_ARGUMENT / INVALID_REQUEST: `token` missing.
+        - NOT_FOUND / SESSION_NOT_FOUND: no live session has this token.
+        - FAILED_PRECONDITION / TOKEN_REUSED: past its grace; the session is revoked.
+        - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
+        """
+
+    @_abc_1.abstractmethod
     def RevokeSession(
         self,
         request: _session_service_pb2.RevokeSessionRequest,
@@ -305,6 +525,26 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - INVALID_ARGUMENT / INVALID_REQUEST: neither `token` nor `session_id`.
         - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeUserSessions(
+        self,
+        request: _session_service_pb2.RevokeUserSessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_service_pb2.RevokeUserSessionsResponse, _abc.Awaitable[_session_service_pb2.RevokeUserSessionsResponse]]:
+        """Ends all sessions of a user, or all but one: "log out my other devices".
+
+        It reaches every session whose creation was acknowledged before this call
+        began. Repeating it after an error is safe.
+
+        Role: `admin`.
+
+        Errors:
+        - INVALID_ARGUMENT / INVALID_REQUEST: `user_id` missing or over its limit;
+          `except_session_id` no session id.
+        - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED: some
+          sessions may have been ended; repeat the call.
         """
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

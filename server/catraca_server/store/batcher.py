@@ -15,7 +15,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
@@ -44,6 +44,9 @@ RECONNECT_PAUSE = 0.1
 
 START_PATIENCE = 5.0
 """Seconds for the first connection: a name to be looked up, a machine that is busy starting everything at once."""
+
+COMPLAINT_PAUSE = 1.0
+"""Seconds between two log lines about commands that the store refused."""
 
 _TIME = pack_command(("TIME",))
 
@@ -85,6 +88,7 @@ class Batcher:
         self._wake = asyncio.Event()
         self._lost: str | None = "not connected yet"
         self._distrusted: str | None = None
+        self._complained_at = -COMPLAINT_PAUSE
         self._owner: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -104,12 +108,13 @@ class Batcher:
         self._refuse("shutting down")
 
     async def ask(self, commands: Sequence[Command], deadline: float) -> Answer:
-        """Sends commands and returns their replies by `deadline`, a time of the loop's clock.
+        """Sends commands and returns their replies by `deadline`, a time of the loop's clock, or the timeout.
 
         Raises StoreUnavailable if there is no answer by then, and at once while the store is known to be lost; and
         Overloaded if too much is waiting already.
         """
         loop = asyncio.get_running_loop()
+        deadline = min(deadline, loop.time() + self._timeout)
         if self._lost is not None:
             raise StoreUnavailable(self._lost)
         if deadline <= loop.time():
@@ -126,10 +131,30 @@ class Batcher:
         finally:
             timer.cancel()
 
-    def distrust(self, why: str) -> None:
-        """Has the connection closed, because an answer that came over it cannot be one to what was asked."""
+    def checked(self, reply: Any, *types: type) -> Any:
+        """Returns a reply that is of a type that its command has. Raises StoreUnavailable if it is not one."""
+        if isinstance(reply, ResponseError):
+            self._complain(f"the store refused: {reply}")
+            raise StoreUnavailable(f"the store refused: {reply}")
+        if type(reply) not in types:
+            self.distrust("a reply that cannot be one to what was asked")
+        return reply
+
+    def distrust(self, why: str) -> NoReturn:
+        """Has the connection closed, because an answer that came over it cannot be one to what was asked.
+
+        Raises StoreUnavailable: nothing is known.
+        """
         self._distrusted = why
         self._wake.set()
+        raise StoreUnavailable(why)
+
+    def _complain(self, what: str) -> None:
+        """Logs what is wrong with the store, but not once for every call that suffers from it."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._complained_at + COMPLAINT_PAUSE:
+            self._complained_at = now
+            logger.error(what)
 
     async def _own(self, connection: AbstractConnection) -> None:
         while True:

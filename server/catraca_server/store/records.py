@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from catraca_server.domain import Session
+from catraca_server.domain import Retired, Session
 
 _LAST_MOMENT = 253_402_300_799_999
 """Unix milliseconds of the end of the year 9999, beyond which the API has no time."""
@@ -24,6 +24,11 @@ def encode(session: Session) -> bytes:
         "token_digest": session.digest,
         "version": session.version,
     }
+    if session.retired:
+        record["retired"] = [
+            {"digest": each.digest, "grace_until": each.grace_until, **({"salt": each.salt} if each.salt else {})}
+            for each in session.retired
+        ]
     if session.attributes:
         record["attributes"] = dict(session.attributes)
     return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
@@ -45,6 +50,9 @@ def decode(data: bytes) -> Session:
             absolute_expire_time=record["absolute_expire_at"],
             idle_timeout=record["idle_timeout_ms"],
             version=record["version"],
+            retired=tuple(
+                Retired(each["digest"], each["grace_until"], each.get("salt", "")) for each in record.get("retired", ())
+            ),
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UnreadableRecord(type(error).__name__) from None
@@ -62,5 +70,12 @@ def _well_formed(session: Session) -> bool:
         and all(type(number) is int and 0 <= number <= _LAST_MOMENT for number in numbers)
         and session.version > 0
         and type(session.attributes) is dict
+        and all(
+            type(each.digest) is type(each.salt) is str
+            and each.digest.isascii()
+            and type(each.grace_until) is int
+            and 0 <= each.grace_until <= _LAST_MOMENT
+            for each in session.retired
+        )
         and all(type(value) is str for value in session.attributes.values())
     )

@@ -1,0 +1,24 @@
+-- Ends a session of a user, or keeps one that is about to be written from being written.
+-- KEYS[1]  the session's key
+-- ARGV[1]  the user
+-- ARGV[2]  the attempt to create it, as the user's index numbered it; empty: that was long ago
+-- ARGV[3]  1: the attempt is known to be over, so that a session that is not there has ended
+-- ARGV[4]  for how long a recent attempt may be under way, in ms
+-- Returns 1 if this ended something: a session of that user, or the attempt; else 0.
+local held = redis.pcall('GET', KEYS[1])
+if held then
+  -- Of another type than a string, it is an error here, and no record either.
+  local readable, record = pcall(cjson.decode, held)
+  if not readable or type(record) ~= 'table' or record['user_id'] ~= ARGV[1] then
+    return 0
+  end
+elseif ARGV[3] == '1' then
+  return 0
+end
+if ARGV[2] == '' then
+  redis.call('DEL', KEYS[1])
+else
+  -- Also where it was written: whoever still takes it for an attempt must see that it has ended. 0 is no attempt.
+  redis.call('SET', KEYS[1], '{"void":' .. (ARGV[3] == '1' and 0 or ARGV[2]) .. '}', 'PX', ARGV[4])
+end
+return 1

@@ -1,0 +1,213 @@
+"""Rotating tokens: the grace, the retry, the two tabs and the thief, on every backend."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from tests.support.backends import Backend, Operations, soon, stores
+
+from catraca_server.domain import RETIRED_MAX, Check, InvalidReason, Verdict
+from catraca_server.requests import NewSession, SessionNotFound, TokenReused, Update
+from catraca_server.tokens import Tokens
+from catraca_server.users import Login
+
+GRACE, HOUR = 30_000, 3_600_000
+BROUGHT = "a-token-that-was-brought"
+
+
+@pytest.fixture
+async def operations(backend: Backend) -> AsyncIterator[Operations]:
+    """The operations on each backend, with a grace of 30 seconds."""
+    async with stores(backend) as opened:
+        yield Operations.over(opened, rotation_grace=GRACE)
+
+
+async def log_in(operations: Operations, **fields: object) -> Login:
+    """Creates a session."""
+    return await operations.users.create(NewSession("ana", **fields), soon())  # type: ignore[arg-type]  # the tests' own
+
+
+async def judged(operations: Operations, token: str) -> Verdict:
+    """Validates a token."""
+    (verdict,) = await operations.sessions.validate([Check(token)], soon())
+    return verdict
+
+
+async def rotated(operations: Operations, token: str) -> str:
+    """Rotates a token and returns the new one."""
+    return (await operations.sessions.rotate(token, soon())).token
+
+
+@pytest.mark.parametrize("brought", ["", BROUGHT], ids=["minted", "brought"])
+async def test_a_new_token_for_the_same_session(operations: Operations, brought: str) -> None:
+    """The session and its id stay, its etag changes; both tokens work, and the old one says that it is old."""
+    login = await log_in(operations, token=brought)
+    rotation = await operations.sessions.rotate(login.token, soon())
+    assert rotation.token != login.token
+    assert rotation.token.startswith("ctr_")
+    assert rotation.live.session.session_id == login.live.session.session_id
+    assert rotation.live.session.etag != login.live.session.etag
+    assert rotation.live.expiry == login.live.expiry
+    new, old = await judged(operations, rotation.token), await judged(operations, login.token)
+    assert new.live is not None
+    assert not new.rotated
+    assert new.cache_ttl > 0
+    assert old.live is not None
+    assert old.rotated
+    assert old.cache_ttl == 0, "a near cache would not notice the end of the grace"
+
+
+@pytest.mark.parametrize("brought", ["", BROUGHT], ids=["minted", "brought"])
+async def test_after_the_grace_the_old_token_ends_the_session(
+    backend: Backend, operations: Operations, brought: str
+) -> None:
+    """Somebody has kept a token that its owner no longer uses: the session is revoked, and says so once."""
+    login = await log_in(operations, token=brought)
+    new = await rotated(operations, login.token)
+    await backend.travel(GRACE + 1)
+    assert (await judged(operations, new)).live is not None
+    assert (await judged(operations, login.token)).reason is InvalidReason.TOKEN_REUSED
+    assert (await judged(operations, login.token)).reason is InvalidReason.NOT_FOUND
+    assert (await judged(operations, new)).reason is InvalidReason.NOT_FOUND
+    assert await operations.users.revoke("ana", "", soon()) == 0, "it has left the index too"
+
+
+async def test_rotating_a_token_past_its_grace_ends_the_session(backend: Backend, operations: Operations) -> None:
+    """The same, noticed by a rotation."""
+    login = await log_in(operations)
+    new = await rotated(operations, login.token)
+    await backend.travel(GRACE + 1)
+    with pytest.raises(TokenReused):
+        await rotated(operations, login.token)
+    assert (await judged(operations, new)).reason is InvalidReason.NOT_FOUND
+    with pytest.raises(SessionNotFound):
+        await rotated(operations, login.token)
+
+
+async def test_a_probe_notices_reuse_as_well(backend: Backend, operations: Operations) -> None:
+    """Presenting is presenting: also for another user, also without touching, also inside a batch."""
+    login = await log_in(operations)
+    await rotated(operations, login.token)
+    await backend.travel(GRACE + 1)
+    checks = [Check("x" * 20), Check(login.token, "somebody else", skip_touch=True), Check(login.token)]
+    reasons = [each.reason for each in await operations.sessions.validate(checks, soon())]
+    assert reasons == [InvalidReason.NOT_FOUND, InvalidReason.TOKEN_REUSED, InvalidReason.TOKEN_REUSED]
+
+
+async def test_a_retry_gets_the_same_token(backend: Backend, operations: Operations) -> None:
+    """Rotating again within the grace, as after a lost reply, changes nothing and returns what was lost."""
+    login = await log_in(operations)
+    new = await rotated(operations, login.token)
+    await backend.travel(GRACE - 2000)
+    record = await backend.command("GET", f"session:{login.live.session.session_id}")
+    assert await rotated(operations, login.token) == new
+    assert await backend.command("GET", f"session:{login.live.session.session_id}") == record
+
+
+async def test_two_tabs_rotate_at_once(operations: Operations) -> None:
+    """All get the same new token, and exactly one token is current afterwards (supabase/auth-js#213)."""
+    login = await log_in(operations)
+    tokens = await asyncio.gather(*(rotated(operations, login.token) for _ in range(20)))
+    assert len(set(tokens)) == 1
+    session = (await operations.sessions.get(login.live.session.session_id, soon())).session
+    assert len(session.retired) == 1
+    verdict = await judged(operations, tokens[0])
+    assert verdict.live is not None
+    assert not verdict.rotated
+
+
+async def test_an_old_token_follows_to_the_newest(operations: Operations) -> None:
+    """Two rotations inside one grace: the oldest token still gets the token that is current now."""
+    login = await log_in(operations, token=BROUGHT)
+    second = await rotated(operations, login.token)
+    third = await rotated(operations, second)
+    assert await rotated(operations, login.token) == third
+    assert await rotated(operations, second) == third
+    assert len({login.token, second, third}) == 3
+
+
+async def test_every_token_of_a_chain_is_remembered(backend: Backend, operations: Operations) -> None:
+    """A token that was rotated out several rotations ago is still noticed, up to the documented number."""
+    login = await log_in(operations)
+    tokens = [login.token]
+    for _ in range(RETIRED_MAX + 1):
+        tokens.append(await rotated(operations, tokens[-1]))
+        await backend.travel(GRACE + 1)
+    assert (await judged(operations, tokens[0])).reason is InvalidReason.NOT_FOUND, "forgotten, and never valid"
+    assert (await judged(operations, tokens[-1])).live is not None
+    assert (await judged(operations, tokens[1])).reason is InvalidReason.TOKEN_REUSED
+    assert (await judged(operations, tokens[-1])).live is None
+
+
+async def test_without_a_grace_the_old_token_is_old_at_once(backend: Backend) -> None:
+    """A grace of zero: presenting the old token right after is reuse."""
+    async with stores(backend) as opened:
+        operations = Operations.over(opened, rotation_grace=0)
+        login = await log_in(operations)
+        await rotated(operations, login.token)
+        assert (await judged(operations, login.token)).reason is InvalidReason.TOKEN_REUSED
+
+
+async def test_rotate_and_revoke_cannot_both_win(operations: Operations) -> None:
+    """However they race, a revoked session stays revoked (keycloak#51312, better-auth#11073)."""
+    for _ in range(30):
+        login = await log_in(operations)
+        outcomes = await asyncio.gather(
+            rotated(operations, login.token),
+            operations.sessions.revoke(login.live.session.session_id, soon()),
+            rotated(operations, login.token),
+            operations.sessions.update(Update(login.live.session.session_id, entries={"k": "v"}), soon()),
+            return_exceptions=True,
+        )
+        assert outcomes[1] is True
+        for token in [login.token, *(each for each in outcomes if isinstance(each, str))]:
+            assert (await judged(operations, token)).live is None
+
+
+async def test_who_logs_out_with_an_old_token_is_logged_out(backend: Backend, operations: Operations) -> None:
+    """Revoking by a token that was rotated out ends the session, inside the grace and after."""
+    for wait in (0, GRACE + 1):
+        login = await log_in(operations)
+        new = await rotated(operations, login.token)
+        await backend.travel(wait)
+        assert await operations.sessions.revoke_token(login.token, soon())
+        assert (await judged(operations, new)).live is None
+
+
+async def test_neither_the_store_nor_the_old_token_yields_the_new_one(backend: Backend, operations: Operations) -> None:
+    """The record has a salt for the grace, and no longer; without it the old token leads nowhere."""
+    login = await log_in(operations)
+    new = await rotated(operations, login.token)
+    key = f"session:{login.live.session.session_id}"
+    record = json.loads(await backend.command("GET", key))
+    (retired,) = record["retired"]
+    assert Tokens(bytes).renew(login.token, retired["salt"]) == new
+    assert Tokens(bytes).renew(login.token, "another salt") != new
+    assert new[26:69] not in json.dumps(record)
+    assert login.token[26:69] not in json.dumps(record)
+    await backend.travel(GRACE + 1)
+    assert (await judged(operations, new)).live is not None
+    (retired,) = json.loads(await backend.command("GET", key))["retired"]
+    assert "salt" not in retired
+    assert (await judged(operations, new)).live is not None
+
+
+async def test_what_cannot_be_rotated(operations: Operations) -> None:
+    """Unknown, revoked and malformed tokens name no live session."""
+    login = await log_in(operations)
+    await operations.sessions.revoke_token(login.token, soon())
+    for token in (login.token, "never-seen-before-at-all", "short", "ctr_nonsense"):
+        with pytest.raises(SessionNotFound):
+            await rotated(operations, token)
+
+
+async def test_a_forged_token_is_no_reuse(operations: Operations) -> None:
+    """The id is public: who knows it and no secret can neither rotate nor have the session revoked."""
+    login = await log_in(operations)
+    await rotated(operations, login.token)
+    forged = Tokens(bytes).renew(login.token, "made up")
+    assert (await judged(operations, forged)).reason is InvalidReason.NOT_FOUND
+    with pytest.raises(SessionNotFound):
+        await rotated(operations, forged)
+    assert (await operations.sessions.get(login.live.session.session_id, soon())) is not None

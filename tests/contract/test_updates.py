@@ -1,0 +1,197 @@
+"""Updating sessions: atomic, by etag, and never by accident shorter, longer or alive again; on every backend."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from tests.support.backends import Backend, Operations, soon, stores
+
+from catraca_server.domain import Check, Live
+from catraca_server.requests import EtagMismatch, InvalidRequest, NewSession, SessionNotFound, Update
+from catraca_server.users import Login
+
+SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
+
+
+@pytest.fixture(params=[True, False], ids=["PEXPIRETIME", "PTTL"])
+async def operations(request: pytest.FixtureRequest, backend: Backend) -> AsyncIterator[Operations]:
+    """The operations on each backend, as on Redis 7 and later and as on Redis 6.2."""
+    async with stores(backend, tells_expiry=request.param) as opened:
+        yield Operations.over(opened)
+
+
+async def log_in(operations: Operations, **fields: Any) -> Login:
+    """Creates a session that may last a day, with two attributes."""
+    fields = {"ttl": DAY, "idle_timeout": HOUR, "attributes": {"device": "phone", "app": "shop"}, **fields}
+    return await operations.users.create(NewSession("ana", **fields), soon())
+
+
+async def update(operations: Operations, login: Login, **changes: Any) -> Live:
+    """Updates a session."""
+    return await operations.sessions.update(Update(login.live.session.session_id, **changes), soon())
+
+
+async def test_attributes_are_replaced_or_set_one_by_one(operations: Operations) -> None:
+    """All at once, one, one removed, and both in one update: what is read is what was answered."""
+    login = await log_in(operations)
+    steps: list[tuple[dict[str, Any], dict[str, str]]] = [
+        ({"entries": {"device": "tablet"}}, {"device": "tablet", "app": "shop"}),
+        ({"entries": {"app": None, "place": "home"}}, {"device": "tablet", "place": "home"}),
+        ({"attributes": {"only": "this"}}, {"only": "this"}),
+        ({"attributes": {}, "entries": {"a.b": "c"}}, {"a.b": "c"}),
+        ({"entries": {"never there": None}}, {"a.b": "c"}),
+    ]
+    for changes, expected in steps:
+        live = await update(operations, login, **changes)
+        assert live.session.attributes == expected
+        assert await operations.sessions.get(live.session.session_id, soon()) == live
+    (verdict,) = await operations.sessions.validate([Check(login.token)], soon())
+    assert verdict.live is not None
+    assert verdict.live.session.attributes == {"a.b": "c"}
+
+
+async def test_attributes_do_not_move_the_end(backend: Backend, operations: Operations) -> None:
+    """Writing data neither shortens nor stretches a session, and is no activity."""
+    login = await log_in(operations)
+    key = f"session:{login.live.session.session_id}"
+    await backend.travel(10 * MINUTE)
+    before = await backend.command("PEXPIRETIME", key)
+    live = await update(operations, login, entries={"k": "v"})
+    assert await backend.command("PEXPIRETIME", key) == before
+    assert abs(live.expiry - before) < SECOND
+
+
+async def test_a_session_is_extended(backend: Backend, operations: Operations) -> None:
+    """A later absolute deadline: it lives on, and its user's index with it."""
+    login = await log_in(operations, ttl=HOUR, idle_timeout=0)
+    end = await backend.now() + 3 * HOUR
+    live = await update(operations, login, absolute_expire_time=end)
+    assert live.session.absolute_expire_time == end
+    await backend.travel(2 * HOUR)
+    (verdict,) = await operations.sessions.validate([Check(login.token)], soon())
+    assert verdict.live is not None
+    assert await operations.users.revoke("ana", "", soon()) == 1, "the index names it for as long as it lives"
+
+
+async def test_a_session_is_shortened(backend: Backend, operations: Operations) -> None:
+    """An earlier absolute deadline holds, whatever the activity after it."""
+    login = await log_in(operations)
+    await update(operations, login, absolute_expire_time=await backend.now() + 10 * MINUTE)
+    for _ in range(9):
+        await backend.travel(MINUTE)
+        (verdict,) = await operations.sessions.validate([Check(login.token)], soon())
+        assert verdict.live is not None
+    await backend.travel(MINUTE + 1)
+    (verdict,) = await operations.sessions.validate([Check(login.token)], soon())
+    assert verdict.live is None
+
+
+async def test_the_idle_timeout_counts_from_the_last_activity(backend: Backend, operations: Operations) -> None:
+    """Longer, shorter, none, and again one: the activity that is known stays what it was."""
+    login = await log_in(operations)
+    await backend.travel(10 * MINUTE)
+    now = await backend.now()
+    active = now - 10 * MINUTE
+    for idle_timeout in (2 * HOUR, 11 * MINUTE, HOUR):
+        live = await update(operations, login, idle_timeout=idle_timeout)
+        assert live.session.idle_timeout == idle_timeout
+        assert abs(live.expire_time - (active + idle_timeout)) < SECOND
+    live = await update(operations, login, idle_timeout=0)
+    assert live.expire_time == live.session.absolute_expire_time
+    assert abs(live.last_active_time - active) < 2 * MINUTE
+
+
+async def test_an_idle_timeout_that_has_passed_already_is_refused(backend: Backend, operations: Operations) -> None:
+    """It would end the session: that is what revoking is for."""
+    login = await log_in(operations)
+    await backend.travel(10 * MINUTE)
+    with pytest.raises(InvalidRequest) as caught:
+        await update(operations, login, idle_timeout=5 * MINUTE)
+    assert [each.field for each in caught.value.violations] == ["session.idle_timeout"]
+    assert (await operations.sessions.get(login.live.session.session_id, soon())).session.idle_timeout == HOUR
+
+
+async def test_concurrent_updates_are_all_applied(operations: Operations) -> None:
+    """Two updates at once never lose one silently: each is applied to what the other left."""
+    login = await log_in(operations)
+    lives = await asyncio.gather(*(update(operations, login, entries={f"key-{at}": "v"}) for at in range(20)))
+    final = (await operations.sessions.get(login.live.session.session_id, soon())).session
+    assert {f"key-{at}" for at in range(20)} < set(final.attributes)
+    assert len({live.session.etag for live in lives}) == 20
+    assert final.version == 21
+
+
+async def test_of_updates_with_one_etag_one_is_applied(operations: Operations) -> None:
+    """The others are told that the session has changed."""
+    login = await log_in(operations)
+    etag = login.live.session.etag
+    outcomes = await asyncio.gather(
+        *(update(operations, login, etag=etag, entries={"winner": str(at)}) for at in range(20)),
+        return_exceptions=True,
+    )
+    applied = [each for each in outcomes if isinstance(each, Live)]
+    assert len(applied) == 1
+    assert sum(isinstance(each, EtagMismatch) for each in outcomes) == 19
+    final = (await operations.sessions.get(login.live.session.session_id, soon())).session
+    assert final == applied[0].session
+
+
+async def test_activity_does_not_change_the_etag(backend: Backend, operations: Operations) -> None:
+    """A touch is no version: an update decided before it still applies."""
+    login = await log_in(operations)
+    await backend.travel(5 * MINUTE)
+    (verdict,) = await operations.sessions.validate([Check(login.token)], soon())
+    assert verdict.live is not None
+    live = await update(operations, login, etag=verdict.live.session.etag, idle_timeout=2 * HOUR)
+    assert abs(live.last_active_time - await backend.now()) < 2 * SECOND, "the touch was not lost"
+
+
+async def test_what_is_gone_cannot_be_updated(operations: Operations) -> None:
+    """An update never revives a revoked session, also when both come at once (express-session#632)."""
+    for _ in range(20):
+        login = await log_in(operations)
+        await asyncio.gather(
+            update(operations, login, entries={"k": "v"}),
+            operations.sessions.revoke(login.live.session.session_id, soon()),
+            update(operations, login, absolute_expire_time=login.live.session.absolute_expire_time + HOUR),
+            return_exceptions=True,
+        )
+        with pytest.raises(SessionNotFound):
+            await update(operations, login, entries={"k": "v"})
+
+
+async def test_every_key_keeps_an_expiry(backend: Backend, operations: Operations) -> None:
+    """Whatever is updated (better-auth#10992, spring-session#3357)."""
+    login = await log_in(operations)
+    now = await backend.now()
+    for changes in (
+        {"entries": {"k": "v"}},
+        {"idle_timeout": 0},
+        {"idle_timeout": 1},
+        {"absolute_expire_time": now + 2 * DAY},
+    ):
+        try:
+            await update(operations, login, **changes)
+        except InvalidRequest:
+            assert changes == {"idle_timeout": 1}
+        assert all(ttl > 0 for ttl in (await backend.keys()).values())
+
+
+async def test_limits_hold_for_updates(backend: Backend, operations: Operations) -> None:
+    """The result of an update is within the limits of a creation, or nothing is written."""
+    login = await log_in(operations, attributes={str(at): "v" for at in range(64)})
+    now = await backend.now()
+    for changes, field in (
+        ({"entries": {"one too many": "v"}}, "session.attributes"),
+        ({"entries": {"0": "v" * 4097}}, "session.attributes"),
+        ({"attributes": {"": "v"}}, "session.attributes"),
+        ({"absolute_expire_time": now - 1}, "session.absolute_expire_time"),
+        ({"absolute_expire_time": now + 31 * DAY}, "session.absolute_expire_time"),
+        ({"idle_timeout": -1}, "session.idle_timeout"),
+        ({"idle_timeout": 31 * DAY}, "session.idle_timeout"),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            await update(operations, login, **changes)
+        assert [each.field for each in caught.value.violations] == [field]
+    assert (await operations.sessions.get(login.live.session.session_id, soon())).session == login.live.session

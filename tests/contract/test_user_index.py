@@ -1,0 +1,149 @@
+"""What `UserIndex` promises, on every backend."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from tests.support.backends import Backend, soon, stores
+
+from catraca_server.domain import Session
+from catraca_server.store import Entrance, Entry, UserIndex
+
+HOUR = 3_600_000
+USER = "usuário {com} espaços"
+
+
+@pytest.fixture
+async def index(backend: Backend) -> AsyncIterator[UserIndex]:
+    """The index on each backend."""
+    async with stores(backend) as opened:
+        yield opened.index
+
+
+def an_id(at: int) -> str:
+    """Returns a session id."""
+    return f"{at:022}"
+
+
+async def a_session(backend: Backend, at: int, ttl: int = HOUR) -> Session:
+    """Returns a session of USER."""
+    now = await backend.now()
+    return Session(
+        session_id=an_id(at),
+        user_id=USER,
+        digest="d",
+        attributes={},
+        create_time=now,
+        absolute_expire_time=now + ttl,
+        idle_timeout=0,
+    )
+
+
+async def enter(index: UserIndex, session: Session, *, limit: int = 0, mark_oldest: bool = False) -> Entrance:
+    """Enters a session."""
+    return await index.enter(session, limit=limit, mark_oldest=mark_oldest, deadline=soon())
+
+
+async def entered(index: UserIndex, backend: Backend, count: int) -> list[Entry]:
+    """Enters sessions, one after the other, and returns their entries."""
+    entries = []
+    for at in range(count):
+        entry = (await enter(index, await a_session(backend, at))).entry
+        assert entry is not None
+        entries.append(entry)
+    return entries
+
+
+async def test_numbers_grow(backend: Backend, index: UserIndex) -> None:
+    """Each entry has a larger number than all before it, also within one tick of the clock."""
+    numbers = [entry.number for entry in await entered(index, backend, 20)]
+    assert numbers == sorted(set(numbers))
+    assert abs(numbers[0] // 2000 - await backend.now()) < HOUR
+
+
+async def test_newest_first_page_by_page(backend: Backend, index: UserIndex) -> None:
+    """Pages follow one another without a gap and without an overlap."""
+    entries = await entered(index, backend, 7)
+    first = await index.newest(USER, None, 3, soon())
+    second = await index.newest(USER, first.found[-1].number, 3, soon())
+    third = await index.newest(USER, second.found[-1].number, 3, soon())
+    assert [*first.found, *second.found, *third.found] == entries[::-1]
+    assert (await index.newest("nobody", None, 3, soon())).found == []
+
+
+async def test_at_the_limit_nothing_is_entered(backend: Backend, index: UserIndex) -> None:
+    """The sessions that make it full are told."""
+    entries = await entered(index, backend, 3)
+    full = await enter(index, await a_session(backend, 3), limit=3)
+    assert full.entry is None
+    assert sorted(full.others.found, key=lambda entry: entry.number) == entries
+    assert len((await index.newest(USER, None, 9, soon())).found) == 3
+
+
+async def test_the_oldest_are_marked_to_make_room(backend: Backend, index: UserIndex) -> None:
+    """They stay in the index, so that none is missed, but count no longer; until they are forgotten all are told."""
+    entries = await entered(index, backend, 3)
+    fourth = await enter(index, await a_session(backend, 3), limit=3, mark_oldest=True)
+    assert [(each.session_id, each.number) for each in fourth.marked] == [(an_id(0), -entries[0].number)]
+    fifth = await enter(index, await a_session(backend, 4), limit=3, mark_oldest=True)
+    assert {each.session_id for each in fifth.marked} == {an_id(0), an_id(1)}
+    assert [each.session_id for each in (await index.newest(USER, None, 9, soon())).found] == [
+        an_id(4),
+        an_id(3),
+        an_id(2),
+    ]
+    assert fifth.entry is not None
+    everything = await index.oldest(USER, None, fifth.entry.number, 9, soon())
+    assert {each.session_id for each in everything.found} == {an_id(at) for at in range(5)}
+    await index.forget(USER, fifth.marked, soon())
+    sixth = await enter(index, await a_session(backend, 5), limit=4)
+    assert sixth.entry is not None
+    assert sixth.marked == []
+
+
+async def test_many_at_once_mark_as_many(backend: Backend, index: UserIndex) -> None:
+    """Under concurrent logins each marks another session: neither too few nor too many."""
+    await entered(index, backend, 5)
+    sessions = [await a_session(backend, 100 + at) for at in range(30)]
+    await asyncio.gather(*(enter(index, each, limit=5, mark_oldest=True) for each in sessions))
+    assert len((await index.newest(USER, None, 99, soon())).found) == 5
+
+
+async def test_a_session_entered_again_counts_once(backend: Backend, index: UserIndex) -> None:
+    """A brought token's session that begins anew moves to the front and takes no second place."""
+    await entered(index, backend, 3)
+    again = await enter(index, await a_session(backend, 0), limit=3)
+    assert again.entry is not None
+    newest = await index.newest(USER, None, 9, soon())
+    assert [each.session_id for each in newest.found] == [an_id(0), an_id(2), an_id(1)]
+
+
+async def test_what_was_entered_anew_is_not_forgotten(backend: Backend, index: UserIndex) -> None:
+    """Forgetting an ended session leaves the entry of a new one with the same id, marked or not."""
+    (old,) = await entered(index, backend, 1)
+    new = (await enter(index, await a_session(backend, 0))).entry
+    assert new is not None
+    await index.forget(USER, [old], soon())
+    assert await index.entry(USER, an_id(0), soon()) == new
+    await index.forget(USER, [Entry(new.session_id, -new.number)], soon())
+    assert await index.entry(USER, an_id(0), soon()) is None
+    assert await backend.keys() == {}, "an empty index is gone"
+
+
+async def test_the_index_lasts_as_long_as_its_last_session(backend: Backend, index: UserIndex) -> None:
+    """It expires with the latest deadline, whatever the order of entering; extending moves it further, never nearer."""
+    await enter(index, await a_session(backend, 0, ttl=HOUR))
+    await enter(index, await a_session(backend, 1, ttl=HOUR // 2))
+    (ttl,) = (await backend.keys()).values()
+    assert HOUR - 60_000 < ttl <= HOUR
+    await index.extend(await a_session(backend, 1, ttl=2 * HOUR), soon())
+    await index.extend(await a_session(backend, 0, ttl=HOUR), soon())
+    (ttl,) = (await backend.keys()).values()
+    assert 2 * HOUR - 60_000 < ttl <= 2 * HOUR
+
+
+async def test_extending_heals(backend: Backend, index: UserIndex) -> None:
+    """A session that the index does not have is in it again, with an expiry."""
+    await index.extend(await a_session(backend, 7), soon())
+    assert [each.session_id for each in (await index.newest(USER, None, 9, soon())).found] == [an_id(7)]
+    assert all(ttl > 0 for ttl in (await backend.keys()).values())

@@ -1,0 +1,276 @@
+"""All sessions of a user: limits, listing, and logging out everywhere, on every backend."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+from tests.support.backends import Backend, Operations, Stores, soon, stores
+
+from catraca_server.domain import Check
+from catraca_server.requests import PAGE_MAX_BYTES, NewSession, SessionLimitReached, TokenInUse
+from catraca_server.store import ATTEMPT_LASTS
+from catraca_server.users import Login
+
+MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
+
+
+@pytest.fixture
+async def made(backend: Backend) -> AsyncIterator[Stores]:
+    """The store on each backend."""
+    async with stores(backend) as opened:
+        yield opened
+
+
+async def log_in(operations: Operations, user_id: str = "ana", **fields: object) -> Login:
+    """Creates a session."""
+    return await operations.users.create(NewSession(user_id, **fields), soon())  # type: ignore[arg-type]  # the tests' own
+
+
+async def is_valid(operations: Operations, login: Login) -> bool:
+    """Whether a login's token is good."""
+    (verdict,) = await operations.sessions.validate([Check(login.token)], soon())
+    return verdict.live is not None
+
+
+async def listed(operations: Operations, user_id: str = "ana", size: int = 500) -> list[str]:
+    """Returns the ids of a user's sessions, page by page."""
+    found: list[str] = []
+    before = None
+    while True:
+        page = await operations.users.page(user_id, before, size, soon())
+        found += [live.session.session_id for live in page.sessions]
+        before = page.next_before
+        if before is None:
+            return found
+
+
+def ids(*logins: Login) -> list[str]:
+    """Returns the session ids of logins."""
+    return [login.live.session.session_id for login in logins]
+
+
+async def test_a_user_sees_their_sessions_newest_first(made: Stores) -> None:
+    """All of them, only theirs, whatever the size of the page."""
+    operations = Operations.over(made)
+    logins = [await log_in(operations) for _ in range(5)]
+    await log_in(operations, "bia")
+    for size in (1, 2, 5, 500):
+        assert await listed(operations, size=size) == ids(*logins[::-1])
+
+
+async def test_a_page_of_large_sessions_ends_early(made: Stores) -> None:
+    """A page is not larger than clients accept; the next one goes on where it ended."""
+    operations = Operations.over(made)
+    attributes = {str(at): "x" * 4000 for at in range(4)}
+    logins = [await log_in(operations, attributes=attributes) for _ in range(200)]
+    page = await operations.users.page("ana", None, 500, soon())
+    assert page.next_before is not None
+    assert PAGE_MAX_BYTES < sum(len(live.stored_as) for live in page.sessions) < 1.5 * PAGE_MAX_BYTES
+    assert await listed(operations) == ids(*logins[::-1])
+
+
+async def test_what_cannot_be_read_stays_in_the_index(backend: Backend, made: Stores) -> None:
+    """It may be a session of a newer catraca, beside which this one runs for the time of an upgrade."""
+    operations = Operations.over(made)
+    login = await log_in(operations)
+    (session_id,) = ids(login)
+    await backend.command("SET", f"session:{session_id}", '{"user_id":"ana","format":2}', "KEEPTTL")
+    assert await listed(operations) == []
+    assert await made.index.entry("ana", session_id, soon())
+    assert await operations.users.revoke("ana", "", soon()) == 1
+    assert await backend.command("GET", f"session:{session_id}") != b'{"user_id":"ana","format":2}'
+
+
+async def test_what_has_ended_is_not_listed(backend: Backend, made: Stores) -> None:
+    """Revoked and expired sessions are gone from the list at once, and later from the index."""
+    operations = Operations.over(made)
+    stays = await log_in(operations)
+    await log_in(operations, idle_timeout=MINUTE)
+    revoked = await log_in(operations)
+    await operations.sessions.revoke_token(revoked.token, soon())
+    await backend.travel(2 * MINUTE)
+    assert await listed(operations) == ids(stays)
+    assert len((await made.index.newest("ana", None, 9, soon())).found) == 1, "the listing has tidied up"
+
+
+async def test_one_session_per_user(made: Stores) -> None:
+    """A limit of one with eviction: each login ends the one before, and says so."""
+    operations = Operations.over(made, max_sessions_per_user=1)
+    first = await log_in(operations)
+    second = await log_in(operations)
+    assert list(second.evicted) == ids(first)
+    assert not await is_valid(operations, first)
+    assert await is_valid(operations, second)
+    assert (await log_in(operations, "bia")).evicted == ()
+
+
+async def test_only_as_many_as_it_takes_are_evicted(made: Stores) -> None:
+    """At the limit one login ends one session, the oldest, and not all (keycloak#16068)."""
+    operations = Operations.over(made, max_sessions_per_user=3)
+    logins = [await log_in(operations) for _ in range(5)]
+    assert [list(login.evicted) for login in logins] == [[], [], [], ids(logins[0]), ids(logins[1])]
+    assert await listed(operations) == ids(*logins[:1:-1])
+
+
+async def test_reject(backend: Backend, made: Stores) -> None:
+    """The other policy: nobody is logged out, the new login is refused, and works once there is room."""
+    operations = Operations.over(made, max_sessions_per_user=2, evict_oldest=False)
+    first = await log_in(operations)
+    await log_in(operations, idle_timeout=MINUTE)
+    with pytest.raises(SessionLimitReached):
+        await log_in(operations)
+    assert await is_valid(operations, first)
+    await operations.sessions.revoke_token(first.token, soon())
+    third = await log_in(operations, idle_timeout=0)
+    with pytest.raises(SessionLimitReached):
+        await log_in(operations)
+    await backend.travel(2 * MINUTE)
+    fourth = await log_in(operations)
+    assert fourth.evicted == ()
+    assert set(await listed(operations)) == set(ids(third, fourth))
+
+
+async def test_what_has_expired_takes_no_room(backend: Backend, made: Stores) -> None:
+    """Sessions that ended by themselves are neither counted nor evicted before live ones."""
+    operations = Operations.over(made, max_sessions_per_user=2)
+    stays = await log_in(operations, idle_timeout=0)
+    await log_in(operations, idle_timeout=MINUTE)
+    await backend.travel(2 * MINUTE)
+    new = await log_in(operations)
+    assert new.evicted == ()
+    assert await is_valid(operations, stays)
+
+
+async def test_a_lowered_limit_holds_from_the_next_login(made: Stores) -> None:
+    """A user with more sessions than a new limit allows is brought down to it."""
+    logins = [await log_in(Operations.over(made)) for _ in range(6)]
+    limited = Operations.over(made, max_sessions_per_user=2)
+    login = await log_in(limited)
+    assert set(login.evicted) == set(ids(*logins[:5]))
+    assert await listed(limited) == ids(login, logins[5])
+
+
+@pytest.mark.parametrize("limit", [1, 5])
+async def test_many_logins_at_once_evict_exactly(made: Stores, limit: int) -> None:
+    """100 logins at once at the limit: never more than it afterwards, each eviction told once (keycloak#14689)."""
+    operations = Operations.over(made, max_sessions_per_user=limit)
+    logins = await asyncio.gather(*(log_in(operations) for _ in range(100)))
+    alive = [login for login in logins if await is_valid(operations, login)]
+    assert len(alive) == limit
+    assert sorted(await listed(operations)) == sorted(ids(*alive))
+    evicted = [session_id for login in logins for session_id in login.evicted]
+    assert sorted(evicted) == sorted(set(ids(*logins)) - set(ids(*alive)))
+
+
+async def test_many_logins_at_once_are_rejected_exactly(made: Stores) -> None:
+    """100 logins at once under `reject`: as many succeed as there is room, and all of those stay."""
+    operations = Operations.over(made, max_sessions_per_user=5, evict_oldest=False)
+    outcomes = await asyncio.gather(*(log_in(operations) for _ in range(100)), return_exceptions=True)
+    logins = [each for each in outcomes if isinstance(each, Login)]
+    assert len(logins) == 5
+    assert all([await is_valid(operations, login) for login in logins])
+    assert sum(isinstance(each, SessionLimitReached) for each in outcomes) == 95
+
+
+async def test_at_no_moment_are_there_more(backend: Backend, made: Stores) -> None:
+    """While logins race, whoever looks sees at most as many live sessions as the limit allows."""
+    operations = Operations.over(made, max_sessions_per_user=3)
+    count_sessions = """
+        local count = 0
+        for _, key in ipairs(redis.call('KEYS', 'session:*')) do
+          if string.find(redis.call('GET', key), 'user_id', 1, true) then count = count + 1 end
+        end
+        return count
+    """
+    logins = asyncio.gather(*(log_in(operations) for _ in range(60)))
+    seen = []
+    while not logins.done():
+        seen.append(await backend.command("EVAL", count_sessions, 0))
+        await asyncio.sleep(0)
+    await logins
+    assert await backend.command("EVAL", count_sessions, 0) == 3
+    assert max(seen) <= 3
+
+
+async def test_log_out_everywhere(made: Stores) -> None:
+    """All sessions of the user end, and nobody else's; again, there is nothing left to end."""
+    operations = Operations.over(made)
+    logins = [await log_in(operations) for _ in range(5)]
+    other = await log_in(operations, "bia")
+    assert await operations.users.revoke("ana", "", soon()) == 5
+    assert await operations.users.revoke("ana", "", soon()) == 0
+    assert not any([await is_valid(operations, login) for login in logins])
+    assert await is_valid(operations, other)
+    assert await listed(operations) == []
+
+
+async def test_log_out_my_other_devices(made: Stores) -> None:
+    """The session that asks may stay."""
+    operations = Operations.over(made)
+    logins = [await log_in(operations) for _ in range(5)]
+    assert await operations.users.revoke("ana", ids(logins[2])[0], soon()) == 4
+    assert await listed(operations) == ids(logins[2])
+    assert await is_valid(operations, logins[2])
+
+
+async def test_thousands_are_ended_in_bounded_steps(made: Stores) -> None:
+    """More sessions than one step takes, the spared one in the middle."""
+    operations = Operations.over(made)
+    logins = await asyncio.gather(*(log_in(operations) for _ in range(450)))
+    assert await operations.users.revoke("ana", ids(logins[225])[0], soon()) == 449
+    assert await listed(operations) == ids(logins[225])
+
+
+async def test_a_brought_token_of_another_user_is_not_theirs_to_end(made: Stores) -> None:
+    """A token that one user has cannot be brought by another, nor its session ended through the other's index."""
+    operations = Operations.over(made, max_sessions_per_user=1)
+    token = "one-token-two-users"
+    theirs = await log_in(operations, "ana", token=token)
+    before = await log_in(operations, "bia")
+    with pytest.raises(TokenInUse):
+        await log_in(operations, "bia", token=token)
+    assert await is_valid(operations, before), "nobody is logged out for nothing"
+    # As if two had raced past the first look: the other user's index names this session.
+    await made.index.enter(
+        replace(theirs.live.session, user_id="bia"),
+        limit=0,
+        mark_oldest=False,
+        deadline=soon(),
+    )
+    assert await operations.users.revoke("bia", "", soon()) == 1
+    assert await is_valid(operations, theirs)
+    assert await listed(operations, "bia") == []
+
+
+async def test_a_brought_token_can_be_brought_again(backend: Backend, made: Stores) -> None:
+    """After its session ended, by revocation or by itself, also under a limit of one."""
+    operations = Operations.over(made, max_sessions_per_user=1)
+    for _ in range(3):
+        login = await log_in(operations, token="brought-again-and-again")
+        assert await is_valid(operations, login)
+        assert await operations.sessions.revoke_token(login.token, soon())
+    await log_in(operations, token="brought-again-and-again", idle_timeout=MINUTE)
+    await backend.travel(2 * MINUTE)
+    login = await log_in(operations, token="brought-again-and-again")
+    assert await is_valid(operations, login)
+    assert await listed(operations) == ids(login)
+
+
+async def test_the_index_stays_small(backend: Backend, made: Stores) -> None:
+    """A user who logs in every day and never out leaves no trail of ended sessions (spring-session#2230)."""
+    operations = Operations.over(made)
+    for _ in range(120):
+        await log_in(operations, ttl=30 * DAY, idle_timeout=MINUTE)
+        await backend.travel(ATTEMPT_LASTS + 2 * MINUTE)
+    entries = await made.index.newest("ana", None, 500, soon())
+    assert len(entries.found) < 30
+
+
+async def test_the_index_ends_with_its_last_session(backend: Backend, made: Stores) -> None:
+    """Nothing of a user is left once their last session's deadline has passed."""
+    operations = Operations.over(made)
+    await log_in(operations, ttl=HOUR)
+    await log_in(operations, ttl=2 * HOUR, idle_timeout=0)
+    await backend.travel(2 * HOUR + 1)
+    assert await backend.keys() == {}
