@@ -1,19 +1,26 @@
 """The client commands of `catraca`, run as an operator runs them: what they print and their exit status."""
 
 import asyncio
+import contextlib
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
+from unicodedata import east_asian_width
 
 import pytest
 from tests.support.command import catraca, clean_environment
 from tests.support.fake_redis import FakeRedis
 from tests.support.service import ServeProcess
 from tests.support.waiting import PATIENCE, eventually_async
+
+from catraca import SessionClient
 
 YES, NO, USAGE, UNAVAILABLE, FAILED = range(5)
 NOWHERE = "127.0.0.1:1"
@@ -45,6 +52,26 @@ def new_token(environment: dict[str, str], user_id: str = "12345") -> str:
     assert status == YES
     assert isinstance(login["token"], str)
     return login["token"]
+
+
+def on_terminal(*words: str, columns: int, environment: dict[str, str]) -> str:
+    """Runs a command on a terminal of that many columns and returns what it shows there."""
+    terminal, ours = pty.openpty()
+    termios.tcsetwinsize(ours, (24, columns))
+    with subprocess.Popen(
+        [sys.executable, "-m", "catraca", *words],
+        env=clean_environment(environment | {"PYTHONIOENCODING": "utf-8"}),
+        stdin=ours,
+        stdout=ours,
+        stderr=ours,
+    ):
+        os.close(ours)
+        shown = b""
+        with contextlib.suppress(OSError):  # how a terminal says that the other side has gone
+            while piece := os.read(terminal, 4096):
+                shown += piece
+    os.close(terminal)
+    return shown.decode()
 
 
 def assert_fails(done: CompletedProcess[str], status: int, told: str) -> None:
@@ -102,6 +129,205 @@ def test_a_session_in_text(environment: dict[str, str]) -> None:
     assert (health.returncode, health.stdout) == (YES, "serving\n")
 
 
+def test_a_list_for_people(environment: dict[str, str]) -> None:
+    """A line a session, newest first: how long ago, how long yet, and all attributes in full, as this is a pipe."""
+    words = ("create", "--user-id", "a lister", "--attribute", f"agent=Mozilla/5.0 {'x' * 300}", "--ttl", "10d")
+    assert catraca(*words, environment=environment).returncode == YES
+    assert catraca("create", "--user-id", "a lister", "--idle-timeout", "0s", environment=environment).returncode == YES
+    listed = catraca("list", "--user-id", "a lister", environment=environment)
+    assert (listed.returncode, listed.stderr) == (YES, "")
+    heads, newest, oldest = (re.split("  +", line) for line in listed.stdout.splitlines())
+    assert heads == ["SESSION", "LOGIN", "ACTIVE", "EXPIRES", "ATTRIBUTES"]
+    assert [len(cell) for cell in newest[:1] + oldest[:1]] == [22, 22]
+    assert newest[3:] == ["in 24 h"]
+    assert oldest[3:] == ["in 30 min", f'agent="Mozilla/5.0 {"x" * 300}"']
+    for line in (newest, oldest):
+        assert re.fullmatch(r"[0-9]{1,2} s ago", line[1])
+        assert re.fullmatch(r"[0-9]{1,2} s ago", line[2])
+
+    nothing = catraca("list", "--user-id", "who never came", environment=environment)
+    assert (nothing.returncode, nothing.stdout) == (YES, "no sessions\n")
+
+
+@pytest.mark.parametrize("columns", [120, 80, 40])
+def test_a_list_on_a_terminal(columns: int, environment: dict[str, str]) -> None:
+    """No line is wider than the terminal; what is long is cut, and what is short stays whole if there is room."""
+    user = f"of a terminal of {columns}"
+    attributes = {"agent": "Mozilla/5.0 " * 20, "cidade": "São Paulo 東京" * 9, "os": "linux"}
+    words = [word for key, value in attributes.items() for word in ("--attribute", f"{key}={value}")]
+    assert catraca("create", "--user-id", user, *words, environment=environment).returncode == YES
+    heads, line = on_terminal("list", "--user-id", user, columns=columns, environment=environment).splitlines()
+    cells = sum(2 if east_asian_width(char) in "WF" else 1 for char in line)
+    assert columns - 2 <= cells <= columns
+    assert len(heads) <= columns
+    assert re.search(
+        r'agent="Mozilla/5\.0 [^"]*… cidade="São Paulo 東京[^"]*… os=linux$' if columns == 120 else "…$", line
+    )
+
+
+def test_a_list_in_json(environment: dict[str, str]) -> None:
+    """A ListSessionsResponse with all sessions in it, however many pages they come in."""
+    user = "with 60 sessions"
+    with SessionClient(environment["CATRACA_TARGET"], timeout=20) as sessions:
+        created = [sessions.create(user).session.session_id for _ in range(60)]
+    status, listed = run_json("list", "--user-id", user, environment=environment)
+    assert status == YES
+    assert listed.keys() == {"sessions"}
+    assert isinstance(listed["sessions"], list)
+    assert [session["sessionId"] for session in listed["sessions"]] == created[::-1]
+    got = run_json("get", created[-1], environment=environment)
+    assert got == (YES, {"session": listed["sessions"][0]})
+    assert run_json("list", "--user-id", "who never came", environment=environment) == (YES, {"sessions": []})
+
+
+def test_an_update(environment: dict[str, str]) -> None:
+    """Attributes and deadlines change in place, in JSON and in text; a stale etag is a no."""
+    login = run_json("create", "--user-id", "12345", "--attribute", "device=phone", environment=environment)[1]
+    assert isinstance(login["session"], dict)
+    session_id, etag = login["session"]["sessionId"], login["session"]["etag"]
+    words: tuple[str, ...] = ("update", session_id, "--attribute", "cart=7", "--remove-attribute", "device")
+    status, changed = run_json(*words, "--idle-timeout", "30d", "--etag", etag, environment=environment)
+    assert status == YES
+    assert isinstance(changed["session"], dict)
+    assert changed["session"]["attributes"] == {"cart": "7"}
+    assert changed["session"]["idleTimeout"] == "2592000s"
+    assert changed["session"]["absoluteExpireTime"] == login["session"]["absoluteExpireTime"]
+    assert run_json("get", session_id, environment=environment) == (YES, changed)
+    assert_fails(catraca(*words, "--etag", etag, environment=environment), NO, "ETAG_MISMATCH")
+
+    words = ("update", session_id, "--replace-attributes", "--attribute", "a=b=c", "--idle-timeout", "10m")
+    replaced = catraca(*words, "--expire-in", "3h", environment=environment)
+    assert (replaced.returncode, replaced.stderr) == (YES, "")
+    assert "a = b=c" in replaced.stdout
+    assert "cart" not in replaced.stdout
+    for told in (r"expires .*\(in 10 min\)", r"idle +for 10 min at the most", r"at latest .*\(in 3 h\)"):
+        assert re.search(told, replaced.stdout), replaced.stdout
+    emptied = run_json("update", session_id, "--replace-attributes", "--idle-timeout", "0s", environment=environment)[1]
+    assert isinstance(emptied["session"], dict)
+    assert emptied["session"]["attributes"] == {}
+    assert "idleTimeout" not in emptied["session"]
+
+
+def test_a_rotation(environment: dict[str, str]) -> None:
+    """The new token is printed as a creation prints it; the old one still works, and is told to be the old one."""
+    old = new_token(environment)
+    status, rotated = run_json("rotate", environment=environment, stdin=old)
+    assert status == YES
+    assert rotated.keys() == {"token", "session"}
+    assert rotated["token"] != old
+    assert run_json("validate", environment=environment, stdin=old)[1]["tokenRotated"] is True
+    assert run_json("validate", environment=environment, stdin=str(rotated["token"]))[1]["tokenRotated"] is False
+
+    again = catraca("rotate", environment=environment, stdin=old)
+    assert again.returncode == YES
+    assert f"token     {rotated['token']}\n" in again.stdout
+    assert old not in again.stdout
+    assert "rotated out" in catraca("validate", environment=environment, stdin=old).stdout
+    assert_fails(catraca("rotate", environment=environment, stdin="ctr_"), NO, "SESSION_NOT_FOUND")
+    assert_fails(catraca("rotate", environment=environment), USAGE, "token: must be set")
+
+
+def test_a_user_is_logged_out_everywhere(environment: dict[str, str]) -> None:
+    """All sessions of a user end, or all but one, and how many there were is told."""
+    user = "who lost a phone"
+    tokens = [new_token(environment, user) for _ in range(3)]
+    session = run_json("validate", environment=environment, stdin=tokens[0])[1]["session"]
+    assert isinstance(session, dict)
+    words = ("revoke", "--user", user, "--except", session["sessionId"])
+    assert run_json(*words, environment=environment) == (YES, {"revokedCount": 2})
+    left = [run_json("validate", environment=environment, stdin=token)[0] for token in tokens]
+    assert left == [YES, NO, NO]
+
+    # A token that lies about is no reason to leave the other sessions alone.
+    ended = catraca("revoke", "--user", user, environment=environment | {"CATRACA_TOKEN": tokens[1]})
+    assert (ended.returncode, ended.stdout) == (YES, "revoked 1 session\n")
+    again = catraca("revoke", "--user", user, environment=environment)
+    assert (again.returncode, again.stdout) == (YES, "revoked 0 sessions\n")
+
+
+def test_what_lies_in_the_environment_changes_and_ends_nothing(environment: dict[str, str]) -> None:
+    """Flags that say what to change or which sessions to end have no twins: here the token's session ends, alone."""
+    kept, ended = new_token(environment, "67890"), new_token(environment)
+    session = run_json("validate", environment=environment, stdin=kept)[1]["session"]
+    assert isinstance(session, dict)
+    left_over = {
+        "CATRACA_USER": "67890",
+        "CATRACA_USER_ID": "67890",
+        "CATRACA_SESSION_ID": session["sessionId"],
+        "CATRACA_IDLE_TIMEOUT": "1s",
+        "CATRACA_EXPIRE_IN": "1s",
+    }
+    assert run_json("revoke", environment=environment | left_over, stdin=ended) == (YES, {"revoked": True})
+    assert run_json("validate", environment=environment, stdin=ended)[0] == NO
+    changed = run_json("update", session["sessionId"], "--attribute", "a=1", environment=environment | left_over)[1]
+    assert isinstance(changed["session"], dict)
+    times = ("expireTime", "absoluteExpireTime", "idleTimeout")
+    assert [changed["session"][each] for each in times] == [session[each] for each in times]
+    assert run_json("validate", environment=environment, stdin=kept)[0] == YES
+
+
+def test_limits() -> None:
+    """Who logs in once too often is told whom that logged out, or that it is a no; a token reused is a no as well."""
+    settings = {"CATRACA_STORE_URL": "memory:", "CATRACA_STORE_TIMEOUT": "5s", "CATRACA_MAX_SESSIONS_PER_USER": "1"}
+    with ServeProcess(settings, rotation_grace="0s") as evicting:
+        environment = {"CATRACA_TARGET": evicting.target, "CATRACA_TIMEOUT": "10s"}
+        token = new_token(environment)
+        first = run_json("validate", environment=environment, stdin=token)[1]["session"]
+        assert isinstance(first, dict)
+        second = catraca("create", "--user-id", "12345", environment=environment)
+        assert f"evicted   {first['sessionId']}\n" in second.stdout
+        third = run_json("create", "--user-id", "12345", environment=environment)[1]
+        assert third["evictedSessionIds"] == [second.stdout.split()[1]]
+        assert run_json("rotate", environment=environment, stdin=str(third["token"]))[0] == YES
+        reused = catraca("rotate", environment=environment, stdin=str(third["token"]))
+        assert_fails(reused, NO, "TOKEN_REUSED")
+    with ServeProcess(settings, session_limit_policy="reject") as rejecting:
+        environment = {"CATRACA_TARGET": rejecting.target, "CATRACA_TIMEOUT": "10s"}
+        new_token(environment)
+        rejected = catraca("create", "--user-id", "12345", environment=environment)
+        assert_fails(rejected, NO, "SESSION_LIMIT_REACHED")
+
+
+EVIL = "\x1b]0;owned\x07\x9b2J\x7f\u202e\r\nuser      admin"
+
+
+def test_what_is_stored_cannot_drive_a_terminal(environment: dict[str, str]) -> None:
+    """Control characters and those that turn text around are shown as escapes; in JSON nothing of a value is lost."""
+    environment = environment | {"PYTHONIOENCODING": "utf-8"}
+    attributes = {"device": EVIL, f"key{EVIL}": 'x" admin="yes'}
+    user = "evil\u202e\u2028user"
+    with SessionClient(environment["CATRACA_TARGET"], timeout=20) as sessions:
+        login = sessions.create(user, attributes=attributes)
+    session_id = login.session.session_id
+    shown = [
+        catraca("validate", environment=environment, stdin=login.token).stdout,
+        catraca("get", session_id, environment=environment).stdout,
+        catraca("list", "--user-id", user, environment=environment).stdout,
+        catraca("update", session_id, "--attribute", "a=1", environment=environment).stdout,
+        catraca("rotate", environment=environment, stdin=login.token).stdout,
+        catraca("get", session_id, "--output", "json", environment=environment).stdout,
+    ]
+    for text in shown:
+        assert all(char.isprintable() or char == "\n" for char in text), ascii(text)
+        assert not [line for line in text.splitlines() if re.match("user +admin", line)]
+    assert "device = \\x1b]0;owned\\x07\\x9b2J\\x7f\\u202e\\r\\nuser      admin" in shown[1]
+    assert '="x\\" admin=\\"yes"' in shown[2]
+    session = json.loads(shown[-1])["session"]
+    assert (session["userId"], session["attributes"]) == (user, {**attributes, "a": "1"})
+
+
+def test_what_a_terminal_cannot_show(environment: dict[str, str]) -> None:
+    """A character that the terminal's encoding does not have is no reason for a traceback."""
+    environment = environment | {"PYTHONIOENCODING": "ascii"}
+    created = catraca("create", "--user-id", "josé", "--attribute", "cidade=São Paulo", environment=environment)
+    assert (created.returncode, created.stderr) == (YES, "")
+    assert "user      jos\\xe9" in created.stdout
+    status, listed = run_json("list", "--user-id", "josé", environment=environment)
+    assert status == YES
+    assert isinstance(listed["sessions"], list)
+    assert listed["sessions"][0]["attributes"] == {"cidade": "São Paulo"}
+
+
 def test_the_token_comes_from_where_others_cannot_read(environment: dict[str, str], tmp_path: Path) -> None:
     """The token is read from a file, else from the environment, else from standard input; never from a flag."""
     file = tmp_path / "token"
@@ -136,6 +362,8 @@ def test_a_brought_token(environment: dict[str, str]) -> None:
 def test_no(environment: dict[str, str]) -> None:
     """What is not there is a no, and not a failure."""
     assert_fails(catraca("get", "0" * 22, environment=environment), NO, "SESSION_NOT_FOUND")
+    update = catraca("update", "0" * 22, "--attribute", "a=1", environment=environment)
+    assert_fails(update, NO, "SESSION_NOT_FOUND")
     assert_fails(catraca("health", "--service", "nothing", environment=environment), NO, "unknown service")
     malformed = {"valid": False, "invalidReason": "INVALID_REASON_MALFORMED"}
     assert run_json("validate", environment=environment, stdin="ctr_") == (NO, malformed)
@@ -154,6 +382,20 @@ def test_no(environment: dict[str, str]) -> None:
         ("validate",),
         ("revoke",),
         ("revoke", "--session-id", ""),
+        ("revoke", "--user", ""),
+        ("revoke", "--user", "x", "--except", ""),
+        ("revoke", "--except", "0" * 22),
+        ("rotate",),
+        ("list", "--user-id", ""),
+        ("update", "0" * 22),
+        ("update", "0" * 22, "--etag", "1-1"),
+        ("update", "", "--attribute", "a=1"),
+        ("update", "0" * 22, "--attribute", "a=1", "--etag", ""),
+        ("update", "0" * 22, "--attribute", "a"),
+        ("update", "0" * 22, "--attribute", "a=1", "--remove-attribute", "a"),
+        ("update", "0" * 22, "--expire-in", "tomorrow"),
+        ("update", "0" * 22, "--expire-in", "999999999d"),
+        ("update", "0" * 22, "--idle-timeout", ""),
         ("get", ""),
         ("health", "--timeout", "soon"),
         ("demo", "--ttl", "two"),
@@ -165,7 +407,22 @@ def test_usage(words: tuple[str, ...], environment: dict[str, str]) -> None:
     assert_fails(catraca(*words, environment=environment), USAGE, "")
 
 
-@pytest.mark.parametrize("words", [(), ("open",), ("create",), ("get",), ("health", "--output", "xml")], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("open",),
+        ("create",),
+        ("get",),
+        ("list",),
+        ("update",),
+        ("health", "--output", "xml"),
+        ("revoke", "--user", "12345", "--session-id", "0" * 22),
+        ("revoke", "--user", "12345", "--token-file", "-"),
+        ("revoke", "--user-id", "12345"),
+    ],
+    ids=" ".join,
+)
 def test_unknown_words(words: tuple[str, ...]) -> None:
     """Words that are no command are answered with what would be."""
     done = catraca(*words)
@@ -173,11 +430,24 @@ def test_unknown_words(words: tuple[str, ...]) -> None:
     assert done.stderr.startswith("usage: catraca")
 
 
-@pytest.mark.parametrize("command", ["health", "create", "validate", "get", "revoke"])
-def test_unavailable(command: str) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("health",),
+        ("create", "--user-id", "12345"),
+        ("validate",),
+        ("get", "0" * 22),
+        ("list", "--user-id", "12345"),
+        ("update", "0" * 22, "--idle-timeout", "1h"),
+        ("rotate",),
+        ("revoke",),
+        ("revoke", "--user", "12345"),
+    ],
+    ids=" ".join,
+)
+def test_unavailable(words: tuple[str, ...]) -> None:
     """Where nothing answers nothing is known: a status of its own, never a no."""
-    more = {"create": ("--user-id", "12345"), "get": ("0" * 22,)}.get(command, ())
-    done = catraca(command, *more, "--target", NOWHERE, "--timeout", "300ms", stdin="a-token-of-somebody")
+    done = catraca(*words, "--target", NOWHERE, "--timeout", "300ms", stdin="a-token-of-somebody")
     assert_fails(done, UNAVAILABLE, "(")
 
 

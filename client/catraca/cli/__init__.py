@@ -1,16 +1,24 @@
 """The `catraca` command: its words and flags. What a command does is in `commands`, imported once it is to run.
 
-Exit status: 0 yes (valid, created, found, serving), 1 no (not valid, not found, token in use), 2 usage (an argument
-breaks a rule), 3 unavailable (no answer: nothing is known), 4 not allowed or failed in another way.
+Exit status: 0 yes (valid, created, found, changed, ended, serving), 1 no (not valid, not found, token in use or reused,
+session limit reached, etag out of date), 2 usage (an argument breaks a rule), 3 unavailable (no answer: nothing is
+known), 4 not allowed or failed in another way.
+
+Flags have environment twins, except those that say what to change in a session, or which sessions to end without having
+their token: what was once left in an environment must do neither.
 """
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import TypeAlias
 
 EXIT_YES, EXIT_NO, EXIT_USAGE, EXIT_UNAVAILABLE, EXIT_FAILED = range(5)
+
+_Flags: TypeAlias = argparse.ArgumentParser | argparse._MutuallyExclusiveGroup  # noqa: SLF001  it has no other name
 
 _SERVER_COMMANDS = {
     "serve": "run the service (needs the server extra)",
@@ -23,6 +31,9 @@ _SPAN_HELP = "such as 30s, 15m, 24h, 30d"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command and exits."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # An attribute may hold what the encoding of this terminal does not have.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             sys.exit(_run(words))
@@ -58,8 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="catraca",
         description="Session validation over gRPC and Redis: is this token good, and whose is it?",
-        epilog="Exit status: 0 yes, 1 no (not valid, not found), 2 usage, 3 unavailable, 4 failed. "
-        "Flags have environment twins: --target is CATRACA_TARGET.",
+        epilog="Exit status: 0 yes, 1 no (not valid, not found, token in use or reused, session limit reached, etag "
+        "out of date), 2 usage, 3 unavailable, 4 failed. Flags have environment twins (--target is CATRACA_TARGET), "
+        "except those that say what to change or to end.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in _SERVER_COMMANDS.items():
@@ -70,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     _flag(client, "--timeout", "how long to wait for an answer (default 1s)")
     _flag(client, "--output", "text or json (default text)", choices=("text", "json"))
     token = argparse.ArgumentParser(add_help=False)
-    _flag(token, "--token-file", "file with the token; - for standard input")
+    _token_flag(token)
 
     def add(
         name: str, text: str, *parents: argparse.ArgumentParser, epilog: str | None = None
@@ -94,13 +106,53 @@ def _parser() -> argparse.ArgumentParser:
     validate.add_argument("--skip-touch", action="store_true", help="only look: this is no activity")
     get = add("get", "read a session by its public id", client)
     get.add_argument("session_id")
-    revoke = add("revoke", "end a session", client, token, epilog=_READ_FROM)
-    _flag(revoke, "--session-id", "end the session with this public id, instead of a token's")
+    sessions = add("list", "list a user's sessions, newest first", client)
+    _flag(sessions, "--user-id", "whose sessions", required=True)
+    _add_update(add("update", "change a session: its attributes, or when it ends", client))
+    add("rotate", "replace a session's token, with a short grace for the old one", client, token, epilog=_READ_FROM)
+    _add_revoke(add("revoke", "end a session, or all of a user", client, epilog=_READ_FROM))
     return parser
 
 
+def _add_update(update: argparse.ArgumentParser) -> None:
+    update.add_argument("session_id")
+    update.add_argument(
+        "--attribute", metavar="KEY=VALUE", action="append", default=[], help="set this attribute; others stay"
+    )
+    update.add_argument(
+        "--remove-attribute", metavar="KEY", action="append", default=[], help="remove the attribute of this key"
+    )
+    update.add_argument(
+        "--replace-attributes", action="store_true", help="remove all attributes but those set with --attribute"
+    )
+    update.add_argument(
+        "--expire-in", metavar="SPAN", help=f"end it so long from now, by this machine's clock, {_SPAN_HELP}"
+    )
+    update.add_argument(
+        "--idle-timeout", metavar="SPAN", help="how long it survives without activity; 0s: no idle timeout"
+    )
+    update.add_argument("--etag", help="only if it still has this etag (get --output json shows it)")
+
+
+def _add_revoke(revoke: argparse.ArgumentParser) -> None:
+    which = revoke.add_mutually_exclusive_group()
+    _token_flag(which)
+    which.add_argument(
+        "--session-id", metavar="VALUE", help="end the session with this public id, instead of a token's"
+    )
+    # Not --user-id, which for validate is a condition on the token.
+    which.add_argument("--user", metavar="VALUE", help="end all sessions of this user, instead of a token's")
+    revoke.add_argument(
+        "--except", metavar="SESSION_ID", dest="except_session_id", help="with --user: all but the one with this id"
+    )
+
+
+def _token_flag(parser: _Flags) -> None:
+    _flag(parser, "--token-file", "file with the token; - for standard input")
+
+
 def _flag(
-    parser: argparse.ArgumentParser,
+    parser: _Flags,
     flag: str,
     text: str,
     *,

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from catraca import SessionClient, Validation
 from catraca.cli import EXIT_FAILED, EXIT_YES
-from catraca.cli.output import moment
+from catraca.cli.text import moment
 
 USER = "12345"
 TOKEN = "jwt_token_exemplo_abc123"  # noqa: S105  an example, on stage

@@ -1,10 +1,20 @@
-"""How answers are shown: as text for people, or as JSON in the shape of the API."""
+"""How answers are shown: as text for people, or as JSON in the shape of the API.
+
+What users and callers wrote (user ids, attributes) is shown in a way that cannot drive a terminal.
+"""
 
 import json
-from datetime import UTC, datetime, timedelta
+import shutil
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from catraca import InvalidReason, Login, Session, Validation
+from google.protobuf.duration_pb2 import Duration
+
+from catraca import InvalidReason, Login, Rotation, Session, Validation
+from catraca.cli import table
+from catraca.cli.text import moment, span, visible
 
 _WHY_NOT = {
     InvalidReason.NOT_FOUND: "unknown, expired or revoked",
@@ -25,10 +35,19 @@ class Output(Protocol):
         """A token was judged."""
 
     def session(self, session: Session) -> None:
-        """A session was found."""
+        """A session was found, or changed."""
+
+    def sessions(self, sessions: Sequence[Session]) -> None:
+        """A user's sessions were found, or that there are none."""
+
+    def rotation(self, rotation: Rotation) -> None:
+        """A session got a new token."""
 
     def revoked(self, revoked: bool) -> None:
         """A session was ended, or had ended already."""
+
+    def revoked_count(self, count: int) -> None:
+        """So many sessions of a user were ended."""
 
     def health(self, *, serving: bool) -> None:
         """The service serves, or does not."""
@@ -39,15 +58,17 @@ class Text:
 
     def login(self, login: Login) -> None:
         """Shows the session and its token."""
-        self.session(login.session)
-        print(f"token     {login.token}")
-        print("          keep it: it is told this once")
+        self._with_token(login.session, login.token)
+        for session_id in login.evicted_session_ids:
+            print(f"evicted   {session_id}")
 
     def validation(self, validation: Validation) -> None:
         """Shows whose it is, or why not."""
         if validation.session is not None:
             print("valid")
             self.session(validation.session)
+            if validation.token_rotated:
+                print("token     rotated out: it stays valid for a short grace only")
         else:
             reason = validation.reason or InvalidReason.UNSPECIFIED
             print(f"not valid: {_WHY_NOT[reason]} ({reason.name})")
@@ -55,16 +76,41 @@ class Text:
     def session(self, session: Session) -> None:
         """Shows a session, a line a fact."""
         print(f"session   {session.session_id}")
-        print(f"user      {session.user_id}")
+        print(f"user      {visible(session.user_id)}")
         print(f"login     {moment(session.create_time)}")
         print(f"active    {moment(session.last_active_time)}")
         print(f"expires   {moment(session.expire_time)}")
+        if session.idle_timeout is not None:
+            print(f"idle      for {span(session.idle_timeout)} at the most")
+            print(f"at latest {moment(session.absolute_expire_time)}")
         for key, value in sorted(session.attributes.items()):
-            print(f"          {key} = {value}")
+            print(f"          {visible(key)} = {visible(value)}")
+
+    def sessions(self, sessions: Sequence[Session]) -> None:
+        """Shows a table, which on a terminal is no wider than that."""
+        if not sessions:
+            print("no sessions")
+            return
+        terminal = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        for line in table.lines(sessions, terminal):
+            print(line)
+
+    def rotation(self, rotation: Rotation) -> None:
+        """Shows the session and its new token."""
+        self._with_token(rotation.session, rotation.token)
+
+    def _with_token(self, session: Session, token: str) -> None:
+        self.session(session)
+        print(f"token     {token}")
+        print("          keep it: it is told this once")
 
     def revoked(self, revoked: bool) -> None:
         """Shows whether there was something to revoke."""
         print("revoked" if revoked else "nothing to revoke: it was gone already")
+
+    def revoked_count(self, count: int) -> None:
+        """Shows how many there were."""
+        print(f"revoked {count} {'session' if count == 1 else 'sessions'}")
 
     def health(self, *, serving: bool) -> None:
         """Shows the health."""
@@ -99,36 +145,33 @@ class Json:
             _print_json({"valid": False, "invalidReason": f"INVALID_REASON_{reason.name}"})
 
     def session(self, session: Session) -> None:
-        """Shows a GetSessionResponse."""
+        """Shows a GetSessionResponse, which an UpdateSessionResponse looks like."""
         _print_json({"session": _session(session)})
+
+    def sessions(self, sessions: Sequence[Session]) -> None:
+        """Shows a ListSessionsResponse, with all in one page."""
+        _print_json({"sessions": [_session(each) for each in sessions]})
+
+    def rotation(self, rotation: Rotation) -> None:
+        """Shows a RotateSessionResponse."""
+        _print_json({"token": rotation.token, "session": _session(rotation.session)})
 
     def revoked(self, revoked: bool) -> None:
         """Shows a RevokeSessionResponse."""
         _print_json({"revoked": revoked})
+
+    def revoked_count(self, count: int) -> None:
+        """Shows a RevokeUserSessionsResponse."""
+        _print_json({"revokedCount": count})
 
     def health(self, *, serving: bool) -> None:
         """Shows a HealthCheckResponse."""
         _print_json({"status": "SERVING" if serving else "NOT_SERVING"})
 
 
-def moment(time: datetime) -> str:
-    """Returns a time as people read it: local, and how far away."""
-    seconds = (time - datetime.now(UTC)).total_seconds()
-    distance = span(timedelta(seconds=abs(seconds)))
-    return f"{time.astimezone():%Y-%m-%d %H:%M:%S} ({f'in {distance}' if seconds > 0 else f'{distance} ago'})"
-
-
-def span(length: timedelta) -> str:
-    """Returns a span in its largest unit, such as `3 h`."""
-    seconds = length.total_seconds()
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    # In ASCII, because JSON need not escape all that a terminal obeys: it leaves U+007F to U+009F as they are.
+    print(json.dumps(value, indent=2))
 
 
 def _session(session: Session) -> dict[str, Any]:
@@ -143,7 +186,9 @@ def _session(session: Session) -> dict[str, Any]:
         "etag": session.etag,
     }
     if session.idle_timeout is not None:
-        shown["idleTimeout"] = f"{session.idle_timeout.total_seconds():g}s"
+        idle_timeout = Duration()
+        idle_timeout.FromTimedelta(session.idle_timeout)
+        shown["idleTimeout"] = idle_timeout.ToJsonString()
     return shown
 
 
