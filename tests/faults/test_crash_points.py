@@ -1,0 +1,193 @@
+"""Crashes before and after every command to the store, of every operation: whatever is promised holds afterwards."""
+
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import pytest
+from tests.support.backends import Backend, Interposed, Operations, Stores, batcher_of, soon
+
+from catraca_server.domain import Check
+from catraca_server.requests import NewSession, SessionLimitReached, SessionNotFound, TokenInUse, Update
+from catraca_server.store.batcher import Answer, Batcher, Command
+from catraca_server.store.keys import Keys
+from catraca_server.store.records import UnreadableRecord, decode
+from catraca_server.store.user_index import RedisUserIndex
+from catraca_server.users import Login
+
+LIMIT = 3
+MINUTE, HOUR = 60_000, 3_600_000
+BROUGHT = "a-token-that-was-brought"
+
+
+class Crash(BaseException):
+    """The server's end: nothing of its own catches it."""
+
+
+class Crashing(Interposed):
+    """A batcher whose server crashes when the store has done so many commands, be it in the middle of an exchange."""
+
+    def __init__(self, inner: Batcher, commands: int) -> None:
+        super().__init__(inner)
+        self._left = commands
+
+    async def ask(self, commands: Sequence[Command], deadline: float) -> Answer:
+        """Asks, or crashes."""
+        done, self._left = commands[: self._left], self._left - len(commands)
+        answer = await self.inner.ask(done, deadline)
+        if self._left < 0:
+            raise Crash
+        return answer
+
+
+@dataclass
+class Scene:
+    """What there is before an operation: three sessions of a user at the limit, one of them rotated; one of another."""
+
+    logins: list[Login]
+    rotated: str
+    other: Login
+
+
+def operations_over(batcher: Batcher, *, evict_oldest: bool = True) -> Operations:
+    """Returns the operations over a batcher that may crash."""
+    return Operations.over(
+        Stores.over(batcher), max_sessions_per_user=LIMIT, evict_oldest=evict_oldest, rotation_grace=MINUTE
+    )
+
+
+async def set_the_scene(backend: Backend, operations: Operations) -> Scene:
+    """Creates sessions, all acknowledged, and lets some time pass."""
+    logins = [await operations.users.create(NewSession("ana"), soon()) for _ in range(LIMIT)]
+    other = await operations.users.create(NewSession("bia"), soon())
+    rotation = await operations.sessions.rotate(logins[1].token, soon())
+    await backend.travel(2 * MINUTE)
+    return Scene(logins, rotation.token, other)
+
+
+Step = Callable[[Operations, Scene], Awaitable[object]]
+STEPS: dict[str, Step] = {
+    "log in at the limit": lambda do, _: do.users.create(NewSession("ana"), soon()),
+    "log in below the limit": lambda do, _: do.users.create(NewSession("bia"), soon()),
+    "bring a token": lambda do, _: do.users.create(NewSession("ana", token=BROUGHT), soon()),
+    "validate and touch": lambda do, scene: do.sessions.validate([Check(scene.logins[0].token)], soon()),
+    "present a rotated-out token": lambda do, scene: do.sessions.validate([Check(scene.logins[1].token)], soon()),
+    "rotate": lambda do, scene: do.sessions.rotate(scene.logins[0].token, soon()),
+    "extend": lambda do, scene: do.sessions.update(
+        Update(
+            scene.logins[0].live.session.session_id,
+            absolute_expire_time=scene.logins[0].live.session.absolute_expire_time + HOUR,
+        ),
+        soon(),
+    ),
+    "revoke by id": lambda do, scene: do.sessions.revoke(scene.logins[0].live.session.session_id, soon()),
+    "revoke by token": lambda do, scene: do.sessions.revoke_token(scene.logins[0].token, soon()),
+    "log out everywhere": lambda do, scene: do.users.revoke("ana", scene.logins[2].live.session.session_id, soon()),
+    "list": lambda do, _: do.users.page("ana", None, 10, soon()),
+}
+MAY_END = {
+    "log in at the limit": {0},
+    "bring a token": {0},
+    "present a rotated-out token": {1},
+    "revoke by id": {0},
+    "revoke by token": {0},
+    "log out everywhere": {0, 1},
+}
+"""Which of the user's sessions an operation is to end: no crash in it may end another."""
+
+
+async def live_sessions(backend: Backend) -> dict[str, str]:
+    """Returns the ids of all live sessions and whose they are, as the store has them."""
+    found = {}
+    for key in await backend.command("KEYS", "session:*"):
+        try:
+            session = decode(await backend.command("GET", key))
+        except UnreadableRecord:
+            continue  # a note that a session must not be written
+        found[session.session_id] = session.user_id
+    return found
+
+
+async def everything_holds(backend: Backend, batcher: Batcher) -> None:
+    """Checks the promises about what is stored."""
+    assert all(ttl >= 0 for ttl in (await backend.keys()).values()), "a key without an expiry"
+    live = await live_sessions(backend)
+    index = RedisUserIndex(batcher, Keys())
+    for session_id, user_id in live.items():
+        assert await index.entry(user_id, session_id, soon()), "the index misses a live session"
+    for user_id in set(live.values()):
+        assert list(live.values()).count(user_id) <= LIMIT, "more live sessions than allowed"
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_crash_at_any_point_breaks_no_promise(backend: Backend, step: str) -> None:
+    """Crash, look, start again: nothing is lost, nothing comes back, nothing is missed."""
+    async with batcher_of(backend) as batcher:
+        healthy = operations_over(batcher)
+        for commands in count():
+            await backend.command("FLUSHALL")
+            scene = await set_the_scene(backend, healthy)
+            try:
+                await STEPS[step](operations_over(Crashing(batcher, commands)), scene)
+            except Crash:
+                await everything_holds(backend, batcher)
+            else:
+                assert commands > 0, "an operation that asks the store nothing"
+                return
+
+            # Sessions that were acknowledged, and that nobody asked to end, live on.
+            tokens = [scene.logins[0].token, scene.rotated, scene.logins[2].token]
+            kept = [token for place, token in enumerate(tokens) if place not in MAY_END.get(step, set())]
+            for token in (*kept, scene.other.token):
+                (verdict,) = await healthy.sessions.validate([Check(token)], soon())
+                assert verdict.live is not None, "a session was lost"
+
+            # More logins keep to the limit, and whoever logs out everywhere reaches everything.
+            await healthy.users.create(NewSession("ana"), soon())
+            await healthy.users.create(NewSession("bia"), soon())
+            await everything_holds(backend, batcher)
+            await healthy.users.revoke("ana", "", soon())
+            assert "ana" not in (await live_sessions(backend)).values(), "logging out everywhere missed a session"
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_repeating_what_crashed_is_safe(backend: Backend, step: str) -> None:
+    """The operation, begun again after a crash at any point, comes to its end, and everything holds."""
+    async with batcher_of(backend) as batcher:
+        healthy = operations_over(batcher)
+        for commands in count():
+            await backend.command("FLUSHALL")
+            scene = await set_the_scene(backend, healthy)
+            try:
+                await STEPS[step](operations_over(Crashing(batcher, commands)), scene)
+            except Crash:
+                # What was done before the crash shows; a lost reply does not undo it.
+                with contextlib.suppress(TokenInUse, SessionNotFound):
+                    await STEPS[step](healthy, scene)
+                await everything_holds(backend, batcher)
+            else:
+                return
+
+
+async def test_a_login_that_crashed_does_not_keep_others_out_for_long(backend: Backend) -> None:
+    """Under `reject`, an attempt that died takes up room only until it could not write any more."""
+    async with batcher_of(backend) as batcher:
+        healthy = operations_over(batcher, evict_oldest=False)
+        for commands in count():
+            await backend.command("FLUSHALL")
+            for _ in range(LIMIT - 1):
+                await healthy.users.create(NewSession("ana"), soon())
+            try:
+                await operations_over(Crashing(batcher, commands), evict_oldest=False).users.create(
+                    NewSession("ana"), soon()
+                )
+            except Crash:
+                await backend.travel(MINUTE)
+            else:
+                return
+            if len(await live_sessions(backend)) < LIMIT:
+                await healthy.users.create(NewSession("ana"), soon())
+            else:
+                with pytest.raises(SessionLimitReached):
+                    await healthy.users.create(NewSession("ana"), soon())

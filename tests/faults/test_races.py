@@ -1,0 +1,259 @@
+"""200 operations of all kinds at once on one user, from three servers: each session's history must be linearizable."""
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import pytest
+from tests.support.backends import Backend, Interposed, Operations, Stores, batcher_of, soon
+from tests.support.history import Call, Checker
+
+from catraca_server.domain import Check, InvalidReason, Live
+from catraca_server.requests import EtagMismatch, NewSession, SessionNotFound, Update
+from catraca_server.store.batcher import Answer, Batcher, Command
+from catraca_server.users import Login
+
+SEEDS = 300 if "CATRACA_TEST_LONG" in os.environ else 12
+SERVERS, SESSIONS, PER_SESSION, LOGINS, LISTS, LOGOUTS = 3, 14, 12, 16, 8, 8
+GONE = "gone"
+MISMATCH = "etag mismatch"
+
+
+class State(NamedTuple):
+    """A session as the sequential model has it."""
+
+    alive: bool = False
+    tokens: tuple[str, ...] = ()
+    """The first is the one it began with, the last the one it has."""
+    version: int = 1
+    entries: frozenset[str] = frozenset()
+
+
+class Seen(NamedTuple):
+    """What an answer tells of a session."""
+
+    version: int
+    entries: frozenset[str]
+
+
+def model(state: State, call: Call) -> State | None:  # noqa: C901, PLR0911  one case per operation
+    """What a session does if everything happens one after the other."""
+    gone = not state.alive
+    seen = Seen(state.version, state.entries)
+    match call.name:
+        case "create":
+            return State(alive=True, tokens=(call.answer,)) if state == State() else None
+        case "validate":
+            expected = (GONE,) if gone else (seen, call.argument != state.tokens[-1])
+            return state if call.answer == expected else None
+        case "get":
+            return state if call.answer == (GONE if gone else seen) else None
+        case "rotate" if gone:
+            return state if call.answer == GONE else None
+        case "rotate" if call.argument == state.tokens[-1]:
+            # The new token is anybody's guess, but it is new.
+            if call.answer in (GONE, *state.tokens):
+                return None
+            return state._replace(tokens=(*state.tokens, call.answer), version=state.version + 1)
+        case "rotate":
+            return state if call.answer == state.tokens[-1] else None
+        case "update":
+            key, only_first = call.argument
+            if gone:
+                return state if call.answer == GONE else None
+            if only_first and state.version != 1:
+                return state if call.answer == MISMATCH else None
+            after = state._replace(version=state.version + 1, entries=state.entries | {key})
+            return after if call.answer == Seen(after.version, after.entries) else None
+        case "revoke":
+            return state._replace(alive=False) if call.answer is state.alive else None
+        case "log out everywhere":
+            return state._replace(alive=False)
+        case _:
+            raise AssertionError(call.name)
+
+
+def is_look(call: Call) -> bool:
+    """Whether a call changed nothing."""
+    return call.name in ("validate", "get") or call.answer in (GONE, MISMATCH)
+
+
+class Shaken(Interposed):
+    """A batcher whose callers are held up for a random number of turns, before and after each exchange."""
+
+    def __init__(self, inner: Batcher, dice: random.Random) -> None:
+        super().__init__(inner)
+        self._dice = dice
+
+    async def ask(self, commands: Sequence[Command], deadline: float) -> Answer:
+        """Asks, sooner or later."""
+        await self._dawdle()
+        answer = await self.inner.ask(commands, deadline)
+        await self._dawdle()
+        return answer
+
+    async def _dawdle(self) -> None:
+        for _ in range(self._dice.choice((0, 0, 1, 3, 20))):
+            await asyncio.sleep(0)
+
+
+@dataclass
+class Race:
+    """Operations over several servers, and what was seen of them."""
+
+    servers: list[Operations]
+    dice: random.Random
+    calls: dict[str, list[Call]] = field(default_factory=dict)
+    """Those about one session, by its id."""
+    user_wide: list[Call] = field(default_factory=list)
+    ended: int = 0
+    """How many ends were told."""
+
+    async def see(self, calls: list[Call], name: str, argument: object, work: Awaitable[object]) -> None:
+        """Waits for an operation and writes down what came of it."""
+        called = time.monotonic()
+        answer: object
+        try:
+            answer = await work
+        except SessionNotFound:
+            answer = GONE
+        except EtagMismatch:
+            answer = MISMATCH
+        calls.append(Call(name, argument, answer, called, time.monotonic()))
+
+    async def create(self) -> Login:
+        """Creates a session."""
+        called = time.monotonic()
+        login = await self.dice.choice(self.servers).users.create(NewSession("ana"), soon())
+        self.calls[login.live.session.session_id] = [Call("create", None, login.token, called, time.monotonic())]
+        return login
+
+    async def look_around(self) -> dict[str, Seen]:
+        """Lists the user's sessions."""
+        page = await self.dice.choice(self.servers).users.page("ana", None, 100, soon())
+        return {live.session.session_id: _seen(live) for live in page.sessions}
+
+    async def log_out(self, spared: str) -> None:
+        """Ends all sessions but one."""
+        ended = await self.dice.choice(self.servers).users.revoke("ana", spared, soon())
+        self.ended += ended
+
+    def history(self, session_id: str) -> list[Call]:
+        """Returns all that was seen of a session; to it, a listing is a look at it alone."""
+        looks = [
+            replace(call, name="get", answer=call.answer.get(session_id, GONE)) if call.name == "list" else call
+            for call in self.user_wide
+            if call.argument != session_id
+        ]
+        return self.calls[session_id] + looks
+
+    def on_session(self, login: Login) -> Awaitable[None]:
+        """Returns a random operation on one session."""
+        do = self.dice.choice(self.servers)
+        session_id, token = login.live.session.session_id, login.token
+        key, only_first = f"key-{self.dice.random()}", self.dice.random() < 0.3
+        etag = login.live.session.etag if only_first else ""
+        name, argument, work = self.dice.choice(
+            [
+                ("validate", token, _validated(do, token)),
+                ("get", None, _got(do, session_id)),
+                ("rotate", token, _rotated(do, token)),
+                ("rotate", token, _rotated(do, token)),
+                ("update", (key, only_first), _updated(do, Update(session_id, etag, entries={key: "v"}))),
+                ("update", (key, only_first), _updated(do, Update(session_id, etag, entries={key: "v"}))),
+                *self.dice.choice(
+                    [
+                        [],
+                        [("revoke", None, lambda: do.sessions.revoke(session_id, soon()))],
+                        [("revoke", None, lambda: do.sessions.revoke_token(token, soon()))],
+                    ]
+                ),
+            ]
+        )
+        return self.see(self.calls[session_id], name, argument, work())
+
+
+def _seen(live: Live) -> Seen:
+    return Seen(live.session.version, frozenset(live.session.attributes))
+
+
+def _validated(do: Operations, token: str) -> Callable[[], Awaitable[object]]:
+    async def work() -> object:
+        (verdict,) = await do.sessions.validate([Check(token)], soon())
+        if verdict.live is None:
+            assert verdict.reason is InvalidReason.NOT_FOUND
+            return (GONE,)
+        return _seen(verdict.live), verdict.rotated
+
+    return work
+
+
+def _got(do: Operations, session_id: str) -> Callable[[], Awaitable[object]]:
+    async def work() -> object:
+        return _seen(await do.sessions.get(session_id, soon()))
+
+    return work
+
+
+def _rotated(do: Operations, token: str) -> Callable[[], Awaitable[object]]:
+    async def work() -> object:
+        return (await do.sessions.rotate(token, soon())).token
+
+    return work
+
+
+def _updated(do: Operations, update: Update) -> Callable[[], Awaitable[object]]:
+    async def work() -> object:
+        return _seen(await do.sessions.update(update, soon()))
+
+    return work
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+async def test_every_history_is_linearizable(backend: Backend, seed: int) -> None:
+    """As if each operation had happened at one moment, one after the other; and each session ended once."""
+    dice = random.Random(seed)  # noqa: S311  repeatable is what it has to be
+    async with AsyncExitStack() as stack:
+        servers = []
+        for _ in range(SERVERS):
+            shaken = Shaken(await stack.enter_async_context(batcher_of(backend)), dice)
+            servers.append(Operations.over(Stores.over(shaken)))
+        race = Race(servers, dice)
+        logins = [await race.create() for _ in range(SESSIONS)]
+        spared = logins[0].live.session.session_id
+        work: list[Awaitable[object]] = [race.on_session(login) for login in logins for _ in range(PER_SESSION)]
+        work += [race.create() for _ in range(LOGINS)]
+        work += [race.see(race.user_wide, "list", None, race.look_around()) for _ in range(LISTS)]
+        if dice.random() < 0.5:
+            work += [
+                race.see(race.user_wide, "log out everywhere", spared, race.log_out(spared)) for _ in range(LOGOUTS)
+            ]
+        dice.shuffle(work)
+        await asyncio.gather(*work)
+        await race.see(race.user_wide, "list", None, race.look_around())
+
+        alive = 0
+        for session_id, calls in race.calls.items():
+            await race.see(calls, "get", None, _got(servers[0], session_id)())
+            alive += calls[-1].answer != GONE
+            history = race.history(session_id)
+            assert Checker(model, State(), is_look).is_linearizable(history), history
+            race.ended += sum(call.name == "revoke" and call.answer for call in calls)
+        assert race.ended + alive == SESSIONS + LOGINS, "an end that was told twice, or not at all"
+
+
+def test_the_checker_sees_what_is_wrong() -> None:
+    """A validation that is told valid after the revocation had returned; one that overlaps it may be either."""
+    start = State(alive=True, tokens=("t",))
+    valid = (Seen(1, frozenset()), False)
+    revoke = Call("revoke", None, answer=True, called=1, returned=2)
+    for called, answer, possible in ((1.5, valid, True), (1.5, (GONE,), True), (3, valid, False), (3, (GONE,), True)):
+        history = [revoke, Call("validate", "t", answer, called, 4)]
+        assert Checker(model, start, is_look).is_linearizable(history) is possible
+    lost = [Call("update", (key, False), Seen(2, frozenset({key})), 1, 2) for key in "ab"]
+    assert not Checker(model, start, is_look).is_linearizable(lost)

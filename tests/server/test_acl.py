@@ -1,0 +1,74 @@
+"""The ACL user that docs/operations.md describes: enough for every operation, and no more."""
+
+import re
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from tests.support.service import ServeProcess
+from tests.support.valkey import Valkey
+
+from catraca import SessionClient, errors
+
+DOCUMENT = Path(__file__).parents[2] / "docs/operations.md"
+PATIENCE = 5.0
+
+
+def documented_words() -> list[str]:
+    """Returns what the document says that an ACL user needs: key patterns and commands."""
+    (sentence,) = re.findall(r"An ACL user needs (.*?)\n\n", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    return re.findall(r"[~+][^\s`]+", sentence)
+
+
+def live_a_life(target: str) -> None:
+    """Calls every RPC, with everything that makes the store do more."""
+    with SessionClient(target, timeout=PATIENCE) as sessions:
+        logins = [sessions.create("ana", idle_timeout=timedelta(seconds=1)) for _ in range(4)]
+        assert len(logins[-1].evicted_session_ids) == 1
+        session = logins[-1].session
+        assert sessions.validate(logins[-1].token)
+        sessions.update(session.session_id, set_attributes={"device": "phone"})
+        sessions.update(session.session_id, absolute_expire_time=session.absolute_expire_time + timedelta(hours=1))
+        token = sessions.rotate(logins[-1].token).token
+        assert len(list(sessions.list_sessions("ana"))) == 3
+        assert sessions.get(session.session_id).attributes == {"device": "phone"}
+        assert sessions.revoke(token=token)
+        assert sessions.revoke_user_sessions("ana") == 2
+
+
+def test_the_documented_acl_user_can_do_it_all(tmp_path: Path) -> None:
+    """Every RPC works for that user; and no command is allowed for nothing."""
+    words = documented_words()
+    assert len(words) > 20
+    store = Valkey(tmp_path)
+    store.start()
+    try:
+        store.command("ACL", "SETUSER", "catraca", "on", ">secret", *words)
+        settings = {"CATRACA_STORE_URL": f"unix://catraca@{store.socket}", "CATRACA_STORE_PASSWORD": "secret"}
+        with ServeProcess(settings, max_sessions_per_user="3") as limited:
+            live_a_life(limited.target)
+        with ServeProcess(settings) as unlimited, SessionClient(unlimited.target, timeout=PATIENCE) as sessions:
+            sessions.create("bia")
+        assert store.command("ACL", "LOG") == []
+        used = {name.partition("_")[2] for name in store.client.info("commandstats")}
+        # DEL ends sessions that are older than these, SELECT is for another database than the first.
+        assert {word[1:] for word in words if word[0] == "+"} - used == {"del", "select"}
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("pattern", ["~session:*", "~user-sessions:*"])
+def test_without_a_key_pattern_nothing_is_pretended(tmp_path: Path, pattern: str) -> None:
+    """What the store does not allow is UNAVAILABLE, and nothing else."""
+    store = Valkey(tmp_path)
+    store.start()
+    try:
+        store.command("ACL", "SETUSER", "catraca", "on", ">secret", *(set(documented_words()) - {pattern}))
+        with (
+            ServeProcess(store_url=f"unix://catraca@{store.socket}", store_password="secret") as service,
+            SessionClient(service.target, timeout=PATIENCE) as sessions,
+            pytest.raises(errors.Unavailable),
+        ):
+            sessions.create("ana")
+    finally:
+        store.close()
