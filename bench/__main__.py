@@ -1,4 +1,4 @@
-"""The command line: `python -m bench` and `python -m bench engines`."""
+"""The command line: `python -m bench`, and the same for one kind of comparison only."""
 
 import argparse
 import signal
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from bench.engines import NEWEST, OLDEST, VERSIONS, compare_engines
+from bench.life import compare_life
 from bench.measure import Plan
 from bench.plot import plot
 from bench.processes import StartError
@@ -20,12 +21,18 @@ def main() -> None:
     arguments = _parser().parse_args()
     # Stopped from outside, the servers stop as well: SystemExit runs the `finally` blocks that stop them.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    plan = Plan(rounds=arguments.rounds or (3 if arguments.quick else 12), warm_up=0.3, seconds=1.0)
+    # Fewer where there are two kinds to measure, so that nobody waits longer than for a cup of coffee.
+    rounds = arguments.rounds or (2 if arguments.quick else 12 if arguments.what else 7)
+    plan = Plan(rounds, warm_up=0.3, seconds=1.0)
     if arguments.what == "engines":
         versions = (NEWEST, OLDEST) if arguments.quick else VERSIONS
         results = compare_engines(plan, work=_WORK, versions=versions, pythons=arguments.python, progress=_show)
-    else:
+    elif arguments.what == "validation":
         results = compare_validations(plan, progress=_show)
+    elif arguments.what == "life":
+        results = compare_life(plan, progress=_show)
+    else:
+        results = compare_validations(plan, progress=_show) + compare_life(plan, progress=_show)
     _show("")
     print(results.text())
     results.save(arguments.json)
@@ -37,8 +44,10 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["validation", "engines"], default="validation")
-    parser.add_argument("--quick", action="store_true", help="about a minute, for a rough idea")
+    parser.add_argument(
+        "what", nargs="?", choices=["validation", "life", "engines"], help="both of the first two if none"
+    )
+    parser.add_argument("--quick", action="store_true", help="a minute or two, for a rough idea")
     parser.add_argument("--rounds", type=int, help="take this many rounds")
     parser.add_argument("--json", type=Path, default=_WORK / "results.json", help="where the numbers go (%(default)s)")
     parser.add_argument(

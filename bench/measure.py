@@ -21,7 +21,11 @@ class Row:
     connections: int = 4
     streams: int = 16
     items: int = 1
-    """How many validations one call carries."""
+    """How many validations, or sessions, one call is about."""
+    prepare: Callable[[Client], None] = lambda _: None
+    """Puts in order, before each run, what the run before has changed."""
+    event: Load | None = None
+    """Measure while one more caller makes these calls, one after the other. None: for as long as the plan says."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Measurement:
     seconds: float
     p50: float
     p99: float
+    slowest: float
     server_cpu: float
     """CPU seconds the server spent in these `seconds`, its child processes included."""
     load_cpu: float
@@ -62,12 +67,12 @@ class Measurement:
 
     @property
     def rate(self) -> float:
-        """Validations per second."""
+        """Items per second."""
         return self.items / self.seconds
 
     @property
     def cost(self) -> float:
-        """CPU seconds of the server per validation."""
+        """CPU seconds of the server per item."""
         return self.server_cpu / self.items
 
 
@@ -111,9 +116,14 @@ def _measure_row(row: Row, number: int, plan: Plan, server: Server, store: Runni
         return server.cpu_seconds(), time.process_time(), store.cpu_seconds() if store else 0.0
 
     with closing(Client(server.port, connections=row.connections)) as client:
+        row.prepare(client)
         client.run(row.load, streams=row.streams, seconds=plan.warm_up)
+        row.prepare(client)
         before, idle = cpu_seconds(), _idle_seconds()
-        answers = client.run(row.load, streams=row.streams, seconds=plan.seconds)
+        if row.event:
+            answers = client.run_during(row.event, row.load, streams=row.streams)
+        else:
+            answers = client.run(row.load, streams=row.streams, seconds=plan.seconds)
         idle, after = _idle_seconds() - idle, cpu_seconds()
     server_cpu, load_cpu, store_cpu = (late - early for late, early in zip(after, before, strict=True))
     return Measurement(
@@ -123,6 +133,7 @@ def _measure_row(row: Row, number: int, plan: Plan, server: Server, store: Runni
         seconds=answers.seconds,
         p50=answers.latencies[len(answers.latencies) // 2],
         p99=answers.latencies[len(answers.latencies) * 99 // 100],
+        slowest=answers.latencies[-1],
         server_cpu=server_cpu,
         load_cpu=load_cpu,
         store_cpu=store_cpu,

@@ -7,14 +7,14 @@ from bench.report import Results
 
 
 def plot(results: Results, file: Path) -> None:
-    """Draws what a validation costs the server, one panel for each table."""
+    """Draws what each row costs, one panel for each table."""
     # Imported so because it is installed for `make bench` only: type checking must do without it.
     figure_module = importlib.import_module("matplotlib.figure")
     heights = [len(table.rows) for table in results.tables]
     figure = figure_module.Figure(figsize=(10, 1.2 * len(heights) + 0.35 * sum(heights)), layout="constrained")
     panels = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
     for panel, table in zip(panels, results.tables, strict=True):
-        costs = [results.spread(row, lambda each: each.cost * 1e6) for row in table.rows]
+        costs = [results.spread(row, table.plotted, table.rows[0]) for row in table.rows]
         medians = [cost.median for cost in costs]
         below = [cost.median - cost.low for cost in costs]
         above = [cost.high - cost.median for cost in costs]
@@ -22,5 +22,5 @@ def plot(results: Results, file: Path) -> None:
         panel.bar_label(bars, [f"{median:,.0f}" for median in medians], padding=4, label_type="center")
         panel.invert_yaxis()
         panel.set_title(table.title, loc="left")
-        panel.set_xlabel("CPU µs of the server per validation: median and extremes of the rounds")
+        panel.set_xlabel(f"{table.plotted.heading}: median and extremes of the rounds")
     figure.savefig(file)

@@ -4,7 +4,7 @@ import json
 import platform
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,31 @@ import psutil
 from bench.measure import Measurement, Plan, Spread
 from bench.processes import Cores
 
-_HEADINGS = ("validations/s", "CPU µs each", "p50 ms", "p99 ms", "rate / first", "CPU / first")
+
+@dataclass(frozen=True)
+class Column:
+    """One value of every row."""
+
+    heading: str
+    value: Callable[[Measurement], float]
+    form: str
+    compared: bool = False
+    """As a multiple of the first row's."""
+
+
+COST = Column("CPU µs each", lambda each: each.cost * 1e6, "{:,.1f}")
+P50 = Column("p50 ms", lambda each: each.p50 * 1e3, "{:.1f}")
+P99 = Column("p99 ms", lambda each: each.p99 * 1e3, "{:.1f}")
+COST_COMPARED = Column("CPU / first", lambda each: each.cost, "{:.2f}", compared=True)
+RATE_COMPARED = Column("rate / first", lambda each: each.rate, "{:.2f}", compared=True)
+P99_COMPARED = Column("p99 / first", lambda each: each.p99, "{:.2f}", compared=True)
+SLOWEST = Column("slowest ms", lambda each: each.slowest * 1e3, "{:.1f}")
+SECONDS = Column("seconds", lambda each: each.seconds, "{:.2f}")
+
+
+def rate(items: str) -> Column:
+    """How many of them a second."""
+    return Column(f"{items}/s", lambda each: each.rate, "{:,.0f}")
 
 
 @dataclass(frozen=True)
@@ -23,6 +47,8 @@ class Table:
 
     title: str
     rows: Sequence[str]
+    columns: Sequence[Column] = (rate("validations"), COST, P50, P99, RATE_COMPARED, COST_COMPARED)
+    plotted: Column = COST
 
 
 @dataclass(frozen=True)
@@ -35,14 +61,18 @@ class Results:
     tables: Sequence[Table]
     measurements: Sequence[Measurement]
 
-    def spread(self, row: str, value: Callable[[Measurement], float]) -> Spread:
-        """Summarises one value of a row over the rounds."""
-        return Spread.of(value(each) for each in self._of(row))
+    def __add__(self, other: "Results") -> "Results":
+        """Returns both, as one run."""
+        return replace(
+            self, tables=[*self.tables, *other.tables], measurements=[*self.measurements, *other.measurements]
+        )
 
-    def ratio(self, row: str, base: str, value: Callable[[Measurement], float]) -> Spread:
-        """Summarises a value of a row as a multiple of the same value of another, taken round by round."""
-        pairs = zip(self._of(row), self._of(base), strict=True)
-        return Spread.of(value(each) / value(other) for each, other in pairs)
+    def spread(self, row: str, column: Column, base: str) -> Spread:
+        """Summarises one value of a row over the rounds; if it is compared, with that of `base`, round by round."""
+        values = [column.value(each) for each in self._of(row)]
+        if not column.compared:
+            return Spread.of(values)
+        return Spread.of(value / column.value(first) for value, first in zip(values, self._of(base), strict=True))
 
     def _of(self, row: str) -> list[Measurement]:
         return [each for each in self.measurements if each.row == row]
@@ -52,23 +82,16 @@ class Results:
         return "\n\n".join([*(self._table(table) for table in self.tables), self._noise()])
 
     def _table(self, table: Table) -> str:
-        lines = [(table.title, *_HEADINGS), *(self._line(row, table.rows[0]) for row in table.rows)]
+        headings = (table.title, *(column.heading for column in table.columns))
+        lines = [headings, *(self._line(row, table) for row in table.rows)]
         widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
         aligned = (
             "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
         )
         return "\n".join(aligned)
 
-    def _line(self, row: str, base: str) -> tuple[str, ...]:
-        return (
-            row,
-            _show(self.spread(row, lambda each: each.rate), "{:,.0f}"),
-            _show(self.spread(row, lambda each: each.cost * 1e6), "{:,.1f}"),
-            _show(self.spread(row, lambda each: each.p50 * 1e3), "{:.1f}"),
-            _show(self.spread(row, lambda each: each.p99 * 1e3), "{:.1f}"),
-            _show(self.ratio(row, base, lambda each: each.rate), "{:.2f}"),
-            _show(self.ratio(row, base, lambda each: each.cost), "{:.2f}"),
-        )
+    def _line(self, row: str, table: Table) -> tuple[str, ...]:
+        return (row, *(_show(self.spread(row, column, table.rows[0]), column.form) for column in table.columns))
 
     def _noise(self) -> str:
         load = max(each.load_cpu / each.seconds for each in self.measurements)
@@ -96,7 +119,7 @@ class Results:
                 "store": self.store,
             },
             "plan": asdict(self.plan),
-            "tables": [asdict(table) for table in self.tables],
+            "tables": [{"title": table.title, "rows": table.rows} for table in self.tables],
             "rounds": [asdict(each) for each in self.measurements],
         }
         file.write_text(json.dumps(contents, indent=1, ensure_ascii=False) + "\n")

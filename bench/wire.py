@@ -10,9 +10,10 @@ server.
 import selectors
 import socket
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import cycle
+from math import inf
 from time import perf_counter
 
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
@@ -48,6 +49,8 @@ class Load:
     """Serialised messages, sent in turn."""
     check: Callable[[bytes], bool]
     """Says whether a serialised response is the one hoped for."""
+    once: bool = False
+    """Each request can be sent only once: the run ends with the last of them, be there time left or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class Client:
     """Open connections to one server. Loads run over them one after the other."""
 
     def __init__(self, port: int, *, connections: int) -> None:
+        self._port = port
         self._selector = selectors.DefaultSelector()
         self._connections = [_Connection(port, self._selector) for _ in range(connections)]
 
@@ -74,28 +78,51 @@ class Client:
 
     def run(self, load: Load, *, streams: int, seconds: float) -> Answers:
         """Keeps `streams` calls in flight on each connection for `seconds`, then waits for the last answers."""
-        requests = cycle([_MESSAGE_HEADER.pack(0, len(request)) + request for request in load.requests])
-        begin = perf_counter()
-        run = _Run(load, requests, until=begin + seconds)
+        run = _Run(load, seconds)
+        self._start(run, streams)
+        return self._finish(run)
+
+    def run_during(self, event: Load, load: Load, *, streams: int) -> Answers:
+        """Runs `load` for as long as one more caller takes for all calls of `event`, one after the other."""
+        another = _Connection(self._port, self._selector)
+        try:
+            run = _Run(load, inf)
+            self._start(run, streams)
+            another.start(_Run(event, inf), 1)
+            while another.busy:
+                self._turn()
+            run.until = 0.0
+            return self._finish(run)
+        finally:
+            another.close()
+
+    def _start(self, run: "_Run", streams: int) -> None:
         for connection in self._connections:
             connection.start(run, streams)
+
+    def _finish(self, run: "_Run") -> Answers:
         while any(connection.busy for connection in self._connections):
-            ready = self._selector.select(_SILENCE)
-            if not ready:
-                raise LoadError(f"{load.method}: no answer within {_SILENCE:.0f} s")
-            for key, events in ready:
-                key.data.on_ready(events)
-        return Answers(perf_counter() - begin, sorted(run.latencies))
+            self._turn()
+        return Answers(perf_counter() - run.begin, sorted(run.latencies))
+
+    def _turn(self) -> None:
+        ready = self._selector.select(_SILENCE)
+        if not ready:
+            raise LoadError(f"no answer within {_SILENCE:.0f} s")
+        for key, events in ready:
+            key.data.on_ready(events)
 
 
-@dataclass
 class _Run:
     """What the connections have in common while one load runs."""
 
-    load: Load
-    requests: Iterator[bytes]
-    until: float
-    latencies: list[float] = field(default_factory=list)
+    def __init__(self, load: Load, seconds: float) -> None:
+        self.load = load
+        framed = [_MESSAGE_HEADER.pack(0, len(request)) + request for request in load.requests]
+        self.requests = iter(framed) if load.once else cycle(framed)
+        self.latencies: list[float] = []
+        self.begin = perf_counter()
+        self.until = self.begin + seconds
 
 
 class _Call:
@@ -175,9 +202,12 @@ class _Connection:
             self._selector.modify(self._socket, wanted, self)
 
     def _open(self, now: float) -> None:
+        request = next(self._run.requests, None)
+        if request is None:
+            return
         stream = self._next_stream
         self._next_stream += 2
-        call = self._calls[stream] = _Call(next(self._run.requests), self._stream_window, now)
+        call = self._calls[stream] = _Call(request, self._stream_window, now)
         if len(self._calls) > self._most_streams:
             raise LoadError(f"the server allows {self._most_streams} streams on a connection")
         self._send(_HEADERS, _END_HEADERS, stream, self._headers)

@@ -1,0 +1,81 @@
+"""What comparisons of catraca have in common: how it is started, sessions to ask about, and how to ask."""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from math import inf
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from bench.wire import Client, Load
+from catraca.v1.session_service_pb2 import (
+    BatchValidateSessionsRequest,
+    BatchValidateSessionsResponse,
+    CreateSessionRequest,
+    ValidateSessionRequest,
+    ValidateSessionResponse,
+)
+
+_SERVICE = "/catraca.v1.SessionService"
+
+# A stall of a shared machine shall show as a slow call, not end the run as a failed one.
+_PATIENCE = ("--store-timeout", "5s")
+
+_Response = TypeVar("_Response", bound=Message)
+
+
+def catraca(store_url: str, *options: str) -> list[str]:
+    """Returns the command that serves catraca on a store."""
+    return [sys.executable, "-m", "catraca", "serve", "--port", "0", "--store-url", store_url, *_PATIENCE, *options]
+
+
+def asking(
+    requests: Iterable[Message],
+    response_type: type[_Response],
+    check: Callable[[_Response], bool],
+    *,
+    once: bool = False,
+) -> Load:
+    """Describes calls of the RPC that has these requests and these responses."""
+    method = response_type.DESCRIPTOR.name.removesuffix("Response")
+    serialized = [request.SerializeToString() for request in requests]
+    return Load(f"{_SERVICE}/{method}", serialized, lambda body: check(response_type.FromString(body)), once)
+
+
+def login(user_id: str) -> CreateSessionRequest:
+    """Describes a session as large as most are."""
+    return CreateSessionRequest(user_id=user_id, attributes={"device": "phone", "plan": "family"})
+
+
+def ask(client: Client, requests: Iterable[Message], response_type: type[_Response]) -> list[_Response]:
+    """Makes each of these calls once and returns the answers, in the order in which they came."""
+    answers: list[_Response] = []
+
+    def keep(answer: _Response) -> bool:
+        answers.append(answer)
+        return True
+
+    client.run(asking(requests, response_type, keep, once=True), streams=16, seconds=inf)
+    return answers
+
+
+def single_validations(tokens: Iterable[str]) -> Load:
+    """One token a call; all are good."""
+    return asking(
+        [ValidateSessionRequest(token=token) for token in tokens], ValidateSessionResponse, lambda each: each.valid
+    )
+
+
+def batched_validations(tokens: Sequence[str], size: int, *, once: bool = False) -> Load:
+    """So many tokens a call; all are good."""
+
+    def check(response: BatchValidateSessionsResponse) -> bool:
+        return len(response.responses) == size and all(each.valid for each in response.responses)
+
+    batches = [
+        BatchValidateSessionsRequest(
+            requests=[ValidateSessionRequest(token=token) for token in tokens[start : start + size]]
+        )
+        for start in range(0, len(tokens), size)
+    ]
+    return asking(batches, BatchValidateSessionsResponse, check, once=once)
