@@ -34,14 +34,15 @@ _SERVICE_CONFIG = {
     "methodConfig": [
         {
             "name": [{"service": _SERVICE}],
-            # UNAVAILABLE says that repeating is safe, writes included. Throttled, so that a store that is down
-            # is not asked three times as much.
+            # UNAVAILABLE says that repeating is safe, writes included. CANCELLED is what the engine of a server that
+            # stops says to calls it has not begun (grpc#41785). Throttled, so that a store that is down is not asked
+            # three times as much.
             "retryPolicy": {
                 "maxAttempts": 3,
-                "initialBackoff": "0.05s",
-                "maxBackoff": "0.2s",
+                "initialBackoff": "0.1s",
+                "maxBackoff": "0.3s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             },
         }
     ],
@@ -52,6 +53,10 @@ CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     # 1,000 sessions with the most attributes they may have make an answer of 20 MiB.
     ("grpc.max_receive_message_length", 32 << 20),
+    # A server that is being restarted may hang up on who connects at that moment. By default the next attempt is a
+    # second later, after all retries, and once a server has been away for long, two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
 )
 
 

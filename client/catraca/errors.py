@@ -94,6 +94,7 @@ _BY_STATUS: Mapping[grpc.StatusCode, type[CatracaError]] = MappingProxyType(
         grpc.StatusCode.PERMISSION_DENIED: NotAllowed,
         grpc.StatusCode.UNAVAILABLE: Unavailable,
         grpc.StatusCode.DEADLINE_EXCEEDED: Unavailable,
+        grpc.StatusCode.CANCELLED: Unavailable,
     }
 )
 

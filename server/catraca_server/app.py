@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
+import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
 
 import grpc
@@ -20,30 +23,30 @@ from catraca_server.rpc import SERVICE_NAME, session_service_handlers
 from catraca_server.service import SessionService
 from catraca_server.sessions import Sessions
 from catraca_server.settings import Settings
+from catraca_server.storage import linked
 from catraca_server.store import StoreUnavailable
-from catraca_server.store.batcher import START_PATIENCE, Batcher
-from catraca_server.store.connect import FIRST_VERSION_THAT_TELLS_EXPIRY, RedisConnector, memory_connector
+from catraca_server.store.batcher import START_PATIENCE
 from catraca_server.store.embedded import EmbeddedStore, default_data_dir, find_binary
 from catraca_server.store.keys import Keys
 from catraca_server.store.redis_store import RedisSessionStore
 from catraca_server.store.user_index import RedisUserIndex
 from catraca_server.tokens import Tokens
 from catraca_server.users import UserSessions
+from catraca_server.workers import Order, WorkersFailed, claim, working
 
 logger = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES = 8 << 20
 """A batch of 1,000 of the longest tokens and user ids takes 4.4 MB, over the engine's default of 4 MiB."""
 
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-    ("grpc.max_send_message_length", -1),
-    # A second server on the same port is a mistake to be told, not a partner to share it with.
-    ("grpc.so_reuseport", 0),
-    # Clients may keep idle connections alive.
-    ("grpc.http2.min_ping_interval_without_data_ms", 5000),
-    ("grpc.keepalive_permit_without_calls", 1),
-)
+STREAMS_PER_CONNECTION = 100
+"""Calls that may be in flight on one connection; a client holds back what is more. Without a limit, calls that nobody
+waits for any more pile up in front of this process, and refusing one would cost as much as answering it
+(docs/reliability.md). RFC 9113 section 6.5.2 advises against less; the engine counts calls that were given up until it
+has let go of them, and with 32 it refused others for that."""
+
+CONNECTION_AGE_GRACE = 60_000
+"""Milliseconds for the calls of a connection that has come of age: several times what the longest call takes."""
 
 
 class StartError(Exception):
@@ -52,6 +55,25 @@ class StartError(Exception):
 
 async def serve(settings: Settings, environment: Mapping[str, str]) -> None:
     """Serves until SIGTERM or SIGINT, then drains. Raises StartError."""
+
+    def announce(address: str) -> None:
+        logger.info("catraca %s listening on %s; Ctrl-C stops it", version("catraca"), address)
+
+    run = running if settings.workers == 1 else supervising
+    await _until_told_to_stop(run(settings, environment, _pepper(settings)), announce)
+
+
+async def serve_as_worker(order: Order, serving: Callable[[], None]) -> None:
+    """Serves as one of several workers, as `serve` does; tells when it serves. Raises StartError."""
+
+    def announce(_: str) -> None:
+        logger.info("serving, process %d", os.getpid())
+        serving()
+
+    await _until_told_to_stop(running(order.settings, {}, order.pepper), announce)
+
+
+async def _until_told_to_stop(run: AbstractAsyncContextManager[str], announce: Callable[[str], None]) -> None:
     stop = asyncio.Event()
     serving = asyncio.current_task()
     assert serving is not None
@@ -66,11 +88,10 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> None:
     for each in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(each, told_to_stop)
     try:
-        async with running(settings, environment) as address:
+        async with run as address:
             started = True
-            logger.info("catraca %s listening on %s; Ctrl-C stops it", version("catraca"), address)
+            announce(address)
             await stop.wait()
-            logger.info("draining: new calls are refused, calls in flight have %s to finish", settings.drain_timeout)
     except asyncio.CancelledError:
         if started or not stop.is_set():
             raise
@@ -78,26 +99,77 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> None:
 
 
 @asynccontextmanager
-async def running(settings: Settings, environment: Mapping[str, str]) -> AsyncIterator[str]:
+async def supervising(settings: Settings, environment: Mapping[str, str], pepper: bytes | None) -> AsyncIterator[str]:
+    """Runs the service by several workers and yields the address they share; they drain on the way out.
+
+    Raises StartError, also later on, when workers keep dying.
+    """
+    if sys.platform != "linux":
+        raise StartError(
+            f"--workers {settings.workers} takes Linux, which spreads connections over them: on other systems run "
+            "several servers, each on a port of its own"
+        )
+    try:
+        holder = claim(settings.host.strip("[]"), settings.port)
+    except OSError:
+        raise _cannot_listen(settings) from None
+    with holder:
+        port = holder.getsockname()[1]
+        async with _embedded(settings, environment) as embedded:
+            if embedded is not None:
+                settings = replace(settings, store_url=embedded.url)
+            try:
+                async with working(replace(settings, port=port), pepper):
+                    yield _address(settings.host, port)
+            except WorkersFailed as error:
+                raise StartError(str(error)) from error
+
+
+@asynccontextmanager
+async def running(settings: Settings, environment: Mapping[str, str], pepper: bytes | None) -> AsyncIterator[str]:
     """Runs the service and yields the address it listens on; drains it on the way out. Raises StartError."""
-    server = grpc.aio.server(options=_OPTIONS)
-    # Bound first: a port in use is the commonest mistake, and the cheapest to find.
-    address = _bind(server, settings)
+    server = grpc.aio.server(options=_options(settings))
+    # Bound first: a port in use is the commonest mistake, and the cheapest to find. Not so one that workers share:
+    # connections come to it at once, and would wait there for the store.
+    address = _bind(server, settings) if settings.workers == 1 else ""
     health = Health(SERVICE_NAME)
     async with _store(settings, environment, health) as (store, index):
-        _register(server, _service(store, index, settings), health, settings)
+        _register(server, _service(store, index, settings, pepper), health, settings)
+        address = address or _bind(server, settings)
         await server.start()
         try:
             yield address
         finally:
+            logger.info("draining: new calls are refused, calls in flight have %s to finish", settings.drain_timeout)
             health.drain()
             started = asyncio.get_running_loop().time()
             await server.stop(settings.drain_timeout.seconds)
             logger.info("drained in %.2f s", asyncio.get_running_loop().time() - started)
 
 
-def _service(store: RedisSessionStore, index: RedisUserIndex, settings: Settings) -> SessionService:
-    tokens = Tokens(secrets.token_bytes, _pepper(settings))
+def _options(settings: Settings) -> tuple[tuple[str, int], ...]:
+    age = settings.max_connection_age.milliseconds
+    return (
+        ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+        # A second server on the same port is a mistake to be told, not a partner to share it with.
+        ("grpc.so_reuseport", int(settings.workers > 1)),
+        # Clients may keep idle connections alive.
+        ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        *(
+            (("grpc.max_connection_age_ms", age), ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_GRACE))
+            if age
+            else ()
+        ),
+    )
+
+
+def _service(
+    store: RedisSessionStore, index: RedisUserIndex, settings: Settings, pepper: bytes | None
+) -> SessionService:
+    tokens = Tokens(secrets.token_bytes, pepper)
     policy = Policy(
         default_ttl=settings.default_ttl.milliseconds,
         default_idle_timeout=settings.default_idle_timeout.milliseconds,
@@ -124,29 +196,50 @@ def _register(server: grpc.aio.Server, service: SessionService, health: Health, 
 async def _store(
     settings: Settings, environment: Mapping[str, str], health: Health
 ) -> AsyncIterator[tuple[RedisSessionStore, RedisUserIndex]]:
+    async with AsyncExitStack() as stack:
+        embedded = await stack.enter_async_context(_embedded(settings, environment))
+        if embedded is not None:
+            url = embedded.url
+        else:
+            url = "memory:" if settings.store_url == "embedded:" else settings.store_url
+        try:
+            link, tells_expiry = await stack.enter_async_context(linked(url, settings, health.store_changed))
+        except TimeoutError:
+            raise StartError(
+                f"no answer from the store within {START_PATIENCE:g} s. The store is set by CATRACA_STORE_URL"
+            ) from None
+        except StoreUnavailable as error:
+            raise StartError(f"{error}. The store is set by CATRACA_STORE_URL") from error
+        keys = Keys(settings.key_prefix)
+        yield RedisSessionStore(link, keys, tells_expiry=tells_expiry), RedisUserIndex(link, keys)
+
+
+@asynccontextmanager
+async def _embedded(settings: Settings, environment: Mapping[str, str]) -> AsyncIterator[EmbeddedStore | None]:
+    """Runs the embedded store if the settings ask for it and there is a binary. Raises StartError."""
     try:
-        embedded = _embedded(settings, environment)
+        embedded = _find_embedded(settings, environment)
         if embedded is not None:
             await embedded.start()
     except StoreUnavailable as error:
         raise StartError(str(error)) from error
     try:
-        batcher, tells_expiry = await _connect(settings, embedded, health)
-        try:
-            keys = Keys(settings.key_prefix)
-            yield RedisSessionStore(batcher, keys, tells_expiry=tells_expiry), RedisUserIndex(batcher, keys)
-        finally:
-            await batcher.stop()
+        yield embedded
     finally:
         if embedded is not None:
             await embedded.stop()
 
 
-def _embedded(settings: Settings, environment: Mapping[str, str]) -> EmbeddedStore | None:
+def _find_embedded(settings: Settings, environment: Mapping[str, str]) -> EmbeddedStore | None:
     if settings.store_url != "embedded:":
         return None
     binary = find_binary(environment)
     if binary is None:
+        if settings.workers > 1:
+            raise StartError(
+                f"no valkey-server for this platform, and without one each of {settings.workers} workers would have a "
+                "store of its own: install one (CATRACA_VALKEY_SERVER names it), or use a Redis, or --workers 1"
+            )
         logger.warning("no valkey-server for this platform: falling back to memory:, see below")
         return None
     data_dir = settings.data_dir or default_data_dir(environment)
@@ -154,43 +247,25 @@ def _embedded(settings: Settings, environment: Mapping[str, str]) -> EmbeddedSto
     return EmbeddedStore(data_dir.absolute(), binary)
 
 
-async def _connect(settings: Settings, embedded: EmbeddedStore | None, health: Health) -> tuple[Batcher, bool]:
-    """Returns a batcher that has found the store, and whether the store tells expiries."""
-    timeout = settings.store_timeout.seconds
-    if embedded is None and settings.store_url in ("embedded:", "memory:"):
-        logger.warning("SESSIONS ARE KEPT IN MEMORY and forgotten when this process ends; not for production")
-        batcher = Batcher(memory_connector(), timeout=timeout, on_change=health.store_changed)
-        await batcher.start()
-        return batcher, True
-    try:
-        connector = RedisConnector(
-            embedded.url if embedded else settings.store_url,
-            password=settings.store_password,
-            allow_eviction=settings.allow_eviction,
-        )
-        batcher = Batcher(connector, timeout=timeout, on_change=health.store_changed)
-        await batcher.start()
-    except TimeoutError:
-        raise StartError(
-            f"no answer from the store within {START_PATIENCE:g} s. The store is set by CATRACA_STORE_URL"
-        ) from None
-    except StoreUnavailable as error:
-        raise StartError(f"{error}. The store is set by CATRACA_STORE_URL") from error
-    return batcher, connector.version >= FIRST_VERSION_THAT_TELLS_EXPIRY
-
-
 def _bind(server: grpc.aio.Server, settings: Settings) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host and not settings.host.startswith("[") else settings.host
     try:
-        port = server.add_insecure_port(f"{host}:{settings.port}")
+        port = server.add_insecure_port(_address(settings.host, settings.port))
     except RuntimeError:
         port = 0
     if not port:
-        raise StartError(
-            f"cannot listen on {host}:{settings.port}: another program has that port, or the address is not this "
-            "machine's. Choose another with --port or --host"
-        )
-    return f"{host}:{port}"
+        raise _cannot_listen(settings)
+    return _address(settings.host, port)
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
+def _cannot_listen(settings: Settings) -> StartError:
+    return StartError(
+        f"cannot listen on {_address(settings.host, settings.port)}: another program has that port, or the address is "
+        "not this machine's. Choose another with --port or --host"
+    )
 
 
 def _pepper(settings: Settings) -> bytes | None:

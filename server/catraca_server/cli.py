@@ -16,7 +16,7 @@ EXIT_OK, EXIT_USAGE, EXIT_UNAVAILABLE = 0, 2, 3
 
 
 def main(command: str, arguments: Sequence[str]) -> int:
-    """Runs `serve` or `config` and returns the exit status: 2 for unusable settings, 3 if it cannot start."""
+    """Runs `serve` or `config` and returns the exit status: 2 for unusable settings, 3 if it cannot start or go on."""
     options = vars(_parser(command).parse_args(arguments))
     action = options.pop("action", None)
     try:

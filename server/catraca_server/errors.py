@@ -26,7 +26,7 @@ from catraca_server.requests import (
     TokenInUse,
     TokenReused,
 )
-from catraca_server.store import Overloaded, StoreUnavailable
+from catraca_server.store import NotDurable, Overloaded, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,12 @@ _STATUSES: Mapping[type[Exception], tuple[grpc.StatusCode, ErrorReason.ValueType
             ErrorReason.ERROR_REASON_ETAG_MISMATCH,
             "the session has changed since that etag: read it again and decide anew",
         ),
+        NotDurable: (
+            grpc.StatusCode.UNAVAILABLE,
+            ErrorReason.ERROR_REASON_NOT_DURABLE,
+            "too few replicas of the session store acknowledged the change in time, so it may be lost or not: retry",
+        ),
+        # After NotDurable, which is one of its kind.
         StoreUnavailable: (
             grpc.StatusCode.UNAVAILABLE,
             ErrorReason.ERROR_REASON_STORE_UNAVAILABLE,

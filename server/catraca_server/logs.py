@@ -15,10 +15,15 @@ class _Utc(logging.Formatter):
 
 
 class _Json(_Utc):
+    def __init__(self, worker: int | None) -> None:
+        super().__init__()
+        self._worker = {} if worker is None else {"worker": worker}
+
     def format(self, record: logging.LogRecord) -> str:
         entry = {
             "time": self.formatTime(record),
             "level": record.levelname.lower(),
+            **self._worker,
             "logger": record.name,
             "message": record.getMessage(),
         }
@@ -27,8 +32,17 @@ class _Json(_Utc):
         return json.dumps(entry, ensure_ascii=False)
 
 
-def configure(log_format: str, level: str) -> None:
-    """Sets up logging for the process; `log_format` is `text` or `json`."""
+def configure(log_format: str, level: str, *, worker: int | None = None) -> None:
+    """Sets up logging for the process; `log_format` is `text` or `json`. Each entry tells the worker, if it is one."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if log_format == "json" else _Utc("%(asctime)s %(levelname)-7s %(message)s"))
+    who = "" if worker is None else f"worker {worker}: "
+    text = _Utc(f"%(asctime)s %(levelname)-7s {who}%(message)s")
+    handler.setFormatter(_Json(worker) if log_format == "json" else text)
+    handler.addFilter(_is_news)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Leaves out what the engine logs, with a traceback, about every caller who has gone before the answer was sent."""
+    error = record.exc_info[0] if record.exc_info else None
+    return error is None or error.__name__ != "ExecuteBatchError"

@@ -7,7 +7,7 @@ engine (INTERNAL).
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -69,13 +69,21 @@ def _handler(
             response = await method(_parse(request_type, body), deadline)
             return response.SerializeToString()
         except Exception as error:  # noqa: BLE001  whatever it is, the caller gets a status made by `errors`
-            return await _fail(context, failure(error))
+            return _fail(context, failure(error))
 
     return handle
 
 
-async def _fail(context: _Context, status: Failure) -> NoReturn:
-    await context.abort(status.code, status.message, status.trailing_metadata)
+def _fail(context: _Context, status: Failure) -> bytes:
+    """Sets the status; what is returned is not sent then.
+
+    `context.abort` would do the same by an exception that refers to the call, which refers to the exception: the call
+    would live on until the garbage is collected, and count towards the streams of its connection all the while.
+    """
+    context.set_code(status.code)
+    context.set_details(status.message)
+    context.set_trailing_metadata(status.trailing_metadata)
+    return b""
 
 
 def _parse(request_type: type[_Request], body: bytes) -> _Request:

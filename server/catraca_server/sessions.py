@@ -81,7 +81,7 @@ class Sessions:
             await self._revoke(live.session, now, deadline)
         elif (unsalted := live.session.unsalted(now)) is not live.session:
             # Here, because the next rotation may be far away, and a salt is kept for the grace only.
-            await self._store.replace(live, replace(live, session=unsalted), deadline)
+            await self._store.replace(live, replace(live, session=unsalted), deadline, durable=False)
 
     async def _touch(self, due: list[_Due], verdicts: list[Verdict], deadline: float) -> list[tuple[int, Credential]]:
         """Writes activity down, amends the verdicts, and returns what has to be judged again."""
@@ -131,6 +131,7 @@ class Sessions:
                     await self._revoke(live.session, now, deadline)
                     raise TokenReused
                 case Standing.IN_GRACE:
+                    await self._store.confirm([credential.session_id], deadline)
                     return Rotation(self._successor(token, credential, live.session), live)
                 case Standing.CURRENT:
                     salt = self._tokens.salt()
@@ -145,10 +146,11 @@ class Sessions:
         """Ends a session by its id. Whether there was one."""
         if not is_session_id(session_id):
             return False
+        live = None
         with contextlib.suppress(StoreUnavailable):
             ((now, live, _),) = await self._store.read([session_id], deadline)
-            if live is not None:
-                return await self._revoke(live.session, now, deadline)
+        if live is not None:
+            return await self._revoke(live.session, now, deadline)
         # There may be something that cannot be read as that session, and nothing else ends it.
         return await self._store.delete(session_id, deadline)
 
@@ -157,9 +159,9 @@ class Sessions:
         credential = self._tokens.read(token)
         if credential is None:
             return False
-        try:
-            live, now = await self._read(credential.session_id, deadline)
-        except SessionNotFound:
+        ((now, live, _),) = await self._store.read([credential.session_id], deadline)
+        if live is None:
+            await self._store.confirm([credential.session_id], deadline)
             return False
         # The id is public: only who knows the secret may end the session by token.
         if standing(credential, live, now) is Standing.UNKNOWN:

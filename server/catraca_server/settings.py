@@ -18,12 +18,17 @@ ENVIRONMENT_PREFIX = "CATRACA_"
 CONFIG_FILE_VARIABLE = "CATRACA_CONFIG"
 HIDDEN = "********"
 
-STORE_SCHEMES = ("embedded", "memory", "redis", "rediss", "unix")
+STORE_SCHEMES = (
+    *("embedded", "memory", "redis", "rediss", "unix"),
+    *("redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"),
+)
 
 _NO_SETTINGS = re.compile(r"CATRACA_(CONFIG|TARGET|API_KEY|API_KEY_FILE|VALKEY_SERVER|TEST_\w+|(SERVICE|PORT)_\w+)")
 """Variables that are not the server's: the client's, the tests', and what Kubernetes sets for a service so named."""
 
 ROTATION_GRACE_MAX = 300_000
+CONNECTION_AGE_MAX = 86_400_000
+WORKERS_MAX = 128
 
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -103,9 +108,31 @@ def _rotation_grace(text: str) -> Millis:
     return grace
 
 
+def _replica_acks(text: str) -> int:
+    if not re.fullmatch(r"[0-9]", text):
+        raise ValueError("must be a whole number, 0 to 9")
+    return int(text)
+
+
+def _workers(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= WORKERS_MAX:
+        raise ValueError(f"must be a whole number, 1 to {WORKERS_MAX}")
+    return int(text)
+
+
+def _connection_age(text: str) -> Millis:
+    age = Millis.parse(text)
+    if age.milliseconds > CONNECTION_AGE_MAX:
+        raise ValueError("must be at most 24h, or 0s for no limit")
+    return age
+
+
 def _store_url(text: str) -> str:
     if urlsplit(text).scheme not in STORE_SCHEMES:
-        raise ValueError("must start with embedded:, memory:, redis://, rediss:// or unix://")
+        raise ValueError(
+            "must start with embedded:, memory:, redis://, rediss://, unix://, redis+sentinel://, rediss+sentinel://, "
+            "redis+cluster:// or rediss+cluster://"
+        )
     return text
 
 
@@ -124,11 +151,21 @@ class Settings:
 
     host: str = _setting("127.0.0.1", str, "address to listen on; other than loopback needs insecure")
     port: int = _setting("50051", _port, "port to listen on; 0: any free one")
+    workers: int = _setting("1", _workers, "processes that share the port; one uses one core")
+    max_connection_age: Millis = _setting(
+        "15m", _connection_age, "after this clients are told to connect anew, to spread over the workers; 0s: never"
+    )
     insecure: bool = _setting("false", _boolean, "listen on any address without TLS and caller authentication")
     store_url: str = _setting(
-        "embedded:", _store_url, "where sessions are: embedded:, memory:, redis://…, rediss://… or unix://…"
+        "embedded:",
+        _store_url,
+        "where sessions are: embedded:, memory:, redis://…, rediss://…, unix://…, redis+sentinel://… or redis+cluster://…",
     )
     store_password: str = _setting("", str, "password for the store, if not in store_url", secret=True)
+    sentinel_password: str = _setting("", str, "password for the Sentinels, if they have one", secret=True)
+    replica_acks: int = _setting(
+        "0", _replica_acks, "replicas that must have a change before it is acknowledged, at most 9"
+    )
     store_timeout: Millis = _setting("250ms", _positive_span, "what the store has for one call")
     data_dir: Path | None = _setting(
         "", _optional_path, "where the embedded store keeps sessions; default catraca in the XDG state directory"
@@ -255,6 +292,17 @@ def _contradictions(settings: Settings) -> list[str]:
             "who reaches the port could create and revoke sessions. Listen on 127.0.0.1, or say --insecure if the "
             "network itself keeps others out"
         )
+    scheme = urlsplit(settings.store_url).scheme
+    if settings.replica_acks and scheme in ("embedded", "memory"):
+        problems.append(
+            f"replica_acks {settings.replica_acks} takes a store that has replicas, and {scheme}: has none: nothing "
+            "would ever be acknowledged. Use a Redis with replicas, or --replica-acks 0"
+        )
+    if settings.workers > 1 and scheme == "memory":
+        problems.append(
+            f"store_url memory: takes one worker, not {settings.workers}: each would have a store of its own, and not "
+            "know the others' sessions. Use embedded: or a Redis, or --workers 1"
+        )
     return problems
 
 
@@ -283,13 +331,13 @@ def _hide(setting: Field[Any], text: str) -> str:
 def without_password(url: str) -> str:
     """Returns a store URL as it may be shown."""
     try:
-        password = urlsplit(url).password
+        urlsplit(url)
     except ValueError:
         return HIDDEN
-    if password:
-        url = url.replace(f":{password}@", f":{HIDDEN}@")
-    # An option that other clients take and this one refuses; it must not be shown on the way.
-    return re.sub(r"(?<=[?&]password=)[^&#]+", HIDDEN, url)
+    # Up to the last @, because a password may have characters in it that ought to be escaped, and must not be shown.
+    url = re.sub(r"(?<=://)([^:/@]*):.+@", rf"\1:{HIDDEN}@", url)
+    # Options that other clients take and this one refuses; they must not be shown on the way.
+    return re.sub(r"([?&]\w*password=)[^&#]+", rf"\1{HIDDEN}", url)
 
 
 def _has_password(url: str) -> bool:

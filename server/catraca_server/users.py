@@ -170,7 +170,10 @@ class UserSessions:
                 live.append(look.live)
             elif (look.gone or look.live is not None) and entry.is_settled(entries.now):
                 ended.append(entry)
-        await self._index.forget(user_id, ended, deadline)
+        with contextlib.suppress(StoreUnavailable, Overloaded):
+            # An end that a failover could undo must be in the index for as long.
+            await self._store.confirm([entry.session_id for entry in ended], deadline)
+            await self._index.forget(user_id, ended, deadline)
         return live
 
     async def _prune(self, user_id: str, entries: Entries, deadline: float) -> None:

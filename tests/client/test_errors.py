@@ -32,6 +32,7 @@ def trailers(*details: ErrorInfo | BadRequest | RetryInfo) -> list[tuple[str, st
         (grpc.StatusCode.PERMISSION_DENIED, errors.NotAllowed),
         (grpc.StatusCode.UNAVAILABLE, errors.Unavailable),
         (grpc.StatusCode.DEADLINE_EXCEEDED, errors.Unavailable),
+        (grpc.StatusCode.CANCELLED, errors.Unavailable),
         (grpc.StatusCode.INTERNAL, errors.UnexpectedAnswer),
         (grpc.StatusCode.UNIMPLEMENTED, errors.UnexpectedAnswer),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.UnexpectedAnswer),

@@ -478,6 +478,7 @@ class _Flaky(pb_grpc.SessionServiceServicer):
     [
         (grpc.StatusCode.UNAVAILABLE, 2, 3),
         (grpc.StatusCode.UNAVAILABLE, 9, 3),
+        (grpc.StatusCode.CANCELLED, 2, 3),
         (grpc.StatusCode.INVALID_ARGUMENT, 1, 1),
         (grpc.StatusCode.INTERNAL, 1, 1),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, 1, 1),
@@ -486,7 +487,7 @@ class _Flaky(pb_grpc.SessionServiceServicer):
 async def test_only_what_is_safe_to_repeat_is_repeated(
     client_type: type[SessionClient | AsyncSessionClient], code: grpc.StatusCode, failures: int, calls: int
 ) -> None:
-    """UNAVAILABLE is tried three times, anything else once; an answer nobody knows yet is not valid."""
+    """What says "unknown" is tried three times, anything else once; an answer nobody knows yet is not valid."""
     with ThreadPoolExecutor(2) as pool:
         server = grpc.server(pool)
         servicer = _Flaky(code, failures)  # type: ignore[abstract]  # one method is all that is called

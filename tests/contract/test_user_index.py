@@ -135,11 +135,12 @@ async def test_the_index_lasts_as_long_as_its_last_session(backend: Backend, ind
     await enter(index, await a_session(backend, 0, ttl=HOUR))
     await enter(index, await a_session(backend, 1, ttl=HOUR // 2))
     (ttl,) = (await backend.keys()).values()
-    assert HOUR - 60_000 < ttl <= HOUR
+    assert HOUR - 60_000 < ttl <= HOUR + 1
     await index.extend(await a_session(backend, 1, ttl=2 * HOUR), soon())
     await index.extend(await a_session(backend, 0, ttl=HOUR), soon())
     (ttl,) = (await backend.keys()).values()
-    assert 2 * HOUR - 60_000 < ttl <= 2 * HOUR
+    # A millisecond more, because Redis counts what is left from when it began the command.
+    assert 2 * HOUR - 60_000 < ttl <= 2 * HOUR + 1
 
 
 async def test_extending_heals(backend: Backend, index: UserIndex) -> None:

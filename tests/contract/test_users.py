@@ -205,6 +205,16 @@ async def test_log_out_everywhere(made: Stores) -> None:
     assert await listed(operations) == []
 
 
+async def test_log_out_everywhere_reaches_what_had_to_make_room(made: Stores) -> None:
+    """Also a session that a login has marked to end, and whose end that login did not live to see."""
+    login = await log_in(Operations.over(made))
+    another = replace(login.live.session, session_id="0" * 22)
+    entrance = await made.index.enter(another, limit=1, mark_oldest=True, deadline=soon())
+    assert [entry.session_id for entry in entrance.marked] == ids(login)
+    assert await Operations.over(made).users.revoke("ana", "", soon()) == 2
+    assert not await is_valid(Operations.over(made), login)
+
+
 async def test_log_out_my_other_devices(made: Stores) -> None:
     """The session that asks may stay."""
     operations = Operations.over(made)

@@ -3,18 +3,19 @@
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 from tests.support.batchers import Running, running_batcher
-from tests.support.fake_redis import OK, FakeRedis
+from tests.support.fake_redis import OK, FakeRedis, bulk
 from tests.support.proxy import Proxy
 from tests.support.valkey import Valkey
 from tests.support.waiting import PATIENCE, eventually_async
 
-from catraca_server.store import Overloaded, StoreUnavailable
-from catraca_server.store.batcher import BATCH_LIMIT, QUEUE_LIMIT
+from catraca_server.store import NotDurable, Overloaded, StoreUnavailable
+from catraca_server.store.batcher import BATCH_LIMIT, HEARTBEAT, QUEUE_LIMIT, Answer
 
 
 @pytest.fixture
@@ -252,3 +253,83 @@ async def test_every_new_connection_is_examined(tmp_path: Path) -> None:
             await running.ask()
         fake.info["role"] = "master"
         await running.recovered()
+
+
+# Primaries that are none any more
+
+
+@pytest.mark.parametrize("asking", [True, False], ids=["asked", "idle"])
+async def test_a_primary_that_becomes_a_replica_is_noticed(asking: bool, tmp_path: Path) -> None:
+    """It goes on answering, and lags behind: within a heartbeat it is asked no more."""
+    store = Valkey(tmp_path)
+    store.start()
+    with contextlib.closing(store):
+        async with running_batcher(store.url) as running:
+            assert (await running.ask(("GET", "key"))).replies == [None]
+            store.command("REPLICAOF", "127.0.0.1", "1")
+            demoted = time.monotonic()
+
+            async def is_noticed() -> bool:
+                if asking:
+                    with contextlib.suppress(StoreUnavailable):
+                        await running.ask(("GET", "key"))
+                return running.changes == [True, False]
+
+            await eventually_async(is_noticed, "the replica is noticed")
+            assert time.monotonic() - demoted < HEARTBEAT + 0.75
+            with pytest.raises(StoreUnavailable, match="is a replica"):
+                await running.ask(("GET", "key"))
+            store.command("REPLICAOF", "NO", "ONE")
+            await running.recovered()
+            assert running.changes == [True, False, True]
+
+
+@pytest.mark.parametrize("of_script", [b"", b"ERR Error running script: @user_script: 1: -"], ids=["", "Redis 6.2"])
+async def test_a_replica_gives_itself_away(of_script: bytes, tmp_path: Path) -> None:
+    """Who refuses a write because it is a replica is asked nothing more over this connection."""
+    replies = [b"-%sREADONLY You can't write against a read only replica.\r\n" % of_script, bulk(b"OK")]
+    async with (
+        FakeRedis(tmp_path / "fake.sock", lambda command: replies.pop(0) if command[0] == b"ECHO" else None) as fake,
+        running_batcher(fake.url) as running,
+    ):
+        answer = await running.ask(("ECHO", "first"))
+        with pytest.raises(StoreUnavailable):
+            answer.reply(0, bytes)
+        assert (await running.ask(("ECHO", "second"))).reply(0, bytes) == b"OK"
+        assert fake.connected == 2
+
+
+async def test_whoever_may_not_ask_for_the_role_goes_without(tmp_path: Path) -> None:
+    """A user without the right to run ROLE is served, as far as the rest tells enough."""
+    refused = b"-NOPERM this user has no permissions to run the 'role' command\r\n"
+    async with (
+        FakeRedis(tmp_path / "fake.sock", lambda command: refused if command[0] == b"ROLE" else None) as fake,
+        running_batcher(fake.url) as running,
+    ):
+        assert (await running.ask(("GET", "key"))).replies == [None]
+        assert fake.connected == 1
+
+
+# Replicas that are waited for
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (b":2\r\n", None),
+        (b":1\r\n", NotDurable),
+        (b":0\r\n", NotDurable),
+        (b"-ERR WAIT cannot be used with replica instances.\r\n", StoreUnavailable),
+        (b"-NOPERM this user has no permissions to run the 'wait' command\r\n", StoreUnavailable),
+        (OK, StoreUnavailable),
+    ],
+)
+async def test_how_many_replicas_have_it(reply: bytes, expected: type[Exception] | None, tmp_path: Path) -> None:
+    """What fewer replicas have than have to is not durable; and a reply that is no number says nothing."""
+    async with (
+        FakeRedis(tmp_path / "fake.sock", lambda command: reply if command[0] == b"WAIT" else None) as fake,
+        running_batcher(fake.url, replica_acks=2) as running,
+    ):
+        asked = asyncio.gather(running.ask(("GET", "key")), running.ask(("GET", "key")), return_exceptions=True)
+        assert [type(each) for each in await asked] == [expected or Answer] * 2
+        assert [command[1:2] for command in fake.commands if command[0] == b"WAIT"] == [[b"2"]]

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from itertools import count
 
 import pytest
-from tests.support.backends import Backend, Interposed, Operations, Stores, batcher_of, soon
+from tests.support.backends import Backend, Operations, Stores, soon
 
 from catraca_server.domain import Check
 from catraca_server.requests import NewSession, SessionLimitReached, SessionNotFound, TokenInUse, Update
-from catraca_server.store.batcher import Answer, Batcher, Command
+from catraca_server.store.batcher import Answer
 from catraca_server.store.keys import Keys
+from catraca_server.store.link import Link, Question
 from catraca_server.store.records import UnreadableRecord, decode
 from catraca_server.store.user_index import RedisUserIndex
 from catraca_server.users import Login
@@ -25,20 +26,20 @@ class Crash(BaseException):
     """The server's end: nothing of its own catches it."""
 
 
-class Crashing(Interposed):
-    """A batcher whose server crashes when the store has done so many commands, be it in the middle of an exchange."""
+class Crashing(Link):
+    """A link whose server crashes when the store has answered so many questions, be it in the middle of an exchange."""
 
-    def __init__(self, inner: Batcher, commands: int) -> None:
-        super().__init__(inner)
-        self._left = commands
+    def __init__(self, inner: Link, questions: int) -> None:
+        self._inner = inner
+        self._left = questions
 
-    async def ask(self, commands: Sequence[Command], deadline: float) -> Answer:
+    async def ask(self, questions: Sequence[Question], deadline: float, *, durable: bool = False) -> Sequence[Answer]:
         """Asks, or crashes."""
-        done, self._left = commands[: self._left], self._left - len(commands)
-        answer = await self.inner.ask(done, deadline)
+        asked, self._left = questions[: max(self._left, 0)], self._left - len(questions)
+        answers = await self._inner.ask(asked, deadline, durable=durable) if asked else []
         if self._left < 0:
             raise Crash
-        return answer
+        return answers
 
 
 @dataclass
@@ -50,10 +51,10 @@ class Scene:
     other: Login
 
 
-def operations_over(batcher: Batcher, *, evict_oldest: bool = True) -> Operations:
-    """Returns the operations over a batcher that may crash."""
+def operations_over(link: Link, *, evict_oldest: bool = True) -> Operations:
+    """Returns the operations over a link that may crash."""
     return Operations.over(
-        Stores.over(batcher), max_sessions_per_user=LIMIT, evict_oldest=evict_oldest, rotation_grace=MINUTE
+        Stores.over(link), max_sessions_per_user=LIMIT, evict_oldest=evict_oldest, rotation_grace=MINUTE
     )
 
 
@@ -109,11 +110,11 @@ async def live_sessions(backend: Backend) -> dict[str, str]:
     return found
 
 
-async def everything_holds(backend: Backend, batcher: Batcher) -> None:
+async def everything_holds(backend: Backend, link: Link) -> None:
     """Checks the promises about what is stored."""
     assert all(ttl >= 0 for ttl in (await backend.keys()).values()), "a key without an expiry"
     live = await live_sessions(backend)
-    index = RedisUserIndex(batcher, Keys())
+    index = RedisUserIndex(link, Keys())
     for session_id, user_id in live.items():
         assert await index.entry(user_id, session_id, soon()), "the index misses a live session"
     for user_id in set(live.values()):
@@ -123,17 +124,17 @@ async def everything_holds(backend: Backend, batcher: Batcher) -> None:
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_crash_at_any_point_breaks_no_promise(backend: Backend, step: str) -> None:
     """Crash, look, start again: nothing is lost, nothing comes back, nothing is missed."""
-    async with batcher_of(backend) as batcher:
-        healthy = operations_over(batcher)
-        for commands in count():
+    async with backend.link() as link:
+        healthy = operations_over(link)
+        for questions in count():
             await backend.command("FLUSHALL")
             scene = await set_the_scene(backend, healthy)
             try:
-                await STEPS[step](operations_over(Crashing(batcher, commands)), scene)
+                await STEPS[step](operations_over(Crashing(link, questions)), scene)
             except Crash:
-                await everything_holds(backend, batcher)
+                await everything_holds(backend, link)
             else:
-                assert commands > 0, "an operation that asks the store nothing"
+                assert questions > 0, "an operation that asks the store nothing"
                 return
 
             # Sessions that were acknowledged, and that nobody asked to end, live on.
@@ -146,7 +147,7 @@ async def test_a_crash_at_any_point_breaks_no_promise(backend: Backend, step: st
             # More logins keep to the limit, and whoever logs out everywhere reaches everything.
             await healthy.users.create(NewSession("ana"), soon())
             await healthy.users.create(NewSession("bia"), soon())
-            await everything_holds(backend, batcher)
+            await everything_holds(backend, link)
             await healthy.users.revoke("ana", "", soon())
             assert "ana" not in (await live_sessions(backend)).values(), "logging out everywhere missed a session"
 
@@ -154,32 +155,32 @@ async def test_a_crash_at_any_point_breaks_no_promise(backend: Backend, step: st
 @pytest.mark.parametrize("step", STEPS)
 async def test_repeating_what_crashed_is_safe(backend: Backend, step: str) -> None:
     """The operation, begun again after a crash at any point, comes to its end, and everything holds."""
-    async with batcher_of(backend) as batcher:
-        healthy = operations_over(batcher)
-        for commands in count():
+    async with backend.link() as link:
+        healthy = operations_over(link)
+        for questions in count():
             await backend.command("FLUSHALL")
             scene = await set_the_scene(backend, healthy)
             try:
-                await STEPS[step](operations_over(Crashing(batcher, commands)), scene)
+                await STEPS[step](operations_over(Crashing(link, questions)), scene)
             except Crash:
                 # What was done before the crash shows; a lost reply does not undo it.
                 with contextlib.suppress(TokenInUse, SessionNotFound):
                     await STEPS[step](healthy, scene)
-                await everything_holds(backend, batcher)
+                await everything_holds(backend, link)
             else:
                 return
 
 
 async def test_a_login_that_crashed_does_not_keep_others_out_for_long(backend: Backend) -> None:
     """Under `reject`, an attempt that died takes up room only until it could not write any more."""
-    async with batcher_of(backend) as batcher:
-        healthy = operations_over(batcher, evict_oldest=False)
-        for commands in count():
+    async with backend.link() as link:
+        healthy = operations_over(link, evict_oldest=False)
+        for questions in count():
             await backend.command("FLUSHALL")
             for _ in range(LIMIT - 1):
                 await healthy.users.create(NewSession("ana"), soon())
             try:
-                await operations_over(Crashing(batcher, commands), evict_oldest=False).users.create(
+                await operations_over(Crashing(link, questions), evict_oldest=False).users.create(
                     NewSession("ana"), soon()
                 )
             except Crash:

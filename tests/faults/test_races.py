@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import pytest
-from tests.support.backends import Backend, Interposed, Operations, Stores, batcher_of, soon
+from tests.support.backends import Backend, Operations, Stores, soon
 from tests.support.history import Call, Checker
 
 from catraca_server.domain import Check, InvalidReason, Live
 from catraca_server.requests import EtagMismatch, NewSession, SessionNotFound, Update
-from catraca_server.store.batcher import Answer, Batcher, Command
+from catraca_server.store.batcher import Answer
+from catraca_server.store.link import Link, Question
 from catraca_server.users import Login
 
 SEEDS = 300 if "CATRACA_TEST_LONG" in os.environ else 12
@@ -83,19 +84,19 @@ def is_look(call: Call) -> bool:
     return call.name in ("validate", "get") or call.answer in (GONE, MISMATCH)
 
 
-class Shaken(Interposed):
-    """A batcher whose callers are held up for a random number of turns, before and after each exchange."""
+class Shaken(Link):
+    """A link whose callers are held up for a random number of turns, before and after each exchange."""
 
-    def __init__(self, inner: Batcher, dice: random.Random) -> None:
-        super().__init__(inner)
+    def __init__(self, inner: Link, dice: random.Random) -> None:
+        self._inner = inner
         self._dice = dice
 
-    async def ask(self, commands: Sequence[Command], deadline: float) -> Answer:
+    async def ask(self, questions: Sequence[Question], deadline: float, *, durable: bool = False) -> Sequence[Answer]:
         """Asks, sooner or later."""
         await self._dawdle()
-        answer = await self.inner.ask(commands, deadline)
+        answers = await self._inner.ask(questions, deadline, durable=durable)
         await self._dawdle()
-        return answer
+        return answers
 
     async def _dawdle(self) -> None:
         for _ in range(self._dice.choice((0, 0, 1, 3, 20))):
@@ -221,7 +222,7 @@ async def test_every_history_is_linearizable(backend: Backend, seed: int) -> Non
     async with AsyncExitStack() as stack:
         servers = []
         for _ in range(SERVERS):
-            shaken = Shaken(await stack.enter_async_context(batcher_of(backend)), dice)
+            shaken = Shaken(await stack.enter_async_context(backend.link()), dice)
             servers.append(Operations.over(Stores.over(shaken)))
         race = Race(servers, dice)
         logins = [await race.create() for _ in range(SESSIONS)]

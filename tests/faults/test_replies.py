@@ -14,6 +14,7 @@ from tests.support.waiting import PATIENCE, eventually_async
 
 from catraca_server.domain import Live, Session
 from catraca_server.store import Entries, Entry, StoreUnavailable
+from catraca_server.store.link import Server
 from catraca_server.store.records import encode
 
 ID = "0000000000000000000001"
@@ -162,7 +163,7 @@ async def run(operation: Operation, reply: bytes, directory: Path, *, doubted: b
         async def another() -> bool:
             return fake.connected > 1
 
-        made = Stores.over(running.batcher, tells_expiry=operation.tells_expiry)
+        made = Stores.over(Server(running.batcher), tells_expiry=operation.tells_expiry)
         try:
             await operation.run(made, in_seconds(PATIENCE))
         finally:
@@ -204,7 +205,7 @@ async def test_a_reply_too_many_is_seen(stray: bytes, tmp_path: Path) -> None:
         FakeRedis(tmp_path / "fake.sock", answering(b"PEXPIRETIME", integer(EXPIRY) + stray, integer(EXPIRY))) as fake,
         running_batcher(fake.url) as running,
     ):
-        store = Stores.over(running.batcher).sessions
+        store = Stores.over(Server(running.batcher)).sessions
         for _ in range(20):
             try:
                 ((_, found, _),) = await store.read([ID], in_seconds(PATIENCE))
@@ -224,7 +225,7 @@ async def test_an_answer_about_another_session_is_none(tmp_path: Path) -> None:
         Proxy(tmp_path / "fake.sock", tmp_path / "proxy.sock") as proxy,
         running_batcher(proxy.url) as running,
     ):
-        store = Stores.over(running.batcher).sessions
+        store = Stores.over(Server(running.batcher)).sessions
         proxy.hold()
         first = asyncio.create_task(running.ask())
         await proxy.holding(b"TIME")

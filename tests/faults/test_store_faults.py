@@ -280,7 +280,7 @@ class Churn:
         return {bool(each) for batch in batches for each in await self._sessions.validate_batch(batch)}
 
 
-@pytest.mark.parametrize("fault", [Killed, EmbeddedKilled, RepliesLost, Reset], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("fault", [Killed, RepliesLost, Reset], ids=lambda each: each.__name__)
 async def test_what_was_acknowledged_stands(fault: type[Fault], tmp_path: Path) -> None:
     """After the store went and returned amid logins and logouts, what was told as done is done."""
     made = fault(tmp_path)

@@ -86,6 +86,10 @@ def test_what_is_no_span(text: str) -> None:
         ("store_timeout", "0s"),
         ("default_ttl", "0s"),
         ("max_ttl", "forever"),
+        ("workers", "0"),
+        ("workers", "129"),
+        ("workers", "two"),
+        ("max_connection_age", "25h"),
         ("insecure", "maybe"),
         ("log_format", "xml"),
     ],
@@ -152,6 +156,13 @@ def test_contradictions_are_refused() -> None:
     (problem,) = problems({"default_ttl": "2d", "max_ttl": "1d"})
     assert "default_ttl" in problem
     assert "max_ttl" in problem
+
+
+def test_a_store_in_memory_takes_one_worker() -> None:
+    """Each worker would have a store of its own."""
+    assert load({"store_url": "memory:", "workers": "1"}, {}).settings.workers == 1
+    (problem,) = problems({"store_url": "memory:", "workers": "2"})
+    assert problem.startswith("store_url memory: takes one worker, not 2")
 
 
 def test_secrets_are_hidden_and_have_no_flag() -> None:

@@ -5,19 +5,32 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from tests.support.cluster import Cluster
 from tests.support.service import ServeProcess
-from tests.support.valkey import Valkey
+from tests.support.valkey import Server, Valkey
 
 from catraca import SessionClient, errors
 
 DOCUMENT = Path(__file__).parents[2] / "docs/operations.md"
 PATIENCE = 5.0
+ELSEWHERE = {"asking", "cluster|nodes", "wait"}
+"""Commands that only a cluster needs, and replicas."""
 
 
 def documented_words() -> list[str]:
     """Returns what the document says that an ACL user needs: key patterns and commands."""
     (sentence,) = re.findall(r"An ACL user needs (.*?)\n\n", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
     return re.findall(r"[~+][^\s`]+", sentence)
+
+
+def commands(words: list[str]) -> set[str]:
+    """Returns the commands among what an ACL user may do."""
+    return {word[1:] for word in words if word[0] == "+"}
+
+
+def used_on(server: Server) -> set[str]:
+    """Returns the commands that a server has run."""
+    return {name.partition("_")[2] for name in server.client.info("commandstats")}
 
 
 def live_a_life(target: str) -> None:
@@ -50,11 +63,30 @@ def test_the_documented_acl_user_can_do_it_all(tmp_path: Path) -> None:
         with ServeProcess(settings) as unlimited, SessionClient(unlimited.target, timeout=PATIENCE) as sessions:
             sessions.create("bia")
         assert store.command("ACL", "LOG") == []
-        used = {name.partition("_")[2] for name in store.client.info("commandstats")}
-        # DEL ends sessions that are older than these, SELECT is for another database than the first.
-        assert {word[1:] for word in words if word[0] == "+"} - used == {"del", "select"}
+        # SELECT is for another database than the first.
+        assert commands(words) - used_on(store) == {"select", *ELSEWHERE}
     finally:
         store.close()
+
+
+def test_it_is_enough_in_a_cluster(valkey_cluster: Cluster) -> None:
+    """So it is there, in the middle of the move of a slot, and where replicas are waited for."""
+    valkey_cluster.renew()
+    words = documented_words()
+    for node in valkey_cluster.nodes:
+        node.command("ACL", "SETUSER", "catraca", "on", ">secret", *words)
+        node.command("CONFIG", "RESETSTAT")
+        node.command("ACL", "LOG", "RESET")
+    index = "user-sessions:ana"
+    target = next(node for node in valkey_cluster.primaries if node is not valkey_cluster.node_of(index))
+    valkey_cluster.moving(index, target).begin()
+    url = valkey_cluster.url.replace("://", "://catraca@")
+    with ServeProcess(
+        store_url=url, store_password="secret", store_timeout="2s", replica_acks="1", max_sessions_per_user="3"
+    ) as service:
+        live_a_life(service.target)
+    assert all(node.command("ACL", "LOG") == [] for node in valkey_cluster.nodes)
+    assert set().union(*map(used_on, valkey_cluster.nodes)) >= ELSEWHERE
 
 
 @pytest.mark.parametrize("pattern", ["~session:*", "~user-sessions:*"])

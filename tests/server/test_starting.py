@@ -203,7 +203,7 @@ def test_a_replica(own_valkey: Valkey) -> None:
     [
         ("redis_version", "6.0.16", ("is version 6.0.16", "needs Redis 6.2 or newer, or any Valkey")),
         ("redis_version", "2.8", ("is version 2.8", "needs Redis 6.2")),
-        ("redis_mode", "cluster", ("is a node of a cluster", "needs a single Redis")),
+        ("cluster_enabled", "1", ("is a node of a cluster", "redis+cluster://")),
         ("loading", "1", ("is still loading its data",)),
     ],
 )

@@ -4,52 +4,67 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 import fakeredis._socket._base
 import fakeredis.commands_mixins.server_mixin
 import pytest
 from redis.asyncio.connection import AbstractConnection
-from tests.support.valkey import Valkey
+from tests.support.cluster import Cluster, slot_of
+from tests.support.sentinel import Sentinels
 
 from catraca_server.requests import Policy
 from catraca_server.sessions import Sessions
-from catraca_server.store.batcher import Batcher, Connector
-from catraca_server.store.connect import RedisConnector, memory_connector
+from catraca_server.settings import load
+from catraca_server.storage import linked
+from catraca_server.store.connect import Dialer, memory_connector
 from catraca_server.store.keys import Keys
+from catraca_server.store.link import Link, Server
 from catraca_server.store.redis_store import RedisSessionStore
 from catraca_server.store.user_index import RedisUserIndex
 from catraca_server.tokens import Tokens
 from catraca_server.users import UserSessions
 
-STORE_TIMEOUT = 5.0
+STORE_TIMEOUT = 5
 """Seconds, for tests that are not about timeouts: a slow machine must not fail them."""
 
 
 class Backend:
     """A store that tests can look into and move through time."""
 
-    def __init__(self, connector: Connector, jump: Callable[[int], None] | None = None) -> None:
-        self.connector = connector
-        self._jump = jump
-        self._connection: AbstractConnection | None = None
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._connections: dict[str, AbstractConnection] = {}
 
     async def command(self, *words: str | bytes | int) -> Any:
         """Runs a command as an operator would, over a connection of its own."""
-        if self._connection is None:
-            self._connection = await self.connector()
-        await self._connection.send_command(*words)
-        return await self._connection.read_response(disable_decoding=True)
+        return await self._run(self.url, *words)
+
+    async def _run(self, url: str, *words: str | bytes | int) -> Any:
+        if url not in self._connections:
+            self._connections[url] = await self._connect(url)
+        connection = self._connections[url]
+        await connection.send_command(*words)
+        return await connection.read_response(disable_decoding=True)
+
+    async def _connect(self, url: str) -> AbstractConnection:
+        return await Dialer(url)()
+
+    @asynccontextmanager
+    async def link(self) -> AsyncIterator[Link]:
+        """Opens a link to it, as a server has one."""
+        settings = load({}, {"CATRACA_STORE_TIMEOUT": f"{STORE_TIMEOUT}s"}).settings
+        async with linked(self.url, settings, lambda _: None) as (link, _):
+            yield link
 
     async def close(self) -> None:
-        """Closes that connection."""
-        if self._connection is not None:
-            await self._connection.disconnect()
-            self._connection = None
+        """Closes those connections."""
+        for connection in self._connections.values():
+            await connection.disconnect()
 
     async def now(self) -> int:
         """Returns the store's clock, in Unix milliseconds."""
@@ -65,12 +80,9 @@ class Backend:
     async def travel(self, milliseconds: int) -> None:
         """Lets time pass for all sessions.
 
-        fakeredis has a clock that can be set. For a real store, whose clock cannot, everything that it has is moved
-        into the past by as much, which is the same to who looks at it.
+        The clock of a real store cannot be set. Everything that it has is moved into the past by as much, which is the
+        same to who looks at it.
         """
-        if self._jump is not None:
-            self._jump(milliseconds)
-            return
         for key in await self.command("KEYS", "*session*:*"):
             expiry = await self.command("PEXPIRETIME", key)
             if expiry < 0:
@@ -100,34 +112,76 @@ def _moved_back(data: bytes, milliseconds: int) -> bytes:
     return json.dumps(record).encode()
 
 
-class FakeClock:
-    """A clock for fakeredis that moves only when it is told to."""
+class FakeBackend(Backend):
+    """A new, empty fakeredis, whose clock moves only when it is told to."""
 
-    def __init__(self) -> None:
-        self.milliseconds = 1_790_000_000_000
-
-    def advance(self, milliseconds: int) -> None:
-        """Moves on."""
-        self.milliseconds += milliseconds
-
-    def install(self, patch: pytest.MonkeyPatch) -> None:
-        """Makes fakeredis go by this clock."""
-        fake = SimpleNamespace(time=lambda: self.milliseconds / 1000, monotonic=time.monotonic, sleep=time.sleep)
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        super().__init__("memory:")
+        self._connector = memory_connector()
+        self._milliseconds = 1_790_000_000_000
+        clock = SimpleNamespace(time=lambda: self._milliseconds / 1000, monotonic=time.monotonic, sleep=time.sleep)
         for module in (fakeredis._socket._base, fakeredis.commands_mixins.server_mixin):
-            patch.setattr(module, "time", fake)
+            patch.setattr(module, "time", clock)
+
+    @asynccontextmanager
+    async def link(self) -> AsyncIterator[Link]:
+        """Opens a link to it."""
+        server = Server.at(self._connector, timeout=STORE_TIMEOUT, on_change=lambda _: None)
+        await server.start()
+        try:
+            yield server
+        finally:
+            await server.stop()
+
+    async def travel(self, milliseconds: int) -> None:
+        """Moves the clock."""
+        self._milliseconds += milliseconds
+
+    async def _connect(self, _url: str) -> AbstractConnection:
+        return await self._connector()
 
 
-def fake_backend(patch: pytest.MonkeyPatch) -> Backend:
-    """Returns a new, empty fakeredis with a clock of its own."""
-    clock = FakeClock()
-    clock.install(patch)
-    return Backend(memory_connector(), clock.advance)
+class SentinelBackend(Backend):
+    """What Sentinels watch."""
+
+    def __init__(self, sentinels: Sentinels) -> None:
+        super().__init__(sentinels.url)
+        self._primary = f"redis://{sentinels.primary.address}"
+
+    async def command(self, *words: str | bytes | int) -> Any:
+        """Runs a command on the primary."""
+        return await self._run(self._primary, *words)
 
 
-def valkey_backend(valkey: Valkey) -> Backend:
-    """Returns a real Valkey, emptied."""
-    valkey.command("FLUSHALL")
-    return Backend(RedisConnector(valkey.url))
+class ClusterBackend(Backend):
+    """A cluster, whose slots stay where they are meanwhile."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__(cluster.url)
+        self._cluster = cluster
+        self._all = [f"redis://{node.address}" for node in cluster.primaries]
+        self._owners: dict[int, str] = {}
+
+    async def command(self, *words: str | bytes | int) -> Any:
+        """Runs a command where its key is; one without a key on every primary, as far as that makes sense."""
+        match words:
+            case ("TIME", *_):
+                return await self._run(self._all[0], *words)
+            case ("KEYS", *_):
+                return [key for url in self._all for key in await self._run(url, *words)]
+            case ("FLUSHALL", *_) | ("EVAL", _, 0, *_):
+                replies = [await self._run(url, *words) for url in self._all]
+                return sum(replies) if words[0] == "EVAL" else replies[0]
+            case ("EVAL", _, 1, key, *_) | (_, key, *_):
+                return await self._run(self._owner(key), *words)
+        raise AssertionError(words)
+
+    def _owner(self, key: str | bytes | int) -> str:
+        assert not isinstance(key, int)
+        slot = slot_of(key)
+        if slot not in self._owners:
+            self._owners[slot] = f"redis://{self._cluster.node_of(key).address}"
+        return self._owners[slot]
 
 
 @dataclass(frozen=True)
@@ -138,39 +192,17 @@ class Stores:
     index: RedisUserIndex
 
     @classmethod
-    def over(cls, batcher: Batcher, *, prefix: str = "", tells_expiry: bool = True) -> "Stores":
-        """Returns the store over a batcher."""
+    def over(cls, link: Link, *, prefix: str = "", tells_expiry: bool = True) -> "Stores":
+        """Returns the store over a link."""
         keys = Keys(prefix)
-        return cls(RedisSessionStore(batcher, keys, tells_expiry=tells_expiry), RedisUserIndex(batcher, keys))
+        return cls(RedisSessionStore(link, keys, tells_expiry=tells_expiry), RedisUserIndex(link, keys))
 
 
 @asynccontextmanager
 async def stores(backend: Backend, *, prefix: str = "", tells_expiry: bool = True) -> AsyncIterator[Stores]:
     """Opens the store on a backend."""
-    async with batcher_of(backend) as batcher:
-        yield Stores.over(batcher, prefix=prefix, tells_expiry=tells_expiry)
-
-
-@asynccontextmanager
-async def batcher_of(backend: Backend) -> AsyncIterator[Batcher]:
-    """Opens a batcher on a backend."""
-    batcher = Batcher(backend.connector, timeout=STORE_TIMEOUT, on_change=lambda _: None)
-    await batcher.start()
-    try:
-        yield batcher
-    finally:
-        await batcher.stop()
-
-
-class Interposed(Batcher):
-    """A batcher with something between it and who asks it; whoever makes it overrides `ask`."""
-
-    def __init__(self, inner: Batcher) -> None:
-        self.inner = inner
-
-    def distrust(self, why: str) -> NoReturn:
-        """Passes it on."""
-        self.inner.distrust(why)
+    async with backend.link() as link:
+        yield Stores.over(link, prefix=prefix, tells_expiry=tells_expiry)
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,10 @@ def in_seconds(seconds: float) -> float:
 
 
 @asynccontextmanager
-async def running_batcher(url: str, timeout: float = PATIENCE) -> AsyncIterator[Running]:
+async def running_batcher(url: str, timeout: float = PATIENCE, *, replica_acks: int = 0) -> AsyncIterator[Running]:
     """Runs a batcher on the store at a URL."""
     changes: list[bool] = []
-    batcher = Batcher(RedisConnector(url), timeout=timeout, on_change=changes.append)
+    batcher = Batcher(RedisConnector(url), timeout=timeout, on_change=changes.append, replica_acks=replica_acks)
     await batcher.start()
     try:
         yield Running(batcher, changes)

@@ -52,6 +52,11 @@ class FakeRedis:
         self._answer = answer
         self._tasks: set[asyncio.Task[None]] = set()
 
+    @property
+    def connections(self) -> int:
+        """How many are connected now."""
+        return len(self._tasks)
+
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_unix_server(self._serve, self._listen)
         return self

@@ -21,5 +21,5 @@ METHODS: dict[str, tuple[type[Message], type[Message]]] = {
 async def serving(**settings: str) -> AsyncIterator[str]:
     """Runs the service on a free port and yields its target; `store_url="memory:"` sets CATRACA_STORE_URL."""
     twins = {f"CATRACA_{name.upper()}": value for name, value in settings.items()}
-    async with running(load({}, {"CATRACA_PORT": "0", **twins}).settings, {}) as target:
+    async with running(load({}, {"CATRACA_PORT": "0", **twins}).settings, {}, None) as target:
         yield target

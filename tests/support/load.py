@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 import grpc
+from tests.support.waiting import eventually_async
 
 from catraca.v1 import session_service_pb2 as pb
 from catraca.v1.session_service_pb2_grpc import SessionServiceStub
@@ -61,8 +62,19 @@ class Load:
         """Returns when the first right answer came to what was asked after a moment."""
         return min((each.answered for each in self.answers if each.right and each.asked >= moment), default=None)
 
+    async def go_on(self) -> None:
+        """Returns after 100 more right answers."""
+        goal = self.count(grpc.StatusCode.OK) + 100
+
+        async def reached() -> bool:
+            return self.count(grpc.StatusCode.OK) >= goal
+
+        await eventually_async(reached, "validations are right")
+
     async def __aenter__(self) -> Self:
-        self._channel = grpc.aio.insecure_channel(self._target, [("grpc.enable_retries", 0)])
+        # A connection of its own, which other channels of this process would share.
+        options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+        self._channel = grpc.aio.insecure_channel(self._target, options)
         self._tasks = [asyncio.create_task(self._call(first)) for first in range(self._callers)]
         return self
 

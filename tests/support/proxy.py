@@ -13,18 +13,21 @@ from tests.support.waiting import eventually_async
 
 from catraca_server.store.connect import unix_url
 
+_HOST = "127.0.0.1"
 _CHUNK = 1 << 16
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """Passes everything on to a store's Unix socket, in both directions, until told otherwise.
+    """Passes everything on to a store's Unix socket or TCP port, in both directions, until told otherwise.
 
-    It listens on the Unix socket `listen` or, without one, on a TCP port. `delay` is asked how many seconds to keep
-    each piece that goes back to the client; None: not at all.
+    It listens on the Unix socket `listen` or, without one, on a TCP port. Ports are of loopback. `delay` is asked how
+    many seconds to keep each piece that goes back to the client; None: not at all.
     """
 
-    def __init__(self, upstream: Path, listen: Path | None = None, *, delay: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self, upstream: Path | int, listen: Path | None = None, *, delay: Callable[[], float] | None = None
+    ) -> None:
         self.url = ""
         """Its store URL."""
         self.delay = delay
@@ -83,8 +86,8 @@ class Proxy:
 
     async def __aenter__(self) -> Self:
         if self._listen is None:
-            self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-            self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+            self._server = await asyncio.start_server(self._serve, _HOST, 0)
+            self.url = f"redis://{_HOST}:{self._server.sockets[0].getsockname()[1]}"
         else:
             self._server = await asyncio.start_unix_server(self._serve, self._listen)
             self.url = unix_url(str(self._listen))
@@ -126,7 +129,10 @@ class Proxy:
             requests.close()
 
     async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        opening = asyncio.create_task(asyncio.open_unix_connection(self._upstream))
+        if isinstance(self._upstream, int):
+            opening = asyncio.create_task(asyncio.open_connection(_HOST, self._upstream))
+        else:
+            opening = asyncio.create_task(asyncio.open_unix_connection(self._upstream))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:

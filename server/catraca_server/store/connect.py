@@ -1,7 +1,9 @@
 """Connecting to each kind of Redis, and refusing what cannot be used, with the reason and the remedy."""
 
 import re
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote, urlsplit
 
 from redis.asyncio.connection import (
@@ -56,22 +58,76 @@ class StoreLoading(StoreUnavailable):
     """The store is there and still reading its data."""
 
 
-class RedisConnector:
-    """Connects to one Redis, Valkey or compatible server, and examines it each time.
+class Address(NamedTuple):
+    """Where a server listens."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        """Returns it as operators write it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What a store URL says that names several servers: `redis+sentinel://…` or `redis+cluster://…`."""
+
+    addresses: Sequence[Address]
+    name: str
+    """After the addresses: of the primary, as Sentinels know it."""
+    _scheme: str
+    _credentials: str = field(repr=False)
+    _query: str
+
+    @classmethod
+    def read(cls, url: str) -> "Group":
+        """Reads a store URL. Raises StoreRefused."""
+        shown, parts = without_password(url), urlsplit(url)
+        credentials, at, hosts = parts.netloc.rpartition("@")
+        try:
+            addresses = [_address(host) for host in hosts.split(",")]
+        except ValueError:
+            raise StoreRefused(f"{shown} names no servers: write {parts.scheme}://host:port,host:port") from None
+        scheme, _, kind = parts.scheme.partition("+")
+        name = parts.path.strip("/")
+        if kind == "sentinel" and (not name or "/" in name):
+            raise StoreRefused(
+                f"{shown} names no primary: write {parts.scheme}://host:port,host:port/NAME, with the name that the "
+                "Sentinels have for it, and ?db=1 for another database than the first"
+            )
+        if kind == "cluster" and (name or "db" in parse_qs(parts.query, keep_blank_values=True)):
+            raise StoreRefused(f"{shown} names a database, and a cluster has only one: leave it out")
+        group = cls(addresses, name, scheme, credentials + at, f"?{parts.query}" if parts.query else "")
+        _options(group.url(addresses[0]), shown)
+        return group
+
+    def url(self, address: Address) -> str:
+        """Returns the store URL of one of the servers that keep sessions."""
+        return f"{self._scheme}://{self._credentials}{address}/{self._query}"
+
+    def sentinel_url(self, address: Address) -> str:
+        """Returns the URL of a Sentinel, which has users and a password of its own, and no databases."""
+        query = "&".join(option for option in self._query[1:].split("&") if not option.startswith("db="))
+        return f"{self._scheme}://{address}/{f'?{query}' if query else ''}"
+
+
+class Dialer:
+    """Connects to a server that speaks Redis's protocol.
 
     Takes as long as it takes: who calls it sets a timeout. Raises StoreRefused when made from a URL that names no such
-    server.
+    server. `told_by` are the settings that a user and password come from.
     """
 
-    def __init__(self, url: str, *, password: str = "", allow_eviction: bool = False) -> None:
+    def __init__(
+        self, url: str, *, password: str = "", told_by: str = "CATRACA_STORE_URL and CATRACA_STORE_PASSWORD"
+    ) -> None:
         self.shown = without_password(url)
-        self.version = OLDEST_VERSION
-        """Of the store that was connected to last."""
+        self._told_by = told_by
         self._class = _CLASSES[urlsplit(url).scheme]
         self._options = _options(url, self.shown)
         if password:
             self._options["password"] = password
-        self._allow_eviction = allow_eviction
 
     async def __call__(self) -> AbstractConnection:
         """Returns a new connection. Raises StoreRefused, or StoreUnavailable if there is no answer."""
@@ -88,7 +144,7 @@ class RedisConnector:
         )
         try:
             await connection.connect()  # type: ignore[no-untyped-call]  # redis-py gives it no types
-            await self._examine(connection)
+            await self.examine(connection)
         except BaseException as error:
             await connection.disconnect(nowait=True)
             if isinstance(error, (RedisError, OSError)):
@@ -97,7 +153,48 @@ class RedisConnector:
             raise
         return connection
 
-    async def _examine(self, connection: AbstractConnection) -> None:
+    async def examine(self, connection: AbstractConnection) -> None:
+        """Looks at what answers, before it is used."""
+
+    def _explained(self, error: RedisError | OSError) -> StoreUnavailable:
+        match error:
+            case AuthenticationError() | AuthorizationError():
+                return StoreRefused(f"{self.shown} did not accept the user or password: check {self._told_by}")
+            case BusyLoadingError():
+                return StoreLoading(f"{self.shown} is still loading its data")
+            case ResponseError():
+                return StoreRefused(
+                    f"{self.shown} refused the first commands ({error}): check the database number, and that the user "
+                    "may run INFO"
+                )
+            case _:
+                return StoreUnavailable(f"no answer at {self.shown} ({error})")
+
+
+class RedisConnector(Dialer):
+    """Connects to one Redis, Valkey or compatible server, and examines it each time.
+
+    `allow_replica`: for who asks it about others only.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        password: str = "",
+        allow_eviction: bool = False,
+        of_cluster: bool = False,
+        allow_replica: bool = False,
+    ) -> None:
+        super().__init__(url, password=password)
+        self.version = OLDEST_VERSION
+        """Of the store that was connected to last."""
+        self._allow_eviction = allow_eviction
+        self._of_cluster = of_cluster
+        self._allow_replica = allow_replica
+
+    async def examine(self, connection: AbstractConnection) -> None:
+        """Refuses what cannot be used. Raises StoreRefused, StoreLoading."""
         await connection.send_command("INFO")
         info = _parse_info(await connection.read_response(disable_decoding=True))
         if info.get("loading") == "1":
@@ -111,9 +208,13 @@ class RedisConnector:
             raise StoreRefused(
                 f"{self.shown} is version {info['redis_version']}: catraca needs Redis 6.2 or newer, or any Valkey"
             )
-        if info.get("redis_mode") == "cluster":
-            raise StoreRefused(f"{self.shown} is a node of a cluster: this version of catraca needs a single Redis")
-        if info.get("role") == "slave":
+        if (info.get("cluster_enabled") == "1") is not self._of_cluster:
+            raise StoreRefused(
+                f"{self.shown} is no node of a cluster: write redis:// instead of redis+cluster://"
+                if self._of_cluster
+                else f"{self.shown} is a node of a cluster: write redis+cluster:// instead of redis://"
+            )
+        if info.get("role") == "slave" and not self._allow_replica:
             raise StoreRefused(f"{self.shown} is a replica, which may lag behind: name the primary")
         policy = info.get("maxmemory_policy", "noeviction")
         if policy != "noeviction" and not self._allow_eviction:
@@ -121,23 +222,6 @@ class RedisConnector:
                 f"{self.shown} has maxmemory-policy {policy}, which may evict live sessions when memory runs out: "
                 "set maxmemory-policy to noeviction, or accept it with --allow-eviction"
             )
-
-    def _explained(self, error: RedisError | OSError) -> StoreUnavailable:
-        match error:
-            case AuthenticationError() | AuthorizationError():
-                return StoreRefused(
-                    f"{self.shown} did not accept the user or password: check CATRACA_STORE_URL and "
-                    "CATRACA_STORE_PASSWORD"
-                )
-            case BusyLoadingError():
-                return StoreLoading(f"{self.shown} is still loading its data")
-            case ResponseError():
-                return StoreRefused(
-                    f"{self.shown} refused the first commands ({error}): check the database number, and that the user "
-                    "may run INFO"
-                )
-            case _:
-                return StoreUnavailable(f"no answer at {self.shown} ({error})")
 
 
 def unix_url(path: str) -> str:
@@ -159,6 +243,13 @@ def memory_connector() -> Connector:
         return connection
 
     return connect
+
+
+def _address(text: str) -> Address:
+    host, separator, port = text.rpartition(":")
+    if not (separator and host and port.isdecimal() and 0 < int(port) < 1 << 16):
+        raise ValueError
+    return Address(host.strip("[]"), int(port))
 
 
 def _options(url: str, shown: str) -> dict[str, Any]:

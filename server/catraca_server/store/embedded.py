@@ -2,8 +2,8 @@
 
 Everything it has lies in one directory, mode 0700: the append-only file, the socket, its log, and a lock that the store
 process holds as well as ours, so that two can never work on the same data, also not for the moment in which the store
-of a killed server still writes its last. The append-only file is synced every second: a crash of either process loses
-nothing, a power failure at most the last second.
+of a killed server still writes its last. The append-only file is synced every second: a crash of our process loses
+nothing, one of the store's own or a power failure at most the last two seconds.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The sessions in Redis, over the batcher: commands and scripts, and what their replies mean."""
+"""The sessions in Redis, over a link: commands and scripts, and what their replies mean."""
 
 import logging
 from collections.abc import Sequence
@@ -9,14 +9,16 @@ from redis.exceptions import ResponseError
 
 from catraca_server.domain import Live, Session
 from catraca_server.store import ATTEMPT_LASTS, Creation, Entries, Look
-from catraca_server.store.batcher import Batcher, Command
+from catraca_server.store.batcher import Answer
 from catraca_server.store.keys import Keys
+from catraca_server.store.link import Link, Question
 from catraca_server.store.records import UnreadableRecord, decode, encode
 
 logger = logging.getLogger(__name__)
 
 # Sent whole each time (EVAL): they are short and rare, and so a restarted store or a new primary needs no loading.
 _SCRIPTS = files("catraca_server.store") / "lua"
+_CONFIRM = (_SCRIPTS / "confirm.lua").read_bytes()
 _CREATE = (_SCRIPTS / "create.lua").read_bytes()
 _DELETE = (_SCRIPTS / "delete.lua").read_bytes()
 _KILL = (_SCRIPTS / "kill.lua").read_bytes()
@@ -34,8 +36,8 @@ class RedisSessionStore:
     is exact but for the milliseconds that pass while it answers.
     """
 
-    def __init__(self, batcher: Batcher, keys: Keys, *, tells_expiry: bool) -> None:
-        self._batcher = batcher
+    def __init__(self, link: Link, keys: Keys, *, tells_expiry: bool) -> None:
+        self._link = link
         self._keys = keys
         self._tells_expiry = tells_expiry
 
@@ -44,77 +46,87 @@ class RedisSessionStore:
     ) -> tuple[Creation, Live]:
         """Writes a session under an id that is free."""
         record = encode(session)
-        key = self._keys.session(session.session_id)
-        command = ("EVAL", _CREATE, 1, key, record, expiry, written_by, attempt)
-        reply = self._batcher.checked((await self._batcher.ask([command], deadline)).replies[0], bytes)
+        answer = await self._write(session.session_id, _CREATE, record, expiry, written_by, attempt, deadline=deadline)
         try:
-            return Creation(reply.decode()), Live(session, expiry, record)
+            return Creation(answer.reply(0, bytes).decode()), Live(session, expiry, record)
         except ValueError:
-            self._batcher.distrust("a reply to a creation that is none")
+            answer.distrust("a reply to a creation that is none")
 
     async def read(self, session_ids: Sequence[str], deadline: float) -> Sequence[Look]:
         """Reads sessions, with the expiry they have."""
         expiry_command = "PEXPIRETIME" if self._tells_expiry else "PTTL"
-        commands: list[Command] = []
-        for session_id in session_ids:
-            key = self._keys.session(session_id)
-            commands += [("GET", key), (expiry_command, key)]
-        answer = await self._batcher.ask(commands, deadline)
-        replies = iter(answer.replies)
-        return [self._look(session_id, answer.now, next(replies), next(replies)) for session_id in session_ids]
+        keys = [self._keys.session(session_id) for session_id in session_ids]
+        answers = await self._link.ask([(key, (("GET", key), (expiry_command, key))) for key in keys], deadline)
+        return [self._look(session_id, answer) for session_id, answer in zip(session_ids, answers, strict=True)]
 
     async def touch(self, touches: Sequence[tuple[Live, int]], deadline: float) -> Sequence[bool]:
         """Moves expiries to a later time, of sessions that still are what was read."""
-        commands: list[Command] = [
-            ("EVAL", _TOUCH, 1, self._keys.session(live.session.session_id), live.stored_as, expiry)
-            for live, expiry in touches
-        ]
-        return [
-            bool(self._batcher.checked(reply, int)) for reply in (await self._batcher.ask(commands, deadline)).replies
-        ]
+        questions: list[Question] = []
+        for live, expiry in touches:
+            key = self._keys.session(live.session.session_id)
+            questions.append((key, [("EVAL", _TOUCH, 1, key, live.stored_as, expiry)]))
+        return [answer.reply(0, int) == 1 for answer in await self._link.ask(questions, deadline)]
 
-    async def replace(self, before: Live, after: Live, deadline: float) -> Live | None:
+    async def replace(self, before: Live, after: Live, deadline: float, *, durable: bool = True) -> Live | None:
         """Writes a session's next version if it still is what was read."""
         record = encode(after.session)
-        key = self._keys.session(before.session.session_id)
         expiry: int | str = "" if after.expiry == before.expiry else after.expiry
-        command = ("EVAL", _REPLACE, 1, key, before.stored_as, record, expiry, before.expiry)
-        (written,) = await self._ask_for_numbers([command], deadline)
-        return Live(after.session, after.expiry, record) if written else None
+        words = (before.stored_as, record, expiry, before.expiry)
+        answer = await self._write(before.session.session_id, _REPLACE, *words, deadline=deadline, durable=durable)
+        return Live(after.session, after.expiry, record) if answer.reply(0, int) else None
 
     async def delete(self, session_id: str, deadline: float) -> bool:
         """Deletes what is under a session's key."""
-        (deleted,) = await self._ask_for_numbers([("EVAL", _DELETE, 1, self._keys.session(session_id))], deadline)
-        return deleted == 1
+        deleted = bool((await self._write(session_id, _DELETE, deadline=deadline)).reply(0, int))
+        if not deleted:
+            await self.confirm([session_id], deadline)
+        return deleted
 
     async def kill(self, user_id: str, entries: Entries, deadline: float) -> Sequence[str]:
         """Ends the sessions of a user that are in these entries."""
-        commands: list[Command] = []
+        questions: list[Question] = []
         for entry in entries.found:
             attempt = entry.attempt if entry.is_recent(entries.now) else ""
             settled = int(entry.is_settled(entries.now))
             key = self._keys.session(entry.session_id)
-            commands.append(("EVAL", _KILL, 1, key, user_id, attempt, settled, ATTEMPT_LASTS))
-        ended = await self._ask_for_numbers(commands, deadline)
-        return [entry.session_id for entry, number in zip(entries.found, ended, strict=True) if number]
+            questions.append((key, [("EVAL", _KILL, 1, key, user_id, attempt, settled, ATTEMPT_LASTS)]))
+        answers = await self._link.ask(questions, deadline, durable=True)
+        ended = [bool(answer.reply(0, int)) for answer in answers]
+        await self.confirm(
+            [entry.session_id for entry, by_us in zip(entries.found, ended, strict=True) if not by_us], deadline
+        )
+        return [entry.session_id for entry, by_us in zip(entries.found, ended, strict=True) if by_us]
 
-    async def _ask_for_numbers(self, commands: Sequence[Command], deadline: float) -> list[int]:
-        answer = await self._batcher.ask(commands, deadline)
-        return [self._batcher.checked(reply, int) for reply in answer.replies]
+    async def confirm(self, session_ids: Sequence[str], deadline: float) -> None:
+        """Makes sure that what was read of these sessions lasts."""
+        if self._link.waits and session_ids:
+            keys = [self._keys.session(session_id) for session_id in session_ids]
+            questions = [(key, [("EVAL", _CONFIRM, 1, key)]) for key in keys]
+            for answer in await self._link.ask(questions, deadline, durable=True):
+                answer.reply(0, int)
 
-    def _look(self, session_id: str, now: int, record: Any, expiry: Any) -> Look:
+    async def _write(
+        self, session_id: str, script: bytes, *words: str | bytes | int, deadline: float, durable: bool = True
+    ) -> Answer:
+        key = self._keys.session(session_id)
+        (answer,) = await self._link.ask([(key, [("EVAL", script, 1, key, *words)])], deadline, durable=durable)
+        return answer
+
+    def _look(self, session_id: str, answer: Answer) -> Look:
         """Reads the two replies about a session."""
+        now, record = answer.now, answer.replies[0]
         if record is None or (type(record) is bytes and record.startswith(_VOID)):
             return Look(now, None, gone=True)
         try:
-            session = decode(self._record(record))
+            session = decode(_record(answer))
         except UnreadableRecord as fault:
             logger.error("what is stored as session %s is none: %s", session_id, fault)  # noqa: TRY400  it has no more to say
             return Look(now, None, gone=False)
         if session.session_id != session_id:
             logger.critical("asked for session %s, was answered with %s", session_id, session.session_id)
-            self._batcher.distrust("an answer named another session than was asked for")
-        if self._batcher.checked(expiry, int) < 0:
+            answer.distrust("an answer named another session than was asked for")
+        expiry = answer.reply(1, int)
+        if expiry < 0:
             # It expired between the two commands; or somebody took its expiry away, and it must not pass for ever.
             return Look(now, None, gone=False)
         if not self._tells_expiry:
@@ -122,7 +134,9 @@ class RedisSessionStore:
         # Whoever moved the expiry of a key by hand has not moved the session's end.
         return Look(now, Live(session, min(expiry, session.absolute_expire_time), record), gone=False)
 
-    def _record(self, reply: Any) -> Any:
-        if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
-            raise UnreadableRecord("not a string")
-        return self._batcher.checked(reply, bytes)
+
+def _record(answer: Answer) -> Any:
+    reply = answer.replies[0]
+    if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
+        raise UnreadableRecord("not a string")
+    return answer.reply(0, bytes)

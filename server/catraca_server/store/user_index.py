@@ -7,8 +7,9 @@ from typing import Any
 
 from catraca_server.domain import Session
 from catraca_server.store import Entrance, Entries, Entry, StoreUnavailable
-from catraca_server.store.batcher import Batcher, Command
+from catraca_server.store.batcher import Answer, Command
 from catraca_server.store.keys import Keys
+from catraca_server.store.link import Link
 
 _SCRIPTS = files("catraca_server.store") / "lua"
 _ENTER = (_SCRIPTS / "enter.lua").read_bytes()
@@ -26,80 +27,85 @@ _NUMBER_END = 2**62
 class RedisUserIndex:
     """The `UserIndex` of every Redis, Valkey and fakeredis."""
 
-    def __init__(self, batcher: Batcher, keys: Keys) -> None:
-        self._batcher = batcher
+    def __init__(self, link: Link, keys: Keys) -> None:
+        self._link = link
         self._keys = keys
 
     async def enter(self, session: Session, *, limit: int, mark_oldest: bool, deadline: float) -> Entrance:
         """Enters a session that is about to be written."""
-        key = self._keys.user_index(session.user_id)
-        until = session.absolute_expire_time
-        command = ("EVAL", _ENTER, 1, key, session.session_id, until, limit, int(mark_oldest), MARKED_AT_ONCE)
-        now, reply = await self._ask(command, list, deadline)
+        words = (session.session_id, session.absolute_expire_time, limit, int(mark_oldest), MARKED_AT_ONCE)
+        answer = await self._write(session.user_id, _ENTER, *words, deadline=deadline, durable=True)
+        reply = answer.reply(0, list)
         if [type(part) for part in reply] != [bytes, list, list]:
-            self._batcher.distrust("a reply to an entrance that is none")
+            answer.distrust("a reply to an entrance that is none")
         score, marked, others = reply
-        entry = self._entry(session.session_id.encode(), score)
-        return Entrance(entry if entry.number else None, self._entries(marked), Entries(now, self._entries(others)))
+        entry = _entry(answer, session.session_id.encode(), score)
+        return Entrance(
+            entry if entry.number else None, _entries(answer, marked), Entries(answer.now, _entries(answer, others))
+        )
 
     async def settle(self, user_id: str, entry: Entry, deadline: float) -> None:
         """Says of an entry that its session has been written."""
-        key = self._keys.user_index(user_id)
-        await self._ask(("EVAL", _SETTLE, 1, key, entry.session_id, entry.attempt), int, deadline)
+        (await self._write(user_id, _SETTLE, entry.session_id, entry.attempt, deadline=deadline)).reply(0, int)
 
     async def extend(self, session: Session, deadline: float) -> None:
         """Makes the index last until a session's absolute deadline."""
-        key = self._keys.user_index(session.user_id)
-        await self._ask(("EVAL", _EXTEND, 1, key, session.session_id, session.absolute_expire_time), int, deadline)
+        words = (session.session_id, session.absolute_expire_time)
+        (await self._write(session.user_id, _EXTEND, *words, deadline=deadline, durable=True)).reply(0, int)
 
     async def entry(self, user_id: str, session_id: str, deadline: float) -> Entry | None:
         """Returns the entry of a session, if there is one."""
-        answer = await self._batcher.ask([("ZSCORE", self._keys.user_index(user_id), session_id)], deadline)
-        score = self._batcher.checked(answer.replies[0], bytes, NoneType)
-        return None if score is None else self._entry(session_id.encode(), score)
+        answer = await self._ask(user_id, ("ZSCORE", self._keys.user_index(user_id), session_id), deadline)
+        score = answer.reply(0, bytes, NoneType)
+        return None if score is None else _entry(answer, session_id.encode(), score)
 
     async def newest(self, user_id: str, before: int | None, count: int, deadline: float) -> Entries:
         """Returns entries that are not marked, newest first."""
         highest = "+inf" if before is None else f"({before}"
-        key = self._keys.user_index(user_id)
-        now, found = await self._ask(
-            ("ZREVRANGEBYSCORE", key, highest, "(0", "WITHSCORES", "LIMIT", 0, count), list, deadline
-        )
-        return Entries(now, self._entries(found))
+        return await self._range(user_id, ("ZREVRANGEBYSCORE", highest, "(0"), count, deadline)
 
     async def oldest(self, user_id: str, after: int | None, until: int, count: int, deadline: float) -> Entries:
         """Returns entries, the marked first and then the oldest."""
         lowest = "-inf" if after is None else f"({after}"
-        key = self._keys.user_index(user_id)
-        now, found = await self._ask(
-            ("ZRANGEBYSCORE", key, lowest, until, "WITHSCORES", "LIMIT", 0, count), list, deadline
-        )
-        return Entries(now, self._entries(found))
+        return await self._range(user_id, ("ZRANGEBYSCORE", lowest, until), count, deadline)
 
     async def forget(self, user_id: str, entries: Sequence[Entry], deadline: float) -> None:
         """Takes out sessions that have ended."""
         if entries:
             words = [word for entry in entries for word in (entry.session_id, entry.number)]
-            await self._ask(("EVAL", _FORGET, 1, self._keys.user_index(user_id), *words), int, deadline)
+            (await self._write(user_id, _FORGET, *words, deadline=deadline)).reply(0, int)
 
-    async def _ask(self, command: Command, reply_type: type, deadline: float) -> tuple[int, Any]:
-        """Returns the store's clock and the reply."""
-        answer = await self._batcher.ask([command], deadline)
-        return answer.now, self._batcher.checked(answer.replies[0], reply_type)
+    async def _range(self, user_id: str, which: Command, count: int, deadline: float) -> Entries:
+        command, first, last = which
+        words = (command, self._keys.user_index(user_id), first, last, "WITHSCORES", "LIMIT", 0, count)
+        answer = await self._ask(user_id, words, deadline)
+        return Entries(answer.now, _entries(answer, answer.reply(0, list)))
 
-    def _entries(self, flat: Sequence[Any]) -> list[Entry]:
-        """Reads ids and scores in turn."""
-        if len(flat) % 2:
-            self._batcher.distrust("an id without a score")
-        return [self._entry(*pair) for pair in zip(flat[::2], flat[1::2], strict=True)]
+    async def _write(
+        self, user_id: str, script: bytes, *words: str | int, deadline: float, durable: bool = False
+    ) -> Answer:
+        command = ("EVAL", script, 1, self._keys.user_index(user_id), *words)
+        return await self._ask(user_id, command, deadline, durable=durable)
 
-    def _entry(self, session_id: Any, score: Any) -> Entry:
-        try:
-            # An id that is no text is no session's: it stands for one that has ended.
-            name, number = session_id.decode(errors="replace"), float(score)
-        except (AttributeError, TypeError, ValueError):
-            self._batcher.distrust("an id and a score that are none")
-        if not abs(number) < _NUMBER_END:
-            # Somebody else has written to the index. The connection is as good as it was.
-            raise StoreUnavailable("a user's index has a number that no clock has told")
-        return Entry(name, int(number))
+    async def _ask(self, user_id: str, command: Command, deadline: float, *, durable: bool = False) -> Answer:
+        (answer,) = await self._link.ask([(self._keys.user_index(user_id), [command])], deadline, durable=durable)
+        return answer
+
+
+def _entries(answer: Answer, flat: Sequence[Any]) -> list[Entry]:
+    """Reads ids and scores in turn."""
+    if len(flat) % 2:
+        answer.distrust("an id without a score")
+    return [_entry(answer, *pair) for pair in zip(flat[::2], flat[1::2], strict=True)]
+
+
+def _entry(answer: Answer, session_id: Any, score: Any) -> Entry:
+    try:
+        # An id that is no text is no session's: it stands for one that has ended.
+        name, number = session_id.decode(errors="replace"), float(score)
+    except (AttributeError, TypeError, ValueError):
+        answer.distrust("an id and a score that are none")
+    if not abs(number) < _NUMBER_END:
+        # Somebody else has written to the index. The connection is as good as it was.
+        raise StoreUnavailable("a user's index has a number that no clock has told")
+    return Entry(name, int(number))

@@ -18,6 +18,9 @@ end
 if ARGV[2] == '' then
   redis.call('DEL', KEYS[1])
 else
+  -- A script that has written may go on writing where memory has run out, and ending must be possible. (DEL would do
+  -- it as well, but then the key were not there any more to be written, in a slot that is on its way to another node.)
+  redis.call('PEXPIREAT', KEYS[1], '9999999999999')
   -- Also where it was written: whoever still takes it for an attempt must see that it has ended. 0 is no attempt.
   redis.call('SET', KEYS[1], '{"void":' .. (ARGV[3] == '1' and 0 or ARGV[2]) .. '}', 'PX', ARGV[4])
 end

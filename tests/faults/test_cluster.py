@@ -1,0 +1,577 @@
+"""A cluster whose slots move and whose primaries die, sleep and are replaced: right answers, or none for a moment."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from redis.exceptions import AskError
+from tests.support.asking import Asking, Service, service_on
+from tests.support.batchers import in_seconds
+from tests.support.cluster import Cluster, slot_of
+from tests.support.fake_redis import FakeRedis, bulk
+from tests.support.nodes import NODE_TIMEOUT, DataNode
+from tests.support.valkey import Valkey
+from tests.support.waiting import PATIENCE, eventually_async
+
+from catraca_server.store import StoreUnavailable, cluster as cluster_link
+from catraca_server.store.batcher import Connector
+from catraca_server.store.cluster import REDIRECTIONS, Claim, Cluster as Link, View
+from catraca_server.store.connect import Address, RedisConnector, StoreRefused
+from catraca_server.users import Login
+
+ASKED = Address("10.0.0.9", 7009)
+PATIENT = "2s"
+"""A store timeout for tests that are not about time."""
+
+NOTICE = 0.75
+"""Seconds beyond the store's timeout within which an answer has to be there; much, because the machine is slow."""
+
+IN_ONE_SLOT = "{moving}"
+"""A key prefix: all sessions are in the slot of what is in braces."""
+
+
+@pytest.fixture
+async def cluster(valkey_cluster: Cluster) -> Cluster:
+    """The cluster, empty and healthy, whose nodes answer also while a slot is nobody's."""
+    await asyncio.to_thread(valkey_cluster.renew)
+    for node in valkey_cluster.nodes:
+        node.command("CONFIG SET", "cluster-require-full-coverage", "no")
+    return valkey_cluster
+
+
+@pytest.fixture
+def calm_cluster(cluster: Cluster) -> Iterator[Cluster]:
+    """The same, and nobody takes over from a node that only had no time to run."""
+    for node in cluster.nodes:
+        node.command("CONFIG SET", "cluster-node-timeout", 30_000)
+    yield cluster
+    for node in cluster.nodes:
+        node.command("CONFIG SET", "cluster-node-timeout", NODE_TIMEOUT)
+
+
+async def logged_in(service: Service, cluster: Cluster, each: int = 2) -> dict[DataNode, list[Login]]:
+    """Creates sessions until each primary has so many; returns them by primary, safe on its replicas."""
+    found: dict[DataNode, list[Login]] = {node: [] for node in cluster.primaries}
+    while min(map(len, found.values())) < each:
+        login = await service.create()
+        found[cluster.node_of(key_of(login))].append(login)
+    for node in found:
+        assert node.command("WAIT", 1, 5000) == 1
+    return {node: logins[:each] for node, logins in found.items()}
+
+
+def key_of(login: Login, prefix: str = "") -> str:
+    """Returns where a session is."""
+    return f"{prefix}session:{login.live.session.session_id}"
+
+
+def tokens_of(logins: Mapping[DataNode, list[Login]], *nodes: DataNode) -> list[str]:
+    """Returns the tokens of the sessions on these nodes, or on all."""
+    return [login.token for node in nodes or logins for login in logins[node]]
+
+
+def connections_to(node: DataNode) -> int:
+    """Returns how many connections a node has from services."""
+    return sum(each["name"] == "catraca" for each in node.client.client_list())
+
+
+# Slots that move
+
+
+async def test_a_slot_moves_under_load(calm_cluster: Cluster) -> None:
+    """Before, during and after: whatever is asked about sessions in it is answered, and right."""
+    cluster = calm_cluster
+    target = next(node for node in cluster.primaries if node is not cluster.node_of(IN_ONE_SLOT))
+    async with service_on(cluster.url, prefix=IN_ONE_SLOT, store_timeout=PATIENT) as service:
+        logins = [await service.create() for _ in range(6)]
+        async with Asking(service, [login.token for login in logins], lives=4) as asking:
+            for back_and_forth in (target, cluster.node_of(IN_ONE_SLOT)):
+                move = cluster.moving(IN_ONE_SLOT, back_and_forth)
+                await asyncio.to_thread(move.begin)
+                await asking.go_on()
+                move.move_keys(*(key_of(login, IN_ONE_SLOT) for login in logins[:3]))
+                await asking.go_on()
+                await asyncio.to_thread(move.move_keys)
+                await asking.go_on()
+                await asyncio.to_thread(move.move_keys)
+                await asyncio.to_thread(move.end)
+                await asking.go_on()
+        assert asking.errors() == []
+        assert asking.unavailable == []
+        assert service.changes == [True]
+
+
+async def test_what_has_been_moved_is_found_while_the_rest_has_not(calm_cluster: Cluster) -> None:
+    """One batch over both nodes of a slot is right and in order, and what is written there is written once."""
+    cluster = calm_cluster
+    source = cluster.node_of(IN_ONE_SLOT)
+    target = next(node for node in cluster.primaries if node is not source)
+    async with service_on(cluster.url, prefix=IN_ONE_SLOT, store_timeout=PATIENT) as service:
+        logins = [await service.create(f"user-{number}") for number in range(8)]
+        move = cluster.moving(IN_ONE_SLOT, target)
+        await asyncio.to_thread(move.begin)
+        move.move_keys(*(key_of(login, IN_ONE_SLOT) for login in logins[::2]))
+        verdicts = await service.validate(*(login.token for login in logins))
+        assert [verdict.live and verdict.live.session.user_id for verdict in verdicts] == [
+            f"user-{number}" for number in range(8)
+        ]
+        new = await service.create()
+        with pytest.raises(AskError):
+            source.command("GET", key_of(new, IN_ONE_SLOT))
+        assert [await service.revoke(login) for login in logins[:4]] == [True] * 4
+        assert [await service.is_valid(login.token) for login in (*logins, new)] == [False] * 4 + [True] * 5
+        await asyncio.to_thread(move.move_keys)
+        await asyncio.to_thread(move.end)
+        assert [await service.is_valid(login.token) for login in (*logins, new)] == [False] * 4 + [True] * 5
+        assert source.command("KEYS", f"{IN_ONE_SLOT}*") == []
+
+
+async def test_a_batch_over_all_nodes_is_in_order(calm_cluster: Cluster) -> None:
+    """However tokens are spread over the nodes, each answer is in the place of its question."""
+    cluster = calm_cluster
+    dice = random.Random(1)  # noqa: S311  no secret
+    async with service_on(cluster.url, store_timeout=PATIENT) as service:
+        logins = [await service.create(f"user-{number}") for number in range(150)]
+        dice.shuffle(logins)
+        assert {cluster.node_of(key_of(login)) for login in logins} == set(cluster.primaries)
+        for login in logins[::3]:
+            await service.revoke(login)
+        verdicts = await service.validate(*(login.token for login in logins))
+    expected = [None if at % 3 == 0 else login.live.session.session_id for at, login in enumerate(logins)]
+    assert [verdict.live and verdict.live.session.session_id for verdict in verdicts] == expected
+
+
+# Primaries that are lost and replaced
+
+
+async def test_a_primary_is_killed(cluster: Cluster) -> None:
+    """Its sessions are unavailable until a replica has taken over, without a restart; others are never."""
+    async with service_on(cluster.url, store_timeout="1s") as service:
+        logins = await logged_in(service, cluster)
+        lost = cluster.primaries[0]
+        of_lost = tokens_of(logins, lost)
+        of_others = tokens_of(logins, *(node for node in logins if node is not lost))
+        async with Asking(service, tokens_of(logins)) as asking:
+            lost.kill()
+            await service.told(True, False)
+            with pytest.raises(StoreUnavailable):
+                await service.validate(*tokens_of(logins))
+            heir = await asyncio.to_thread(cluster.wait_for_takeover, lost)
+            await asking.go_on()
+            assert await service.answers(*tokens_of(logins))
+            await service.told(True, False, True)
+            # Whoever comes back has old data, and is asked nothing.
+            revoked = await service.create()
+            while cluster.node_of(key_of(revoked)) is not heir:
+                revoked = await service.create()
+            assert await service.revoke(revoked)
+            await asyncio.to_thread(cluster.heal)
+            await asking.go_on()
+            assert not await service.is_valid(revoked.token)
+            assert connections_to(lost) == 0
+        assert asking.errors(*of_others) == []
+        assert asking.errors(*of_lost) != []
+        assert asking.longest() < service.timeout + NOTICE
+        assert service.changes == [True, False, True]
+
+
+@pytest.mark.parametrize("how", ["", "FORCE"], ids=["agreed", "forced"])
+async def test_a_failover_under_load(calm_cluster: Cluster, how: Literal["", "FORCE"]) -> None:
+    """An operator makes a replica the primary: some calls may be unavailable for a moment, and none is wrong."""
+    cluster = calm_cluster
+    async with service_on(cluster.url, store_timeout=PATIENT) as service:
+        logins = await logged_in(service, cluster, each=1)
+        async with Asking(service, tokens_of(logins), lives=0 if how else 4) as asking:
+            old = cluster.primaries[0]
+            (replica,) = cluster.replicas_of(old)
+            await asyncio.to_thread(cluster.fail_over, replica, how)
+            await asking.go_on()
+            assert cluster.node_of(key_of(logins[old][0])) is replica
+        # What was under way when the role was looked at.
+        assert {each.token for each in asking.errors()} <= set(tokens_of(logins, old))
+        assert len(asking.errors()) + len(asking.unavailable) <= 8
+
+
+async def test_a_primary_that_slept_while_it_was_replaced(cluster: Cluster) -> None:
+    """It wakes up and takes itself for the primary for a moment; what was revoked meanwhile is valid to nobody."""
+    async with service_on(cluster.url) as service:
+        slept = cluster.primaries[0]
+        logins = (await logged_in(service, cluster, each=5))[slept]
+        tokens = [login.token for login in logins]
+        slept.pause()
+        await asyncio.to_thread(cluster.wait_for_takeover, slept)
+        await service.recovered(*tokens)
+        for login in logins:
+            assert await service.revoke(login)
+        slept.resume()
+        # One that begins just then, and knows no other node.
+        async with service_on(f"redis+cluster://{slept.address}") as late:
+            while not cluster.is_healthy():
+                for each in (service, late):
+                    verdicts = await each.validate(*tokens)
+                    assert [verdict.live for verdict in verdicts] == [None] * 5, "a revoked session is valid"
+
+
+# Starting
+
+
+async def test_it_starts_from_whichever_node_answers(cluster: Cluster) -> None:
+    """Of the nodes that it is told of some may be gone, asleep, or replicas: one that answers is enough."""
+    one, other, _ = cluster.primaries
+    (asleep,), (replica,) = cluster.replicas_of(one), cluster.replicas_of(other)
+    asleep.pause()
+    async with service_on(f"redis+cluster://127.0.0.1:1,{asleep.address},{replica.address}") as service:
+        assert await service.is_valid((await service.create()).token)
+
+
+@pytest.mark.parametrize("seeds", ["127.0.0.1:1", "127.0.0.1:1,127.0.0.1:2"])
+async def test_it_does_not_start_without_any(seeds: str) -> None:
+    """Where no node answers, the reason is told."""
+    with pytest.raises(StoreUnavailable, match=r"no answer at redis://127\.0\.0\.1:1/"):
+        async with service_on(f"redis+cluster://{seeds}"):
+            pass
+
+
+async def test_it_does_not_start_on_a_part(cluster: Cluster) -> None:
+    """Where a primary is gone and nobody takes over, the reason is that it is gone, or how much is missing."""
+    gone, other, _ = cluster.primaries
+    cluster.replicas_of(gone)[0].kill()
+    gone.kill()
+
+    async def reason() -> str:
+        with pytest.raises(StoreUnavailable) as caught:
+            async with service_on(f"redis+cluster://{other.address}"):
+                pass
+        return str(caught.value)
+
+    assert f"no answer at redis://{gone.address}" in await reason()
+
+    async def is_missed() -> bool:
+        return "slots are on no node that is up" in await reason()
+
+    await eventually_async(is_missed, "the cluster knows that a part is missing")
+
+
+async def test_it_does_not_start_on_what_is_no_cluster(cluster: Cluster, valkey: Valkey) -> None:
+    """A single server and a cluster are not taken for each other, and the remedy is told."""
+    with pytest.raises(StoreRefused, match=r"write redis\+cluster:// instead"):
+        async with service_on(f"redis://{cluster.primaries[0].address}"):
+            pass
+    single = {ASKED: RedisConnector(valkey.url, of_cluster=True, allow_replica=True)}
+    with pytest.raises(StoreRefused, match="write redis:// instead"):
+        await Link(single, single.__getitem__, timeout=PATIENCE, on_change=lambda _: None).start()
+
+
+async def test_it_does_not_start_as_a_user_who_may_not_look(cluster: Cluster) -> None:
+    """Without the right to run CLUSTER NODES nothing can be found, and that is told."""
+    node = cluster.primaries[0]
+    node.command("ACL SETUSER", "limited", "on", ">word", "~*", "+@all", "-cluster|nodes")
+    with pytest.raises(StoreRefused, match="CLUSTER NODES"):
+        async with service_on(f"redis+cluster://limited:word@{node.address}"):
+            pass
+    node.command("ACL DELUSER", "limited")
+
+
+# Nodes that a real cluster cannot be brought to be
+
+
+class FakeCluster:
+    """Nodes that are whatever a test says of them. All of them tell the same of who has which slots."""
+
+    def __init__(self, directory: Path, *names: str) -> None:
+        self.nodes = {name: FakeRedis(directory / name, self._answering(name)) for name in names}
+        for fake in self.nodes.values():
+            fake.info["cluster_enabled"] = "1"
+        self.default = ""
+        """What nodes tell of the cluster."""
+        self.told: dict[str, str] = {}
+        """What a node tells that tells something else."""
+        self.reply: Callable[[str, list[bytes]], bytes | None] = naming
+        """How a node answers what is not about the cluster."""
+        self.asleep = ""
+        """The node that says nothing at all."""
+
+    @staticmethod
+    def text(*owners: tuple[str, str], epoch: int = 1) -> str:
+        """Returns what CLUSTER NODES answers where nodes have slots."""
+        return "".join(
+            f"id-{name} {name}:7000@17000 master - 0 0 {epoch} connected {slots}\n" for name, slots in owners
+        )
+
+    def give(self, *owners: tuple[str, str], epoch: int = 1) -> None:
+        """Gives slots to nodes."""
+        self.default = self.text(*owners, epoch=epoch)
+
+    @asynccontextmanager
+    async def linked(self, seed: str, timeout: float = PATIENCE) -> AsyncIterator["FakeLink"]:
+        """Runs all nodes, and a link that begins with one of them."""
+        async with AsyncExitStack() as stack:
+            for fake in self.nodes.values():
+                await stack.enter_async_context(fake)
+            changes: list[bool] = []
+            first = Address(seed, 7000)
+            link = Link({first: self._connector(first)}, self._connector, timeout=timeout, on_change=changes.append)
+            stack.push_async_callback(link.stop)
+            await link.start()
+            yield FakeLink(link, changes)
+
+    def asked(self, name: str) -> list[bytes]:
+        """Returns the commands about keys that a node was asked."""
+        return [command[0] for command in self.nodes[name].commands if command[0] in (b"GET", b"ASKING")]
+
+    def looks(self, name: str) -> int:
+        """Returns how often a node was asked about the cluster."""
+        return sum(command[0] == b"CLUSTER" for command in self.nodes[name].commands)
+
+    def _connector(self, address: Address) -> Connector:
+        return RedisConnector(self.nodes[address.host].url, of_cluster=True)
+
+    def _answering(self, name: str) -> Callable[[list[bytes]], bytes | None]:
+        def answer(command: list[bytes]) -> bytes | None:
+            if name == self.asleep:
+                return b""
+            if command[0] == b"CLUSTER":
+                return bulk(self.told.get(name, self.default).encode())
+            return self.reply(name, command)
+
+        return answer
+
+
+@dataclass
+class FakeLink:
+    """A link to nodes that are none, and what it told."""
+
+    link: Link
+    changes: list[bool]
+
+    async def get(self, *keys: str) -> list[str]:
+        """Asks for keys, or for one that only the last half of the slots has."""
+        questions = [(key, [("GET", key)]) for key in keys or (KEY,)]
+        return [answer.reply(0, bytes).decode() for answer in await self.link.ask(questions, in_seconds(PATIENCE))]
+
+    async def comes_from(self, name: str) -> None:
+        """Waits until nodes that answer with their names answer with this one."""
+
+        async def does() -> bool:
+            with contextlib.suppress(StoreUnavailable):
+                return await self.get() == [name]
+            return False
+
+        await eventually_async(does, f"{name} has the slot")
+
+    async def told(self, *changes: bool) -> None:
+        """Waits until it has told this of its health."""
+
+        async def has_told() -> bool:
+            return self.changes == [*changes]
+
+        await eventually_async(has_told, f"told {changes}")
+
+
+KEY, OTHER_KEY = "key", "b"
+ALL, FIRST_HALF, LAST_HALF = "0-16383", "0-8191", "8192-16383"
+
+
+def naming(name: str, command: list[bytes]) -> bytes | None:
+    """Answers GET with the name of who was asked."""
+    return bulk(name.encode()) if command[0] == b"GET" else None
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks at the cluster more often than a server does."""
+    monkeypatch.setattr(cluster_link, "LOOK_PAUSE", 0.1)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_nodes_without_slots_are_let_go(tmp_path: Path) -> None:
+    """However often slots move from node to node, nothing is left behind: no connection and no task."""
+    fakes = FakeCluster(tmp_path, "one", "two", "three")
+    fakes.give(("one", ALL))
+    async with fakes.linked("one") as link:
+
+        async def only_one_is_connected_to() -> bool:
+            connected = {name: fake.connections for name, fake in fakes.nodes.items() if fake.connections}
+            # A task for each: the test, the cluster's look, the node's owner, and the fake's end of the connection.
+            return list(connected.values()) == [1] and len(asyncio.all_tasks()) == 4
+
+        for epoch in range(2, 8):
+            owner = ("one", "two", "three")[epoch % 3]
+            fakes.give((owner, ALL), epoch=epoch)
+            await link.comes_from(owner)
+            await eventually_async(only_one_is_connected_to, "only one node is connected to")
+        assert link.changes == [True]
+    assert len(asyncio.all_tasks()) == 1
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_node_that_gets_its_first_slot_is_kept(tmp_path: Path) -> None:
+    """Until the move is over it has no slots, and is asked all the time: over one connection, which stays."""
+    fakes = FakeCluster(tmp_path, "old", "new")
+    ask = b"-ASK %d new:7000\r\n" % slot_of(KEY)
+    fakes.reply = lambda name, command: ask if (name, command[0]) == ("old", b"GET") else naming(name, command)
+    fakes.give(("old", ALL))
+    async with fakes.linked("old") as link:
+
+        async def is_looked_at() -> bool:
+            assert await link.get() == ["new"]
+            return fakes.looks("old") >= 5
+
+        await eventually_async(is_looked_at, "the cluster was looked at some more times")
+        assert fakes.nodes["new"].connected == 1
+        assert fakes.asked("new")[:2] == [b"ASKING", b"GET"]
+
+
+@pytest.mark.parametrize("word", [b"MOVED", b"ASK"])
+async def test_nodes_that_send_in_circles(word: bytes, tmp_path: Path) -> None:
+    """Nodes that each say it is the other one are not asked for ever: it is unavailable."""
+    fakes = FakeCluster(tmp_path, "one", "two")
+    other = {"one": b"two", "two": b"one"}
+    fakes.reply = lambda name, command: (
+        b"-%s %d %s:7000\r\n" % (word, slot_of(KEY), other[name]) if command[0] == b"GET" else None
+    )
+    fakes.give(("one", ALL))
+    async with fakes.linked("one") as link:
+        for keys in ((KEY,), (KEY, OTHER_KEY)):
+            with pytest.raises(StoreUnavailable, match="from one to the other"):
+                await link.get(*keys)
+        times = [command for name in other for command in fakes.asked(name) if command == b"GET"]
+        assert len(times) <= 3 * (REDIRECTIONS + 1)
+
+
+async def test_a_redirection_without_a_host(tmp_path: Path) -> None:
+    """A node that does not know its host sends to its own, as Redis 7 may be told to."""
+    fakes = FakeCluster(tmp_path, "one")
+    rest = [b"-MOVED %d :7000\r\n" % slot_of(KEY), bulk(b"found")]
+    fakes.reply = lambda _, command: rest.pop(0) if command[0] == b"GET" else None
+    fakes.give(("one", ALL))
+    async with fakes.linked("one") as link:
+        assert await link.get() == ["found"]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_an_older_view_does_not_override_a_newer_one(tmp_path: Path) -> None:
+    """Whoever has not heard of a failover yet, or slept through it, is not believed."""
+    fakes = FakeCluster(tmp_path, "old", "new")
+    fakes.give(("old", ALL), epoch=1)
+    async with fakes.linked("old") as link:
+        fakes.give(("old", FIRST_HALF), ("new", LAST_HALF), epoch=2)
+        await link.comes_from("new")
+        fakes.told = {"old": fakes.text(("old", ALL), epoch=1)}
+        looks = fakes.looks("old")
+
+        async def is_looked_at() -> bool:
+            assert await link.get() == ["new"]
+            return fakes.looks("old") >= looks + 2
+
+        await eventually_async(is_looked_at, "the old node has told its view some more times")
+
+
+async def test_a_node_that_was_replaced_while_it_slept_is_not_asked(tmp_path: Path) -> None:
+    """When a lost node answers again, the others are asked first whether its slots still are its own."""
+    fakes = FakeCluster(tmp_path, "slept", "other")
+    fakes.give(("slept", LAST_HALF), ("other", FIRST_HALF))
+
+    def replaced(name: str, command: list[bytes]) -> bytes | None:
+        # By the time that it says its first word.
+        if name == "slept" and command[0] == b"INFO":
+            fakes.told = {"slept": fakes.default}
+            fakes.give(("other", ALL), epoch=2)
+        return naming(name, command)
+
+    async with fakes.linked("other", timeout=0.25) as link:
+        await link.comes_from("slept")
+        fakes.asleep = "slept"
+        await link.told(True, False)
+        fakes.nodes["slept"].commands.clear()
+        fakes.reply, fakes.asleep = replaced, ""
+        await link.comes_from("other")
+        await link.told(True, False, True)
+        assert fakes.asked("slept") == []
+
+
+async def test_its_health_follows_the_cluster(tmp_path: Path) -> None:
+    """It is lost as long as some slots cannot be asked about, and the others are answered meanwhile."""
+    fakes = FakeCluster(tmp_path, "one", "two", "three")
+    fakes.give(("one", FIRST_HALF), ("two", LAST_HALF))
+    async with fakes.linked("one", timeout=0.25) as link:
+        await link.comes_from("two")
+        fakes.asleep = "two"
+        await link.told(True, False)
+        assert await link.get(OTHER_KEY) == ["one"]
+        fakes.give(("one", FIRST_HALF), ("three", LAST_HALF), epoch=2)
+        await link.told(True, False, True)
+        assert await link.get(KEY, OTHER_KEY) == ["three", "one"]
+
+
+# What nodes say of each other
+
+REDIS_6 = b"""\
+07c3 127.0.0.1:30004@31004 slave e7d1 0 1426238317239 4 connected
+67ed 127.0.0.1:30002@31002 master - 0 1426238316232 2 connected 5461-10922
+292f 127.0.0.1:30003@31003 master,fail? - 0 1426238318243 3 connected 10923-16383
+6ec2 127.0.0.1:30005@31005 master,fail - 1426238316232 0 5 disconnected 9 10-12
+e7d1 :30001@31001 myself,master - 0 0 1 connected 0-5459 5460 [93->-67ed] [77-<-292f]
+824f :0@0 master,noaddr - 1426238316232 0 6 disconnected 20-30
+0000 127.0.0.1:30009@31009 handshake - 0 0 0 disconnected
+"""
+REDIS_7 = b"""\
+67ed 10.0.0.1:6379@16379,one.example master - 0 1426238316232 2 connected 0-16383
+07c3 10.0.0.2:6379@16379,two.example slave 67ed 0 1426238317239 2 connected
+"""
+VALKEY_9 = b"""\
+67ed 2001:db8::1:6379@16379,one.example,shard-id=69bc080733d1355567173199 myself,master - 0 0 7 connected 1 3-4
+07c3 2001:db8::2:6379@16379,,shard-id=69bc080733d1355567173188 master - 0 1426238317239 8 connected
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "claims"),
+    [
+        (
+            REDIS_6,
+            {
+                Claim(Address("127.0.0.1", 30002), 2, (range(5461, 10923),)),
+                Claim(Address("127.0.0.1", 30003), 3, (range(10923, 16384),)),
+                Claim(Address("10.0.0.9", 30001), 1, (range(5460), range(5460, 5461))),
+            },
+        ),
+        (REDIS_7, {Claim(Address("10.0.0.1", 6379), 2, (range(16384),))}),
+        (
+            VALKEY_9,
+            {
+                Claim(Address("2001:db8::1", 6379), 7, (range(1, 2), range(3, 5))),
+                Claim(Address("2001:db8::2", 6379), 8, ()),
+            },
+        ),
+        (b"", set()),
+    ],
+    ids=["Redis 6.2", "Redis 7", "Valkey 9", "nothing"],
+)
+def test_a_view_is_read(text: bytes, claims: set[Claim]) -> None:
+    """Primaries that may be asked, with their slots; slots on their way still are where they were."""
+    assert View.read(text, ASKED).claims == claims
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xff",
+        b"what?",
+        b"\n",
+        b"a b master",
+        b"67ed :@ master - 0 0 7 connected",
+        b"67ed h:1 master - 0 0 x connected",
+        b"67ed h:1 master - 0 0 7 connected x-y",
+    ],
+)
+def test_what_is_no_view_is_none(text: bytes) -> None:
+    """What cannot be read tells nothing."""
+    with pytest.raises(StoreUnavailable):
+        View.read(text, ASKED)

@@ -1,0 +1,257 @@
+"""With `replica_acks`, what is acknowledged is on a replica; else it is told that it is not, in time."""
+
+import asyncio
+import contextlib
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from tests.support.asking import Asking, Service, service_on
+from tests.support.cluster import Cluster
+from tests.support.inprocess import serving
+from tests.support.nodes import DataNode
+from tests.support.sentinel import Sentinels
+from tests.support.valkey import Valkey
+from tests.support.waiting import eventually_async
+
+from catraca import AsyncSessionClient, errors
+from catraca_server.requests import Update
+from catraca_server.store import NotDurable, StoreUnavailable
+from catraca_server.users import Login
+
+TIMEOUT = 0.25
+NOTICE = 0.05
+"""Seconds beyond the store's timeout within which a caller is told."""
+
+ATTEMPTS = 3
+"""Times that a call is measured where the machine may be busy."""
+
+
+@pytest.fixture
+async def sentinels(valkey_sentinel: Sentinels) -> AsyncIterator[Sentinels]:
+    """A primary and its replicas, empty and healthy, which wait for a replica that sleeps."""
+    await asyncio.to_thread(valkey_sentinel.renew)
+    yield valkey_sentinel
+    for node in valkey_sentinel.data:
+        node.revive()
+
+
+@pytest.fixture
+async def service(sentinels: Sentinels) -> AsyncIterator[Service]:
+    """The operations over them, where one replica has to have a change."""
+    async with service_on(sentinels.url, replica_acks="1") as made:
+        yield made
+
+
+def replicas_sleep(sentinels: Sentinels) -> list[DataNode]:
+    """Stops both replicas."""
+    replicas = sentinels.replicas
+    for replica in replicas:
+        replica.pause()
+    return replicas
+
+
+async def acknowledged(service: Service) -> None:
+    """Waits until changes are acknowledged again."""
+
+    async def is_acknowledged() -> bool:
+        with contextlib.suppress(StoreUnavailable):
+            return bool(await service.create())
+        return False
+
+    await eventually_async(is_acknowledged, "changes are acknowledged again")
+
+
+WRITES: dict[str, Callable[[Service, Login], Awaitable[object]]] = {
+    "create": lambda do, _: do.create(),
+    "update": lambda do, login: do.operations.sessions.update(
+        Update(login.live.session.session_id, entries={"step": "1"}), do.deadline
+    ),
+    "extend": lambda do, login: do.operations.sessions.update(
+        Update(login.live.session.session_id, absolute_expire_time=login.live.session.absolute_expire_time + 1000),
+        do.deadline,
+    ),
+    "rotate": lambda do, login: do.operations.sessions.rotate(login.token, do.deadline),
+    "revoke by id": lambda do, login: do.revoke(login),
+    "revoke by token": lambda do, login: do.operations.sessions.revoke_token(login.token, do.deadline),
+    "revoke the user": lambda do, login: do.operations.users.revoke(login.live.session.user_id, "", do.deadline),
+}
+
+
+async def test_changes_wait_for_a_replica_and_validations_do_not(service: Service, sentinels: Sentinels) -> None:
+    """While all replicas sleep every change is told as not durable, in time; validations are answered as ever."""
+    logins = [await service.create(f"user-{number}") for number in range(2 * len(WRITES))]
+    async with Asking(service, [(await service.create()).token]) as asking:
+        await asking.go_on()
+        replicas = replicas_sleep(sentinels)
+        slept = time.monotonic()
+        for (name, write), login in zip(WRITES.items(), logins[: len(WRITES)], strict=True):
+            took = []
+            for _ in range(ATTEMPTS):
+                begun = time.monotonic()
+                with pytest.raises(NotDurable):
+                    await write(service, login)
+                took.append(time.monotonic() - begun)
+                if took[-1] <= TIMEOUT + NOTICE:
+                    break
+            assert min(took) <= TIMEOUT + NOTICE, name
+        await asking.go_on()
+        awake = time.monotonic()
+        for replica in replicas:
+            replica.resume()
+        for write, login in zip(WRITES.values(), logins[len(WRITES) :], strict=True):
+            await acknowledged(service)
+            await write(service, login)
+        during, before = (
+            statistics.median(each.answered - each.asked for each in asking.told if begun <= each.asked < ended)
+            for begun, ended in ((slept, awake), (0, slept))
+        )
+        assert asking.errors() == []
+        assert during < max(3 * before, 0.02)
+        assert service.changes == [True]
+    for login in logins[4:7]:
+        assert not await service.is_valid(login.token)
+
+
+async def test_all_at_once_are_told_in_time(service: Service, sentinels: Sentinels) -> None:
+    """Who comes while another change is being waited for is told in time as well."""
+    logins = [await service.create() for _ in range(40)]
+    replicas_sleep(sentinels)
+    took: list[float] = []
+    told: list[type[BaseException]] = []
+
+    async def revoke(login: Login, after: float) -> None:
+        await asyncio.sleep(after)
+        begun = time.monotonic()
+        with pytest.raises(StoreUnavailable) as caught:
+            await service.revoke(login)
+        took.append(time.monotonic() - begun)
+        told.append(caught.type)
+
+    await asyncio.gather(*(revoke(login, number * 0.01) for number, login in enumerate(logins)))
+    assert statistics.median(took) <= TIMEOUT + NOTICE
+    assert told.count(NotDurable) > len(told) / 2
+
+
+async def test_activity_waits_for_nobody(sentinels: Sentinels) -> None:
+    """A validation that writes down activity, or drops a salt whose time is over, is answered all the same."""
+    async with service_on(sentinels.url, replica_acks="1", rotation_grace="100ms") as service:
+        login = await service.create(idle_timeout=20_000)
+        rotation = await service.operations.sessions.rotate(login.token, service.deadline)
+        key = f"session:{login.live.session.session_id}"
+        replicas_sleep(sentinels)
+        assert b'"salt"' in sentinels.command("GET", key)
+
+        async def is_written_down() -> bool:
+            before = sentinels.command("PEXPIRETIME", key)
+            assert await service.is_valid(rotation.token)
+            return b'"salt"' not in sentinels.command("GET", key) and sentinels.command("PEXPIRETIME", key) > before
+
+        await eventually_async(is_written_down, "activity is written down")
+
+
+# What others have done
+
+
+async def repeat_extension(service: Service, login: Login) -> None:
+    """Makes the index last for a session, as it may do already."""
+    await service.stores.index.extend(login.live.session, service.deadline)
+
+
+REPEATED = {"extend": repeat_extension} | {
+    name: WRITES[name] for name in ("rotate", "revoke by id", "revoke by token", "revoke the user")
+}
+
+
+@pytest.mark.parametrize("write", REPEATED)
+async def test_what_is_found_done_is_confirmed(write: str, sentinels: Sentinels) -> None:
+    """A change that a replica may not have is not acknowledged by those who find it done, be it another server."""
+    async with service_on(sentinels.url, replica_acks="1") as first:
+        login = await first.create()
+        replicas = replicas_sleep(sentinels)
+        with pytest.raises(NotDurable):
+            await REPEATED[write](first, login)
+        async with service_on(sentinels.url, replica_acks="1") as second:
+            for _ in range(2):
+                with pytest.raises(NotDurable):
+                    await REPEATED[write](second, login)
+            for replica in replicas:
+                replica.resume()
+            await acknowledged(second)
+            await REPEATED[write](second, login)
+
+
+async def test_an_end_that_may_come_undone_stays_in_the_index(service: Service, sentinels: Sentinels) -> None:
+    """Listing a user's sessions does not forget one whose end no replica has: ending all of them has to find it."""
+    login = await service.create()
+    replicas = replicas_sleep(sentinels)
+    with pytest.raises(NotDurable):
+        await service.revoke(login)
+    page = await service.operations.users.page("ana", None, 10, service.deadline)
+    assert page.sessions == []
+    with pytest.raises(NotDurable):
+        await service.operations.users.revoke("ana", "", service.deadline)
+    for replica in replicas:
+        replica.resume()
+    await acknowledged(service)
+    assert await service.operations.users.revoke("ana", "", service.deadline) >= 1
+    assert (await service.operations.users.page("ana", None, 10, service.deadline)).sessions == []
+
+
+async def test_revoking_does_not_take_memory(valkey: Valkey) -> None:
+    """A session can be ended, however new it is, where the store has run out of memory."""
+    valkey.command("FLUSHALL")
+    async with service_on(valkey.url) as service:
+        login = await service.create()
+        valkey.command("CONFIG", "SET", "maxmemory", "1")
+        try:
+            assert await service.operations.sessions.revoke_token(login.token, service.deadline)
+            assert not await service.is_valid(login.token)
+            assert not await service.revoke(login)
+        finally:
+            valkey.command("CONFIG", "SET", "maxmemory", "0")
+
+
+# Where there are no replicas, or they are others
+
+
+async def test_without_replicas_nothing_is_durable(valkey: Valkey) -> None:
+    """A store without any replica is told as such, over the wire too, and validations go on."""
+    valkey.command("FLUSHALL")
+    async with (
+        serving(store_url=valkey.url) as without,
+        serving(store_url=valkey.url, replica_acks="1") as target,
+        AsyncSessionClient(without) as writing,
+        AsyncSessionClient(target) as sessions,
+    ):
+        login = await writing.create("ana")
+        for call in (
+            sessions.create("ana"),
+            sessions.update(login.session.session_id, set_attributes={"step": "1"}),
+            sessions.rotate(login.token),
+            sessions.revoke(token=login.token),
+        ):
+            with pytest.raises(errors.Unavailable) as caught:
+                await call
+            assert caught.value.reason == "NOT_DURABLE"
+        assert not await sessions.validate(login.token)
+
+
+async def test_each_primary_of_a_cluster_has_its_own_replicas(valkey_cluster: Cluster) -> None:
+    """Where the replica of one primary sleeps, the sessions of others are changed as ever."""
+    await asyncio.to_thread(valkey_cluster.renew)
+    async with service_on(valkey_cluster.url, replica_acks="1") as service:
+        one, *_ = valkey_cluster.primaries
+        (replica,) = valkey_cluster.replicas_of(one)
+        logins = [await service.create() for _ in range(20)]
+        replica.pause()
+        for login in logins:
+            session_id = login.live.session.session_id
+            deletion = service.stores.sessions.delete(session_id, service.deadline)
+            if valkey_cluster.node_of(f"session:{session_id}") is one:
+                with pytest.raises(NotDurable):
+                    await deletion
+            else:
+                assert await deletion
+        assert not any(verdict.live for verdict in await service.validate(*(login.token for login in logins)))

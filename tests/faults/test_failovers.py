@@ -1,0 +1,61 @@
+"""Primaries are killed under a mixed load, again and again: what was acknowledged stands, what was revoked stays so."""
+
+import asyncio
+import logging
+import os
+import random
+import time
+
+import pytest
+from tests.support.cluster import Cluster
+from tests.support.promises import Breach
+from tests.support.recorder import OK, Recorder
+from tests.support.sentinel import Sentinels
+from tests.support.service import ServeProcess
+
+LONG = "CATRACA_TEST_LONG" in os.environ
+ROUNDS = 20 if LONG else 2
+ACKS = [1, 0] if LONG else [1]
+CALLERS = 32
+
+logger = logging.getLogger(__name__)
+
+
+@pytest.mark.parametrize("replica_acks", ACKS)
+@pytest.mark.parametrize("kind", ["sentinel", "cluster"])
+async def test_primaries_are_killed(kind: str, replica_acks: int, request: pytest.FixtureRequest) -> None:
+    """With one replica's acknowledgement nothing is lost or comes back; without, what is lost is told."""
+    nodes: Cluster | Sentinels = request.getfixturevalue(f"valkey_{kind}")
+    await asyncio.to_thread(nodes.renew)
+    dice = random.Random(replica_acks)  # noqa: S311  no secret
+    async with ServeProcess(store_url=nodes.url, replica_acks=str(replica_acks)) as process:
+        async with Recorder(process.target, callers=CALLERS) as recorder:
+            begun = time.monotonic()
+            for number in range(ROUNDS):
+                await recorder.go_on(500)
+                lost = dice.choice(nodes.primaries)
+                killed = time.monotonic()
+                lost.kill()
+                await asyncio.to_thread(nodes.wait_for_takeover, lost)
+                await recorder.go_on(500)
+                logger.info("round %d: %s", number + 1, unavailability(recorder, killed))
+                await asyncio.to_thread(nodes.heal)
+            await recorder.go_on(500)
+            seconds = time.monotonic() - begun
+        breaches = await recorder.check()
+        log = process.log
+    logger.info(
+        "%s, replica_acks %d, %d rounds, %.0f operations/s", kind, replica_acks, ROUNDS, recorder.count(OK) / seconds
+    )
+    logger.info("\n%s", recorder.table())
+    excused = set() if replica_acks else {Breach.LOST, Breach.REVIVED, Breach.OUTDATED}
+    assert [each for each in breaches if each.breach not in excused] == []
+    assert "CRITICAL" not in log
+    assert "Traceback" not in log
+
+
+def unavailability(recorder: Recorder, killed: float) -> str:
+    """Says what a kill was like for the callers."""
+    failed = [each for each in recorder.outcomes if each.told != OK and each.answered >= killed]
+    lasted = max((each.answered - killed for each in failed), default=0.0)
+    return f"{len(failed)} operations failed, the last {lasted:.2f} s after the kill"

@@ -1,0 +1,94 @@
+"""The kit of the fault tests itself: it can take things away and give them back, and it sees what is wrong."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from redis.exceptions import AskError, MovedError
+from tests.support.cluster import Cluster
+from tests.support.promises import Breach, Fate
+from tests.support.proxy import Proxy
+from tests.support.recorder import Recorder
+from tests.support.sentinel import Sentinels
+from tests.support.service import ServeProcess
+from tests.support.valkey import BINARY, WHY_NONE, Valkey
+
+pytestmark = pytest.mark.skipif(BINARY is None, reason=WHY_NONE)
+
+
+def test_a_cluster_fails_over_and_heals(valkey_cluster: Cluster) -> None:
+    """A replica takes over, with what there was; who is back follows it."""
+    valkey_cluster.renew()
+    valkey_cluster.command("key", "SET", "key", "value")
+    valkey_cluster.command("key", "WAIT", 1, 0)
+    lost = valkey_cluster.node_of("key")
+    lost.kill()
+    heir = valkey_cluster.wait_for_takeover(lost)
+    assert heir is valkey_cluster.node_of("key")
+    assert valkey_cluster.command("key", "GET", "key") == b"value"
+    valkey_cluster.heal()
+    assert valkey_cluster.replicas_of(heir) == [lost]
+
+
+def test_a_slot_moves_step_by_step(valkey_cluster: Cluster) -> None:
+    """Who asks the old node for what has been moved is sent to the new one: first for once, then for good."""
+    valkey_cluster.renew()
+    valkey_cluster.command("key", "SET", "key", "value")
+    source = valkey_cluster.node_of("key")
+    target = next(node for node in valkey_cluster.primaries if node is not source)
+    move = valkey_cluster.moving("key", target)
+    move.begin()
+    assert source.command("GET", "key") == b"value"
+    move.move_keys()
+    with pytest.raises(AskError):
+        source.command("GET", "key")
+    move.end()
+    with pytest.raises(MovedError):
+        source.command("GET", "key")
+    assert valkey_cluster.command("key", "GET", "key") == b"value"
+
+
+def test_sentinels_fail_over_and_heal(valkey_sentinel: Sentinels) -> None:
+    """A replica takes over, with what there was; who is back follows it."""
+    valkey_sentinel.renew()
+    valkey_sentinel.command("SET", "key", "value")
+    valkey_sentinel.command("WAIT", 2, 0)
+    lost = valkey_sentinel.primary
+    lost.kill()
+    heir = valkey_sentinel.wait_for_takeover(lost)
+    assert heir.command("GET", "key") == b"value"
+    valkey_sentinel.heal()
+    assert valkey_sentinel.primary is heir
+
+
+async def test_the_recorder_finds_nothing_where_nothing_is_wrong(valkey_sentinel: Sentinels) -> None:
+    """Over a proxy, whose connections break amid all that."""
+    valkey_sentinel.renew()
+    async with Proxy(valkey_sentinel.primary.port) as proxy, ServeProcess(store_url=proxy.url) as process:
+        async with Recorder(process.target) as recorder:
+            for _ in range(3):
+                await recorder.go_on()
+                proxy.reset()
+            await recorder.go_on()
+        assert not await recorder.check()
+    assert {each.fate for each in recorder.sessions} >= {Fate.ALIVE, Fate.ENDED}
+
+
+async def test_the_recorder_sees_what_is_wrong(tmp_path: Path) -> None:
+    """Sessions as they were before, those of others, and none at all."""
+    store = Valkey(tmp_path)
+    store.start()
+    with contextlib.closing(store):
+        async with ServeProcess(store_url=store.url) as process:
+            async with Recorder(process.target, update=8, rotate=0) as recorder:
+                await recorder.go_on()
+                backup = {key: store.command("DUMP", key) for key in store.command("KEYS", "session:*")}
+                await recorder.go_on(400)
+            for key, dumped in backup.items():
+                store.command("RESTORE", key, 60_000, dumped, "REPLACE")
+            assert {each.breach for each in await recorder.check()} == {Breach.REVIVED, Breach.OUTDATED}
+            one, other, *_ = (each for each in recorder.sessions if each.fate is Fate.ALIVE)
+            one.token, other.token = other.token, one.token
+            assert {each.breach for each in await recorder.check()} == {Breach.REVIVED, Breach.OUTDATED, Breach.OTHERS}
+            store.command("FLUSHALL")
+            assert {each.breach for each in await recorder.check()} == {*Breach} - {Breach.FAILED}

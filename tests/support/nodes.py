@@ -1,0 +1,183 @@
+"""Several real Valkeys on TCP ports of loopback that belong together, each of which may be taken away for a while."""
+
+import secrets
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from tests.support.valkey import FSYNC, Server
+from tests.support.waiting import PATIENCE, eventually
+
+HOST = "127.0.0.1"
+
+NODE_TIMEOUT = 1000
+"""Milliseconds of silence after which the others take a node for gone; less, and a slow machine looks like that."""
+
+_BUS = 10_000
+"""How much higher the port is on which the nodes of a cluster talk to each other."""
+
+_PORTS = range(10_000, 22_000)
+"""Neither these nor their bus ports are among those that Linux gives to connections."""
+
+_CLIENT_TIMEOUT = 5.0
+_HEALING = 60.0
+_OPTIONS = (
+    'save ""',
+    "appendonly yes",
+    f"appendfsync {FSYNC}",
+    "repl-diskless-sync-delay 0",
+    # When all are told to stop, nobody waits for anybody.
+    "shutdown-timeout 0",
+)
+
+
+class Node(Server):
+    """A process on a TCP port, with its configuration and its data in a directory, also over a restart."""
+
+    def __init__(self, directory: Path, *lines: str, mode: Sequence[str] = (), password: str = "") -> None:
+        self.port = free_port()
+        self.address = f"{HOST}:{self.port}"
+        self._password = password
+        directory.mkdir()
+        # A file, not words: whoever's configuration changes while it runs writes it down there.
+        file = directory / "valkey.conf"
+        file.write_text("\n".join((f"port {self.port}", f"bind {HOST}", f'dir "{directory}"', *lines, "")))
+        super().__init__(str(file), *mode)
+
+    @property
+    def running(self) -> bool:
+        """Whether it can be expected to answer."""
+        return self.alive and not self.paused
+
+    def revive(self) -> None:
+        """Resumes it or starts it again, as need be."""
+        if self.paused:
+            self.resume()
+        elif not self.alive:
+            self.start()
+
+    def _connect(self) -> redis.Redis:
+        return redis.Redis(
+            HOST,
+            self.port,
+            password=self._password or None,
+            protocol=2,
+            socket_timeout=_CLIENT_TIMEOUT,
+            # Whoever asks a node that may be away asks again.
+            retry=Retry(NoBackoff(), 0),
+        )
+
+
+class DataNode(Node):
+    """A node that holds data."""
+
+    def __init__(self, directory: Path, *lines: str, password: str = "") -> None:
+        secret = (f"requirepass {password}", f"masterauth {password}") if password else ()
+        super().__init__(directory, *_OPTIONS, *secret, *lines, password=password)
+
+    def replication(self) -> dict[str, Any]:
+        """Returns what it tells about replication."""
+        found: dict[str, Any] = self.command("INFO", "replication")
+        return found
+
+    def follows(self, primary: "DataNode") -> bool:
+        """Whether it is a replica of a primary, and connected to it."""
+        found = self.replication()
+        return found.get("master_port") == primary.port and found.get("master_link_status") == "up"
+
+
+_Kind = TypeVar("_Kind", bound=Node)
+
+
+class Nodes(ABC, Generic[_Kind]):
+    """Nodes that belong together."""
+
+    def __init__(self, nodes: Sequence[_Kind]) -> None:
+        self.nodes = tuple(nodes)
+
+    @property
+    def running(self) -> list[_Kind]:
+        """Those that can be expected to answer."""
+        return [node for node in self.nodes if node.running]
+
+    @property
+    @abstractmethod
+    def primaries(self) -> list[DataNode]:
+        """Those that hold the data."""
+
+    @abstractmethod
+    def is_healthy(self) -> bool:
+        """Whether all are there, know it of each other, and have the same data."""
+
+    def start(self) -> None:
+        """Starts all and waits until they are healthy."""
+        self.heal()
+
+    def heal(self) -> None:
+        """Brings back all that is away and waits until all is healthy; at once, if it is. Data may be lost."""
+        for node in self.nodes:
+            node.revive()
+        eventually_told(self.is_healthy, "all nodes are healthy", _HEALING)
+
+    def flush(self) -> None:
+        """Empties it."""
+        for node in self.primaries:
+            node.command("FLUSHALL")
+
+    def renew(self) -> None:
+        """Heals and empties it: what who shares it does first."""
+        self.heal()
+        self.flush()
+
+    def close(self) -> None:
+        """Kills all and lets go of everything."""
+        for node in self.nodes:
+            node.close()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def eventually_told(condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
+    """Returns once the condition holds; a node that does not answer, because the machine is busy, is asked again."""
+
+    def holds() -> bool:
+        try:
+            return condition()
+        except redis.RedisError:
+            return False
+
+    eventually(holds, what, patience)
+
+
+def free_port() -> int:
+    """Returns a port that is free, and whose cluster bus port is."""
+    while True:
+        port = secrets.choice(_PORTS)
+        if _is_free(port) and _is_free(port + _BUS):
+            return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True

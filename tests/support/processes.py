@@ -1,0 +1,44 @@
+"""What the processes of a service are and do, as the operating system tells it."""
+
+from pathlib import Path
+
+import psutil
+from tests.support.service import ServeProcess
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether a process runs; one that has ended and only waits to be collected does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def store_processes(data_dir: Path) -> list[psutil.Process]:
+    """Returns the processes, of whomever, that work in a data directory: only the store does."""
+    return [each for each in psutil.process_iter(["cwd"]) if each.info["cwd"] == str(data_dir) and alive(each)]
+
+
+def workers_of(process: ServeProcess) -> list[psutil.Process]:
+    """Returns the workers that a service has now."""
+    return [each for each in _children(process) if alive(each) and "catraca_server.worker" in _command(each)]
+
+
+def connections_of(process: psutil.Process) -> list[tuple[str, int]]:
+    """Returns the addresses of those who are connected to a process by TCP."""
+    found = (each for each in process.net_connections("tcp") if each.status == psutil.CONN_ESTABLISHED)
+    return [(each.raddr.ip, each.raddr.port) for each in found]
+
+
+def _children(process: ServeProcess) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []

@@ -1,0 +1,138 @@
+"""A real Valkey under Sentinel for tests: a primary with two replicas, and three sentinels to watch over them."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import redis
+from tests.support.nodes import HOST, NODE_TIMEOUT, DataNode, Node, Nodes, eventually_told
+
+NAME = "catraca"
+"""What the sentinels call the primary."""
+
+_REPLICAS = 2
+_SENTINELS = 3
+_QUORUM = 2
+_FAILOVER_TIMEOUT = 2000
+_PERIODS = {
+    "INFO-PERIOD": 500,
+    "PING-PERIOD": 200,
+    "ASK-PERIOD": 200,
+    # An old primary that returns is made a replica after four of these.
+    "PUBLISH-PERIOD": 250,
+    # For so long a sentinel that had no time to run does nothing, else for half a minute.
+    "TILT-PERIOD": 1000,
+}
+"""How often a sentinel does what; its own periods are up to twenty times as long."""
+
+
+class SentinelNode(Node):
+    """A sentinel."""
+
+    def __init__(self, directory: Path, primary: DataNode, *, password: str = "") -> None:
+        super().__init__(
+            directory,
+            f"sentinel monitor {NAME} {HOST} {primary.port} {_QUORUM}",
+            f"sentinel down-after-milliseconds {NAME} {NODE_TIMEOUT}",
+            f"sentinel failover-timeout {NAME} {_FAILOVER_TIMEOUT}",
+            f"sentinel parallel-syncs {NAME} {_REPLICAS}",
+            *([f"sentinel auth-pass {NAME} {password}"] if password else []),
+            mode=("--sentinel",),
+        )
+
+    def start(self) -> None:
+        """Starts it, and puts it in a hurry."""
+        super().start()
+        self.command("SENTINEL DEBUG", *(word for period in _PERIODS.items() for word in period))
+
+    def primary_port(self) -> int:
+        """Returns where it says that the primary is."""
+        _, port = self.command("SENTINEL GET-MASTER-ADDR-BY-NAME", NAME)
+        return int(port)
+
+    def is_content(self) -> bool:
+        """Whether it knows of all others and none is away."""
+        primary = self.command("SENTINEL MASTER", NAME)
+        replicas = self.command("SENTINEL SLAVES", NAME)
+        others = self.command("SENTINEL SENTINELS", NAME)
+        return (
+            primary["flags"] == "master"
+            and len(replicas) == _REPLICAS
+            and len(others) == _SENTINELS - 1
+            # They may also be "master_down": what they once said of the old primary stays with them.
+            and not any(each["is_sdown"] or each["is_disconnected"] for each in (*replicas, *others))
+        )
+
+
+class Sentinels(Nodes[Node]):
+    """A primary, its replicas and their sentinels. `options` are lines for the configuration of those that hold data.
+
+    Sentinels ask no password; the others do, if there is one.
+    """
+
+    def __init__(self, directory: Path, *options: str, password: str = "") -> None:
+        first = DataNode(directory / "node-0", *options, password=password)
+        self.data = [first]
+        for number in range(1, 1 + _REPLICAS):
+            follow = f"replicaof {HOST} {first.port}"
+            self.data.append(DataNode(directory / f"node-{number}", follow, *options, password=password))
+        self.sentinels = [
+            SentinelNode(directory / f"sentinel-{number}", first, password=password) for number in range(_SENTINELS)
+        ]
+        super().__init__([*self.data, *self.sentinels])
+        self.url = f"redis+sentinel://{','.join(node.address for node in self.sentinels)}/{NAME}"
+
+    @property
+    def primary(self) -> DataNode:
+        """The primary that most of the running sentinels name."""
+        ports = Counter(node.primary_port() for node in self.sentinels if node.running)
+        (port, _), *_ = ports.most_common()
+        return next(node for node in self.data if node.port == port)
+
+    @property
+    def primaries(self) -> list[DataNode]:
+        """The primary."""
+        return [self.primary]
+
+    @property
+    def replicas(self) -> list[DataNode]:
+        """The others that hold data."""
+        primary = self.primary
+        return [node for node in self.data if node is not primary]
+
+    def command(self, *words: str | bytes | float) -> Any:
+        """Runs a command on the primary."""
+        return self.primary.command(*words)
+
+    def wait_for_takeover(self, lost: DataNode) -> DataNode:
+        """Waits until all running sentinels name another primary, and it is one; returns that."""
+
+        def is_replaced() -> bool:
+            ports = {node.primary_port() for node in self.sentinels if node.running}
+            return len(ports) == 1 and lost.port not in ports and self.primary.replication()["role"] == "master"
+
+        eventually_told(is_replaced, f"another takes over from {lost.address}")
+        return self.primary
+
+    def fail_over(self) -> DataNode:
+        """Has the sentinels make another the primary; returns that."""
+        old = self.primary
+
+        def is_accepted() -> bool:
+            try:
+                return bool(self.sentinels[0].command("SENTINEL FAILOVER", NAME))
+            except redis.ResponseError:
+                return False  # No replica is good enough yet, or the last failover was only just.
+
+        eventually_told(is_accepted, "the sentinel begins a failover")
+        return self.wait_for_takeover(old)
+
+    def is_healthy(self) -> bool:
+        """Whether all sentinels agree on the primary and miss nobody, and both replicas follow it."""
+        ports = {node.primary_port() for node in self.sentinels}
+        return (
+            len(ports) == 1
+            and all(node.is_content() for node in self.sentinels)
+            and self.primary.replication()["role"] == "master"
+            and all(node.follows(self.primary) for node in self.replicas)
+        )
