@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 from bench.engines import NEWEST, OLDEST, VERSIONS, compare_engines
+from bench.http2 import LoadError
 from bench.life import compare_life
 from bench.measure import Plan
+from bench.overload import compare_overload
 from bench.plot import plot
 from bench.processes import StartError
+from bench.scale import compare_scale
 from bench.validation import compare_validations
-from bench.wire import LoadError
 
 _WORK = Path("build/bench")
 
@@ -31,11 +33,17 @@ def main() -> None:
         results = compare_validations(plan, progress=_show)
     elif arguments.what == "life":
         results = compare_life(plan, progress=_show)
+    elif arguments.what == "overload":
+        results = compare_overload(quick=arguments.quick, progress=_show)
+    elif arguments.what == "scale":
+        results = compare_scale(plan, quick=arguments.quick, progress=_show)
     else:
         results = compare_validations(plan, progress=_show) + compare_life(plan, progress=_show)
     _show("")
     print(results.text())
     results.save(arguments.json)
+    if not results.tables:
+        return
     try:
         plot(results, arguments.json.with_suffix(".svg"))
     except ModuleNotFoundError as error:
@@ -45,7 +53,10 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "what", nargs="?", choices=["validation", "life", "engines"], help="both of the first two if none"
+        "what",
+        nargs="?",
+        choices=["validation", "life", "engines", "overload", "scale"],
+        help="both of the first two if none",
     )
     parser.add_argument("--quick", action="store_true", help="a minute or two, for a rough idea")
     parser.add_argument("--rounds", type=int, help="take this many rounds")

@@ -107,11 +107,13 @@ def measure(
             with serving(contestant.command, core=cores.server) as server:
                 for row in contestant.rows:
                     progress(f"round {number} of {plan.rounds}: {row.name}")
-                    measurements.append(_measure_row(row, number, plan, server, store))
+                    measurements.append(measure_row(row, number, plan, server, store))
     return measurements
 
 
-def _measure_row(row: Row, number: int, plan: Plan, server: Server, store: Running | None) -> Measurement:
+def measure_row(row: Row, number: int, plan: Plan, server: Server, store: Running | None) -> Measurement:
+    """Takes one round of one row. Raises LoadError when a single call fails."""
+
     def cpu_seconds() -> tuple[float, float, float]:
         return server.cpu_seconds(), time.process_time(), store.cpu_seconds() if store else 0.0
 

@@ -45,14 +45,18 @@ class Running:
         """Returns the user and system time, until now, of the process and those it has started."""
         return sum(times.user + times.system for times in (each.cpu_times() for each in _family(self.popen)))
 
-    def wait_for(self, sign: Callable[[], _T | None]) -> _T:
+    def memory(self) -> list[int]:
+        """Returns the bytes of memory that are resident, of the process and of each of those it has started."""
+        return [each.memory_info().rss for each in _family(self.popen)]
+
+    def wait_for(self, sign: Callable[[], _T | None], patience: float = _START_TIMEOUT) -> _T:
         """Returns the sign of its being ready. Raises StartError when it ends before that or takes too long."""
-        give_up = time.monotonic() + _START_TIMEOUT
+        give_up = time.monotonic() + patience
         while not (seen := sign()):
             if self.popen.poll() is not None:
                 raise StartError(f"{self.popen.args!r} ended before it was ready:\n{self.log()}")
             if time.monotonic() > give_up:
-                raise StartError(f"{self.popen.args!r} was not ready after {_START_TIMEOUT:.0f} s:\n{self.log()}")
+                raise StartError(f"{self.popen.args!r} was not ready after {patience:.0f} s:\n{self.log()}")
             time.sleep(0.02)
         return seen
 
@@ -62,6 +66,8 @@ class Server(Running):
     """A gRPC server that listens on a port of 127.0.0.1."""
 
     port: int
+    started_in: float
+    """Seconds from its start until it listened."""
 
 
 def find_cores() -> Cores:
@@ -92,11 +98,12 @@ def running(command: Sequence[str], *, core: int | None) -> Iterator[Running]:
 
 
 @contextmanager
-def serving(command: Sequence[str], *, core: int | None) -> Iterator[Server]:
+def serving(command: Sequence[str], *, core: int | None, patience: float = _START_TIMEOUT) -> Iterator[Server]:
     """Runs a gRPC server that says `listening on 127.0.0.1:PORT` when it is ready."""
+    start = time.monotonic()
     with running(command, core=core) as server:
-        listening = server.wait_for(lambda: _LISTENING.search(server.log()))
-        yield Server(server.popen, server.log, int(listening[1]))
+        listening = server.wait_for(lambda: _LISTENING.search(server.log()), patience)
+        yield Server(server.popen, server.log, int(listening[1]), time.monotonic() - start)
 
 
 def _family(popen: subprocess.Popen[bytes]) -> list[psutil.Process]:

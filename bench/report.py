@@ -3,11 +3,12 @@
 import json
 import platform
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -31,6 +32,7 @@ P50 = Column("p50 ms", lambda each: each.p50 * 1e3, "{:.1f}")
 P99 = Column("p99 ms", lambda each: each.p99 * 1e3, "{:.1f}")
 COST_COMPARED = Column("CPU / first", lambda each: each.cost, "{:.2f}", compared=True)
 RATE_COMPARED = Column("rate / first", lambda each: each.rate, "{:.2f}", compared=True)
+P50_COMPARED = Column("p50 / first", lambda each: each.p50, "{:.2f}", compared=True)
 P99_COMPARED = Column("p99 / first", lambda each: each.p99, "{:.2f}", compared=True)
 SLOWEST = Column("slowest ms", lambda each: each.slowest * 1e3, "{:.1f}")
 SECONDS = Column("seconds", lambda each: each.seconds, "{:.2f}")
@@ -52,6 +54,25 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Sheet:
+    """Rows that were measured once, each being some dataclass, and what is shown of them."""
+
+    title: str
+    rows: Sequence[Any]
+    columns: Mapping[str, Callable[[Any], str]]
+    """What stands under each heading; the first one is the row's name."""
+    note: str = ""
+
+    def text(self) -> str:
+        """Shows the rows."""
+        shown = _aligned([(self.title, *list(self.columns)[1:]), *(self._line(row) for row in self.rows)])
+        return f"{shown}\n{self.note}" if self.note else shown
+
+    def _line(self, row: Any) -> tuple[str, ...]:
+        return tuple(show(row) for show in self.columns.values())
+
+
+@dataclass(frozen=True)
 class Results:
     """One run of the bench."""
 
@@ -60,11 +81,15 @@ class Results:
     store: str | None
     tables: Sequence[Table]
     measurements: Sequence[Measurement]
+    sheets: Sequence[Sheet] = ()
 
     def __add__(self, other: "Results") -> "Results":
         """Returns both, as one run."""
         return replace(
-            self, tables=[*self.tables, *other.tables], measurements=[*self.measurements, *other.measurements]
+            self,
+            tables=[*self.tables, *other.tables],
+            measurements=[*self.measurements, *other.measurements],
+            sheets=[*self.sheets, *other.sheets],
         )
 
     def spread(self, row: str, column: Column, base: str) -> Spread:
@@ -79,16 +104,12 @@ class Results:
 
     def text(self) -> str:
         """Shows the tables, and how far they can be trusted."""
-        return "\n\n".join([*(self._table(table) for table in self.tables), self._noise()])
+        noise = [self._noise()] if self.measurements else []
+        return "\n\n".join([*(self._table(table) for table in self.tables), *noise, *(s.text() for s in self.sheets)])
 
     def _table(self, table: Table) -> str:
         headings = (table.title, *(column.heading for column in table.columns))
-        lines = [headings, *(self._line(row, table) for row in table.rows)]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        aligned = (
-            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
-        )
-        return "\n".join(aligned)
+        return _aligned([headings, *(self._line(row, table) for row in table.rows)])
 
     def _line(self, row: str, table: Table) -> tuple[str, ...]:
         return (row, *(_show(self.spread(row, column, table.rows[0]), column.form) for column in table.columns))
@@ -121,8 +142,15 @@ class Results:
             "plan": asdict(self.plan),
             "tables": [{"title": table.title, "rows": table.rows} for table in self.tables],
             "rounds": [asdict(each) for each in self.measurements],
+            "sheets": [{"title": each.title, "rows": [asdict(row) for row in each.rows]} for each in self.sheets],
         }
         file.write_text(json.dumps(contents, indent=1, ensure_ascii=False) + "\n")
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    aligned = ("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines)
+    return "\n".join(aligned)
 
 
 def _show(spread: Spread, form: str) -> str:

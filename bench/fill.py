@@ -1,0 +1,143 @@
+"""Fills an embedded store with sessions by the server's own store layer, so that what is there is what logins leave.
+
+Without the rest of the server, which would take several times as long.
+"""
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, closing
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from statistics import mean
+
+import redis
+import uvloop
+
+from bench.processes import StartError
+from catraca_server.domain import Session
+from catraca_server.store.connect import RedisConnector
+from catraca_server.store.embedded import EmbeddedStore, find_binary
+from catraca_server.store.keys import Keys
+from catraca_server.store.link import Server
+from catraca_server.store.redis_store import RedisSessionStore
+from catraca_server.store.user_index import RedisUserIndex
+from catraca_server.tokens import Tokens
+
+# One login at a time each; over two links, so that the store has work while the replies of the other are read.
+_WRITERS = 200
+_LINKS = 2
+
+_TIMEOUT = 60.0
+_DAY, _HALF_HOUR = 86_400_000, 1_800_000
+_KEYS = Keys()
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What was written. Bytes are of the store's memory, for each session."""
+
+    tokens: Sequence[str]
+    """Of some of the sessions, spread evenly over all."""
+    seconds: float
+    used: float
+    """By how much its used memory has grown."""
+    record: float
+    """Of that, what the session's key takes, as it says, and what its user's index does; the rest finds them."""
+    index: float
+
+
+def fill(data_dir: Path, sessions: int, *, sample: int, progress: Callable[[int], None]) -> Filled:
+    """Has so many users log in, once each. Tells now and then how many have."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_fill(data_dir, sessions, sample, progress))
+
+
+async def _fill(data_dir: Path, sessions: int, sample: int, progress: Callable[[int], None]) -> Filled:
+    binary = find_binary(os.environ)
+    if binary is None:
+        raise StartError("there is no valkey-server for this platform: CATRACA_VALKEY_SERVER can name one")
+    async with AsyncExitStack() as stack:
+        embedded = EmbeddedStore(data_dir, binary)
+        await embedded.start()
+        stack.push_async_callback(embedded.stop)
+        store = stack.enter_context(closing(redis.Redis.from_url(embedded.url)))
+        empty = _used(store)
+        begin = time.monotonic()
+        some = await _log_in(embedded.url, sessions, sessions // sample, progress)
+        seconds = time.monotonic() - begin
+        _await_rewrite(store)
+        return Filled(
+            tokens=[token for token, _ in some],
+            seconds=seconds,
+            used=(_used(store) - empty) / sessions,
+            record=_mean_usage(store, (_KEYS.session(session.session_id) for _, session in some)),
+            index=_mean_usage(store, (_KEYS.user_index(session.user_id) for _, session in some)),
+        )
+
+
+async def _log_in(url: str, sessions: int, step: int, progress: Callable[[int], None]) -> Sequence[tuple[str, Session]]:
+    """Writes the sessions, and returns one of every `step` with its token."""
+    tokens = Tokens(secrets.token_bytes)
+    numbers = iter(range(sessions))
+    some: list[tuple[str, Session]] = []
+
+    async def write(link: Server) -> None:
+        for number in numbers:
+            token = tokens.mint()
+            session = _session(tokens, token, number)
+            await _write(link, session)
+            if number % step == 0:
+                some.append((token, session))
+                progress(number)
+
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as writers:
+        for _ in range(_LINKS):
+            link = Server.at(RedisConnector(url), timeout=_TIMEOUT, on_change=lambda _: None)
+            await link.start()
+            stack.push_async_callback(link.stop)
+            for _ in range(_WRITERS):
+                writers.create_task(write(link))
+    return some
+
+
+def _session(tokens: Tokens, token: str, number: int) -> Session:
+    credential = tokens.read(token)
+    assert credential is not None, "minted"
+    now = int(time.time() * 1000)
+    return Session(
+        session_id=credential.session_id,
+        user_id=f"user-{number}",
+        digest=credential.digest,
+        attributes={"device": "phone", "plan": "family"},
+        create_time=now,
+        absolute_expire_time=now + _DAY,
+        idle_timeout=_HALF_HOUR,
+    )
+
+
+async def _write(link: Server, session: Session) -> None:
+    """Does what a login does once there is room for it; see `catraca_server.users`."""
+    store, index = RedisSessionStore(link, _KEYS, tells_expiry=True), RedisUserIndex(link, _KEYS)
+    entrance = await index.enter(session, limit=0, mark_oldest=False, deadline=inf)
+    assert entrance.entry is not None, "there is no limit"
+    expiry = session.expiry_if_active_at(session.create_time)
+    await store.create(session, expiry, entrance.entry.attempt, session.create_time + _HALF_HOUR, inf)
+    await index.settle(session.user_id, entrance.entry, inf)
+
+
+def _await_rewrite(store: redis.Redis) -> None:
+    """Waits until the store no longer writes its file anew, which it does as the file grows."""
+    while store.info("persistence")["aof_rewrite_in_progress"]:
+        time.sleep(0.1)
+
+
+def _used(store: redis.Redis) -> int:
+    return int(store.info("memory")["used_memory"])
+
+
+def _mean_usage(store: redis.Redis, keys: Iterable[str]) -> float:
+    return mean(store.memory_usage(key) or 0 for key in keys)

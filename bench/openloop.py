@@ -1,0 +1,188 @@
+"""A gRPC load generator: an open loop, in which calls come at a rate, whatever becomes of those before them.
+
+A closed loop slows down with the server and so never asks more of it than it can do. Here every call has a time at
+which its caller begins to wait, and is counted from that time on, also where this process gets to it late. Callers
+wait until their deadline and then give up, telling the server (RST_STREAM). They are well-behaved, as gRPC clients
+are: a connection has no more calls in flight than the server allows. What is more is held back, first come, first
+served, and may reach its deadline without ever being sent.
+"""
+
+import selectors
+from array import array
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from itertools import cycle
+from math import ceil
+from time import perf_counter
+
+from bench.http2 import Call, Connection, LoadError, framed, header_block
+from bench.wire import Load
+
+_TICK = 0.001
+_WATCH = 0.1
+
+# Deadlines are told in steps of so many milliseconds, so that the headers of all of them can be prebuilt.
+_STEP = 10
+
+
+class Fate(Enum):
+    """What can become of a call."""
+
+    GOOD = "good"
+    REFUSED = "refused"
+    """Answered without a message: with an error status."""
+    RESET = "reset"
+    """The server reset the stream."""
+    GIVEN_UP = "given up"
+    """In flight when its deadline came."""
+    HELD_BACK = "held back"
+    """Not even sent when its deadline came."""
+
+
+class Outcomes:
+    """What became of the calls of one run, in the order in which they ended."""
+
+    def __init__(self) -> None:
+        self.begin = self.end = perf_counter()
+        """When the first call was due, and when one more than the last would have been."""
+        self.late = 0.0
+        """How many seconds after a call was due it was begun at the most. Much of this, and the load was another."""
+        self._times = {fate: (array("d"), array("d")) for fate in Fate}
+
+    def add(self, fate: Fate, since: float, until: float) -> None:
+        """Takes a call that ended."""
+        starts, ends = self._times[fate]
+        starts.append(since)
+        ends.append(until)
+
+    def count(self, *fates: Fate) -> int:
+        """Returns how many ended so, or how many there were."""
+        return sum(len(self._times[fate][0]) for fate in fates or Fate)
+
+    def seconds(self, fate: Fate, *, skip: float = 0.0) -> list[float]:
+        """Returns how long callers waited for this end, ascending.
+
+        Counted are calls that ended while the load went on, but not in its first `skip` seconds.
+        """
+        first, last = self.begin + skip, self.end
+        times = zip(*self._times[fate], strict=True)
+        return sorted(until - since for since, until in times if first <= until <= last)
+
+    def slow(self, limit: float) -> list[tuple[float, bool]]:
+        """Returns when each call was due, and whether it got no good answer within `limit` seconds."""
+        return sorted(
+            (since, fate is not Fate.GOOD or until - since > limit)
+            for fate in Fate
+            for since, until in zip(*self._times[fate], strict=True)
+        )
+
+
+class Callers:
+    """Connections to one server, over which callers come that are patient until their `deadline` (seconds)."""
+
+    def __init__(self, port: int, load: Load, *, connections: int, deadline: float) -> None:
+        self._selector = selectors.DefaultSelector()
+        headers = [
+            header_block(load.method, port, timeout=f"{step * _STEP}m")
+            for step in range(ceil(deadline * 1000 / _STEP) + 2)
+        ]
+        self._connections = [
+            _Connection(port, self._selector, load, headers, deadline=deadline) for _ in range(connections)
+        ]
+        self._requests = cycle([framed(request) for request in load.requests])
+
+    @property
+    def streams(self) -> int:
+        """How many calls the server allows on a connection."""
+        return self._connections[0].most_streams
+
+    def close(self) -> None:
+        """Closes the connections."""
+        for connection in self._connections:
+            connection.close()
+        self._selector.close()
+
+    def run(self, rate: float, seconds: float, *, watch: Callable[[], None] = lambda: None) -> Outcomes:
+        """Has `rate` callers a second come for `seconds`, and waits until the last has an answer or has given up.
+
+        `watch` is called every now and then, also while the last ones wait.
+        """
+        outcomes = Outcomes()
+        outcomes.end += seconds
+        for connection in self._connections:
+            connection.outcomes = outcomes
+        begun, all_of_them, watched = 0, int(rate * seconds), 0.0
+        while begun < all_of_them or any(connection.busy for connection in self._connections):
+            now = perf_counter()
+            due = min(all_of_them, int((now - outcomes.begin) * rate) + 1)
+            if begun < due:
+                outcomes.late = max(outcomes.late, now - outcomes.begin - begun / rate)
+            for number in range(begun, due):
+                connection = self._connections[number % len(self._connections)]
+                connection.take(next(self._requests), outcomes.begin + number / rate)
+            begun = due
+            for connection in self._connections:
+                connection.turn(now)
+            if now >= watched + _WATCH:
+                watched = now
+                watch()
+            for key, events in self._selector.select(_TICK):
+                key.data.on_ready(events)
+        return outcomes
+
+
+class _Connection(Connection):
+    """A connection that callers share."""
+
+    def __init__(
+        self, port: int, selector: selectors.BaseSelector, load: Load, headers: list[bytes], *, deadline: float
+    ) -> None:
+        super().__init__(port, selector)
+        self.outcomes = Outcomes()
+        self._load = load
+        self._headers = headers
+        self._deadline = deadline
+        self._held: deque[tuple[float, bytes]] = deque()
+        self._sent: deque[tuple[float, int]] = deque()
+        """The calls in flight and those that have ended lately, oldest first."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self.calls or self._held)
+
+    def take(self, request: bytes, since: float) -> None:
+        """Has a caller come, after all others on this connection."""
+        self._held.append((since, request))
+
+    def turn(self, now: float) -> None:
+        """Lets go those whose deadline has come, and sends what may be sent."""
+        overdue = now - self._deadline
+        while self._sent and self._sent[0][0] <= overdue:
+            since, stream = self._sent.popleft()
+            if stream in self.calls:
+                self.cancel(stream)
+                self.outcomes.add(Fate.GIVEN_UP, since, now)
+        while self._held and self._held[0][0] <= overdue:
+            since, _ = self._held.popleft()
+            self.outcomes.add(Fate.HELD_BACK, since, now)
+        while self._held and len(self.calls) < self.most_streams:
+            since, request = self._held.popleft()
+            left = self._headers[ceil((since - overdue) * 1000 / _STEP)]
+            self._sent.append((since, self.open(left, request, since)))
+        self.flush()
+
+    def on_answer(self, stream: int, call: Call, trailers: bytes) -> None:
+        # Beside an error status grpc.aio may send an empty message. Errors of catraca have details.
+        message = None if b"grpc-status-details-bin" in trailers else call.message()
+        if message is not None and not self._load.check(message):
+            raise LoadError(f"{self._load.method}: not the answer hoped for: {message[:200]!r}")
+        if self.received_at - call.since > self._deadline:
+            fate = Fate.GIVEN_UP
+        else:
+            fate = Fate.REFUSED if message is None else Fate.GOOD
+        self.outcomes.add(fate, call.since, self.received_at)
+
+    def on_reset(self, stream: int, call: Call, code: int) -> None:
+        self.outcomes.add(Fate.RESET, call.since, self.received_at)

@@ -1,0 +1,232 @@
+"""`python -m bench overload`: what becomes of calls when more come than can be answered, and afterwards.
+
+An open loop (see `openloop`) offers half of the capacity, all of it, and more. Each row has a server of its own, so
+that its memory tells of this load alone.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter, process_time
+
+import psutil
+
+from bench.measure import Plan
+from bench.openloop import Callers, Fate
+from bench.processes import Cores, find_cores, pin, serving
+from bench.report import Results, Sheet
+from bench.sessions import SERVE, ask, catraca, login, single_validations
+from bench.store import Store, temporary_store
+from bench.wire import Client, Load
+from catraca.v1.session_service_pb2 import CreateSessionResponse
+
+_UNLIMITED = (str(Path(__file__).parent / "servers" / "unlimited.py"),)
+_SESSIONS = 1_000
+_DEADLINE = 1.0
+
+# Of a load's outcomes: its first second is that of a server whose queues are empty.
+_FILLING = 1.0
+
+# The probe that tells whether all is as before: calls a second, and how long it may take to be so.
+_PROBE_RATE = 100
+_PROBE_PATIENCE = 30
+
+# At least this is normal: a shared machine takes as long for itself now and then.
+_NORMAL = 0.02
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """A load to measure."""
+
+    connections: int
+    multiple: float
+    """Of the capacity."""
+    seconds: float
+    limited: bool = True
+    """Whether the server limits the calls in flight on a connection, as it does."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What came of an offer. Seconds and bytes."""
+
+    name: str
+    connections: int
+    streams: int
+    """Calls in flight that the server allows on each."""
+    seconds: float
+    offered: float
+    """Calls a second."""
+    goodput: float
+    """Good answers within the deadline, a second."""
+    of_peak: float
+    good_p50: float | None
+    good_p99: float | None
+    calls: Mapping[str, int]
+    """How many ended how; see `Fate`."""
+    refused_p50: float | None
+    refused_p99: float | None
+    memory_before: int
+    memory_most: int
+    memory_after: int
+    normal_p99: float
+    """Of the probe, before."""
+    recovery: float | None
+    """From when the last caller has gone until the probe's p99 is normal again; None: not while it was waited for."""
+    late: float
+    """How late the load generator was at the most."""
+    load_cpu: float
+    """CPU seconds of the load generator in each second."""
+
+
+def compare_overload(*, quick: bool, progress: Callable[[str], None]) -> Results:
+    """Finds the capacity and offers multiples of it over a few and over many connections."""
+    cores = find_cores()
+    offers = _offers(quick=quick)
+    pin(0, cores.load)
+    with temporary_store(core=cores.load) as store:
+        progress("capacity")
+        load = _load(store, cores)
+        capacity = _capacity(store, cores, load)
+        rows = []
+        for number, offer in enumerate(offers, 1):
+            progress(f"{number} of {len(offers)}: {_name(offer)}")
+            rows.append(_measure(store, cores, load, offer, capacity))
+        progress("capacity again")
+        afterwards = _capacity(store, cores, load)
+    late, load_cpu = max(row.late for row in rows), max(row.load_cpu for row in rows)
+    note = (
+        f"Capacity: {capacity:,.0f} validations/s, afterwards {afterwards:,.0f}. Recovery: until {_PROBE_RATE} calls/s"
+        f" have a p99 of at most twice what it was before (or {_NORMAL * 1e3:.0f} ms).\n"
+        f"The load generator was at most {late * 1e3:,.0f} ms late and took at most {load_cpu:.0%} of its core."
+    )
+    sheet = Sheet(f"Overload, deadline {_DEADLINE:g} s", rows, _COLUMNS, note)
+    return Results(Plan(1, _FILLING, max(offer.seconds for offer in offers)), cores, store.version, [], [], [sheet])
+
+
+def _offers(*, quick: bool) -> Sequence[_Offer]:
+    if quick:
+        return [_Offer(8, 1, 3), _Offer(8, 5, 3), _Offer(100, 5, 3), _Offer(8, 5, 3, limited=False)]
+    return [
+        *(
+            _Offer(connections, multiple, 60 if multiple == 5 else 10)
+            for connections in (8, 32, 100)
+            for multiple in (0.5, 1, 2, 5)
+        ),
+        _Offer(8, 5, 60, limited=False),
+    ]
+
+
+def _name(offer: _Offer) -> str:
+    unlimited = "" if offer.limited else ", no limit on streams"
+    return f"{offer.connections} connections, {offer.multiple:g}x capacity{unlimited}"
+
+
+def _load(store: Store, cores: Cores) -> Load:
+    logins = [login(f"user-{number}") for number in range(_SESSIONS)]
+    with (
+        serving(catraca(store.url), core=cores.server) as server,
+        closing(Client(server.port, connections=4)) as client,
+    ):
+        return single_validations([each.token for each in ask(client, logins, CreateSessionResponse)])
+
+
+def _capacity(store: Store, cores: Cores, load: Load) -> float:
+    """Returns the most validations a second, in a closed loop: of a few short runs, as anything else makes it less."""
+    with (
+        serving(catraca(store.url), core=cores.server) as server,
+        closing(Client(server.port, connections=8)) as client,
+    ):
+        client.run(load, streams=16, seconds=0.5)
+        runs = [client.run(load, streams=16, seconds=0.7) for _ in range(3)]
+    return max(len(run.latencies) / run.seconds for run in runs)
+
+
+def _measure(store: Store, cores: Cores, load: Load, offer: _Offer, capacity: float) -> _Row:
+    command = catraca(store.url, patient=False, program=SERVE if offer.limited else _UNLIMITED)
+    with (
+        serving(command, core=cores.server) as server,
+        closing(Callers(server.port, load, connections=offer.connections, deadline=_DEADLINE)) as callers,
+    ):
+        callers.run(capacity / 2, 0.5)
+        normal = _quantile(callers.run(_PROBE_RATE, 2).seconds(Fate.GOOD), 0.99) or _NORMAL
+        process = psutil.Process(server.popen.pid)
+        memory = [process.memory_info().rss]
+        cpu, begin = process_time(), perf_counter()
+        outcomes = callers.run(
+            capacity * offer.multiple, offer.seconds, watch=lambda: memory.append(process.memory_info().rss)
+        )
+        cpu, took = process_time() - cpu, perf_counter() - begin
+        recovery = _recovery(server.port, load, max(2 * normal, _NORMAL))
+        memory.append(process.memory_info().rss)
+    good, refused = (outcomes.seconds(fate, skip=_FILLING) for fate in (Fate.GOOD, Fate.REFUSED))
+    goodput = len(good) / (offer.seconds - _FILLING)
+    return _Row(
+        name=_name(offer),
+        connections=offer.connections,
+        streams=callers.streams,
+        seconds=offer.seconds,
+        offered=capacity * offer.multiple,
+        goodput=goodput,
+        of_peak=goodput / capacity,
+        good_p50=_quantile(good, 0.5),
+        good_p99=_quantile(good, 0.99),
+        calls={fate.value: outcomes.count(fate) for fate in Fate},
+        refused_p50=_quantile(refused, 0.5),
+        refused_p99=_quantile(refused, 0.99),
+        memory_before=memory[0],
+        memory_most=max(memory),
+        memory_after=memory[-1],
+        normal_p99=normal,
+        recovery=recovery,
+        late=outcomes.late,
+        load_cpu=cpu / took,
+    )
+
+
+def _recovery(port: int, load: Load, normal: float) -> float | None:
+    """Connects and calls at a low rate until a second of calls has a normal p99; returns how long that took to come."""
+    start = perf_counter()
+    calls: list[tuple[float, bool]] = []
+    with closing(Callers(port, load, connections=1, deadline=_DEADLINE)) as probe:
+        while perf_counter() < start + _PROBE_PATIENCE:
+            calls += probe.run(_PROBE_RATE, 1).slow(normal)
+            for first in range(len(calls) - _PROBE_RATE + 1):
+                if sum(slow for _, slow in calls[first : first + _PROBE_RATE]) <= _PROBE_RATE // 100:
+                    return calls[first][0] - start
+    return None
+
+
+def _quantile(ascending: Sequence[float], part: float) -> float | None:
+    return ascending[int(len(ascending) * part)] if ascending else None
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:,.0f}"
+
+
+def _part(*fates: Fate) -> Callable[[_Row], str]:
+    def show(row: _Row) -> str:
+        return f"{sum(row.calls[fate.value] for fate in fates) / sum(row.calls.values()):.1%}"
+
+    return show
+
+
+_COLUMNS: Mapping[str, Callable[[_Row], str]] = {
+    "": lambda row: row.name,
+    "good/s": lambda row: f"{row.goodput:,.0f}",
+    "of peak": lambda row: f"{row.of_peak:.2f}",
+    "p50 ms": lambda row: _milliseconds(row.good_p50),
+    "p99 ms": lambda row: _milliseconds(row.good_p99),
+    "held back": _part(Fate.HELD_BACK),
+    "given up": _part(Fate.GIVEN_UP),
+    "reset": _part(Fate.RESET),
+    "refused": _part(Fate.REFUSED),
+    "p50, p99 ms": lambda row: f"{_milliseconds(row.refused_p50)}, {_milliseconds(row.refused_p99)}",
+    "MB before, most, after": lambda row: ", ".join(
+        f"{size / 1e6:,.0f}" for size in (row.memory_before, row.memory_most, row.memory_after)
+    ),
+    "recovery s": lambda row: f"over {_PROBE_PATIENCE}" if row.recovery is None else f"{row.recovery:.1f}",
+}

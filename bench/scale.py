@@ -1,0 +1,141 @@
+"""`python -m bench scale`: a thousand sessions in the store, a hundred thousand, a million.
+
+Each number of sessions is in an embedded store of its own, as it comes with `catraca serve`. All servers are up at the
+same time, so that rounds can be interleaved without loading a million sessions for each.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+
+from bench.fill import Filled, fill
+from bench.measure import Plan, Row, measure_row
+from bench.processes import Server, find_cores, pin, serving
+from bench.report import COST, P50, P50_COMPARED, P99, P99_COMPARED, Results, Sheet, Table, rate
+from bench.sessions import batched_validations, catraca, single_validations
+from bench.wire import Client
+
+_SIZES = (1_000, 100_000, 1_000_000)
+_QUICK_SIZES = (1_000, 10_000, 50_000)
+
+# Of the sessions so many are validated in turn, and all of those get their activity written down just before.
+_VALIDATED = 10_000
+
+# Callers at the same time: some, but not so many that they wait for each other more than for their answers.
+_CONNECTIONS, _STREAMS = 4, 2
+
+_LOAD_PATIENCE = 300.0
+
+
+@dataclass(frozen=True)
+class _Size:
+    """What so many sessions take. Bytes, and seconds."""
+
+    name: str
+    sessions: int
+    used_each: float
+    record_each: float
+    index_each: float
+    filled_in: float
+    disk: int
+    started_in: float
+    """Until the server listened, the store having loaded everything."""
+    server_memory: int
+    """Resident after the measurement, as is the store's."""
+    store_memory: int
+
+
+def compare_scale(plan: Plan, *, quick: bool, progress: Callable[[str], None]) -> Results:
+    """Measures validations, memory and the start at each number of sessions."""
+    cores = find_cores()
+    sizes = _QUICK_SIZES if quick else _SIZES
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
+        data_dirs = {size: Path(directory, str(size)) for size in sizes}
+        # On all cores: it is pinned only after that, and those it starts are not pinned either.
+        filled = {size: _filled(data_dir, size, progress) for size, data_dir in data_dirs.items()}
+        disk = {size: _bytes_in(data_dir) for size, data_dir in data_dirs.items()}
+        pin(0, cores.load)
+        servers = {}
+        for size, data_dir in data_dirs.items():
+            progress(f"loading {size:,} sessions")
+            command = catraca("embedded:", "--data-dir", str(data_dir))
+            servers[size] = stack.enter_context(serving(command, core=cores.server, patience=_LOAD_PATIENCE))
+        rows = {size: _row(size, filled[size].tokens) for size in sizes}
+        measurements = []
+        for number in range(1, plan.rounds + 1):
+            for size, row in rows.items():
+                progress(f"round {number} of {plan.rounds}: {row.name}")
+                measurements.append(measure_row(row, number, plan, servers[size], None))
+        sheet_rows = [_size(size, filled[size], disk[size], servers[size]) for size in sizes]
+    table = Table(
+        f"ValidateSession by {_CONNECTIONS * _STREAMS} callers",
+        [row.name for row in rows.values()],
+        (rate("calls"), COST, P50, P99, P50_COMPARED, P99_COMPARED),
+        plotted=P99,
+    )
+    sheet = Sheet("What they take", sheet_rows, _COLUMNS, _NOTE)
+    return Results(plan, cores, None, [table], measurements, [sheet])
+
+
+def _filled(data_dir: Path, size: int, progress: Callable[[str], None]) -> Filled:
+    sample = min(size, _VALIDATED)
+    return fill(data_dir, size, sample=sample, progress=lambda done: progress(f"{done:,} of {size:,} sessions written"))
+
+
+def _bytes_in(data_dir: Path) -> int:
+    return sum(file.stat().st_size for file in data_dir.rglob("*") if file.is_file())
+
+
+def _row(size: int, tokens: Sequence[str]) -> Row:
+    def note_activity(client: Client) -> None:
+        # Those whose activity is due cost a write, and the more sessions there are the more would be due.
+        client.run(batched_validations(tokens, min(len(tokens), 1_000), once=True), streams=1, seconds=inf)
+
+    return Row(
+        f"{size:,} sessions",
+        single_validations(tokens),
+        connections=_CONNECTIONS,
+        streams=_STREAMS,
+        prepare=note_activity,
+    )
+
+
+def _size(size: int, filled: Filled, disk: int, server: Server) -> _Size:
+    own, *others = server.memory()
+    return _Size(
+        name=f"{size:,} sessions",
+        sessions=size,
+        used_each=filled.used,
+        record_each=filled.record,
+        index_each=filled.index,
+        filled_in=filled.seconds,
+        disk=disk,
+        started_in=server.started_in,
+        server_memory=own,
+        store_memory=sum(others),
+    )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f}"
+
+
+_COLUMNS: Mapping[str, Callable[[_Size], str]] = {
+    "": lambda size: size.name,
+    "bytes each": lambda size: f"{size.used_each:.0f}",
+    "record": lambda size: f"{size.record_each:.0f}",
+    "index": lambda size: f"{size.index_each:.0f}",
+    "start s": lambda size: f"{size.started_in:.1f}",
+    "MB server": lambda size: _megabytes(size.server_memory),
+    "MB store": lambda size: _megabytes(size.store_memory),
+    "MB disk": lambda size: _megabytes(size.disk),
+    "filled in s": lambda size: f"{size.filled_in:.0f}",
+}
+_NOTE = (
+    "Bytes each: by how much the store's used memory has grown, for each session; of it what the session's record and"
+    " its user's index take.\nStart: of catraca with its embedded store, until it listens. The server and the store are"
+    " on one core, and CPU is of both."
+)
