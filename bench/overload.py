@@ -7,7 +7,6 @@ that its memory tells of this load alone.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter, process_time
 
 import psutil
@@ -16,12 +15,11 @@ from bench.measure import Plan
 from bench.openloop import Callers, Fate
 from bench.processes import Cores, find_cores, pin, serving
 from bench.report import Results, Sheet
-from bench.sessions import SERVE, ask, catraca, login, single_validations
+from bench.sessions import ask, catraca, login, single_validations
 from bench.store import Store, temporary_store
 from bench.wire import Client, Load
 from catraca.v1.session_service_pb2 import CreateSessionResponse
 
-_UNLIMITED = (str(Path(__file__).parent / "servers" / "unlimited.py"),)
 _SESSIONS = 1_000
 _DEADLINE = 1.0
 
@@ -44,8 +42,6 @@ class _Offer:
     multiple: float
     """Of the capacity."""
     seconds: float
-    limited: bool = True
-    """Whether the server limits the calls in flight on a connection, as it does."""
 
 
 @dataclass(frozen=True)
@@ -108,20 +104,16 @@ def compare_overload(*, quick: bool, progress: Callable[[str], None]) -> Results
 
 def _offers(*, quick: bool) -> Sequence[_Offer]:
     if quick:
-        return [_Offer(8, 1, 3), _Offer(8, 5, 3), _Offer(100, 5, 3), _Offer(8, 5, 3, limited=False)]
+        return [_Offer(8, 1, 3), _Offer(8, 5, 3), _Offer(100, 5, 3)]
     return [
-        *(
-            _Offer(connections, multiple, 60 if multiple == 5 else 10)
-            for connections in (8, 32, 100)
-            for multiple in (0.5, 1, 2, 5)
-        ),
-        _Offer(8, 5, 60, limited=False),
+        _Offer(connections, multiple, 60 if multiple == 5 else 10)
+        for connections in (8, 32, 100)
+        for multiple in (0.5, 1, 2, 5)
     ]
 
 
 def _name(offer: _Offer) -> str:
-    unlimited = "" if offer.limited else ", no limit on streams"
-    return f"{offer.connections} connections, {offer.multiple:g}x capacity{unlimited}"
+    return f"{offer.connections} connections, {offer.multiple:g}x capacity"
 
 
 def _load(store: Store, cores: Cores) -> Load:
@@ -145,7 +137,7 @@ def _capacity(store: Store, cores: Cores, load: Load) -> float:
 
 
 def _measure(store: Store, cores: Cores, load: Load, offer: _Offer, capacity: float) -> _Row:
-    command = catraca(store.url, patient=False, program=SERVE if offer.limited else _UNLIMITED)
+    command = catraca(store.url, patient=False)
     with (
         serving(command, core=cores.server) as server,
         closing(Callers(server.port, load, connections=offer.connections, deadline=_DEADLINE)) as callers,

@@ -39,12 +39,6 @@ logger = logging.getLogger(__name__)
 MAX_REQUEST_BYTES = 8 << 20
 """A batch of 1,000 of the longest tokens and user ids takes 4.4 MB, over the engine's default of 4 MiB."""
 
-STREAMS_PER_CONNECTION = 100
-"""Calls that may be in flight on one connection; a client holds back what is more. Without a limit, calls that nobody
-waits for any more pile up in front of this process, and refusing one would cost as much as answering it
-(docs/reliability.md). RFC 9113 section 6.5.2 advises against less; the engine counts calls that were given up until it
-has let go of them, and with 32 it refused others for that."""
-
 CONNECTION_AGE_GRACE = 60_000
 """Milliseconds for the calls of a connection that has come of age: several times what the longest call takes."""
 
@@ -152,7 +146,6 @@ def _options(settings: Settings) -> tuple[tuple[str, int], ...]:
     return (
         ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
         ("grpc.max_send_message_length", -1),
-        ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
         # A second server on the same port is a mistake to be told, not a partner to share it with.
         ("grpc.so_reuseport", int(settings.workers > 1)),
         # Clients may keep idle connections alive.
