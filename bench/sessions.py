@@ -18,19 +18,16 @@ from catraca.v1.session_service_pb2 import (
 
 _SERVICE = "/catraca.v1.SessionService"
 
-SERVE = ("-m", "catraca", "serve")
-"""What to have Python run for catraca."""
-
 # A stall of a shared machine shall show as a slow call, not end the run as a failed one.
 _PATIENCE = ("--store-timeout", "5s")
 
 _Response = TypeVar("_Response", bound=Message)
 
 
-def catraca(store_url: str, *options: str, program: Sequence[str] = SERVE, patient: bool = True) -> list[str]:
+def catraca(store_url: str, *options: str, patient: bool = True) -> list[str]:
     """Returns the command that serves catraca on a store; unless `patient`, with the timeout that it has by default."""
     patience = _PATIENCE if patient else ()
-    return [sys.executable, *program, "--port", "0", "--store-url", store_url, *patience, *options]
+    return [sys.executable, "-m", "catraca", "serve", "--port", "0", "--store-url", store_url, *patience, *options]
 
 
 def asking(
