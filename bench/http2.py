@@ -38,10 +38,11 @@ class LoadError(Exception):
 class Call:
     """One call in flight."""
 
-    __slots__ = ("response", "since", "unsent", "window")
+    __slots__ = ("response", "sent", "since", "unsent", "window")
 
     def __init__(self, request: bytes, window: int, since: float) -> None:
         self.since = since
+        self.sent = perf_counter()
         self.unsent = memoryview(request)
         self.window = window
         self.response = bytearray()

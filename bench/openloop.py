@@ -33,7 +33,7 @@ class Fate(Enum):
     REFUSED = "refused"
     """Answered without a message: with an error status."""
     RESET = "reset"
-    """The server reset the stream."""
+    """Refused by the engine, before it was a call: the stream was reset."""
     GIVEN_UP = "given up"
     """In flight when its deadline came."""
     HELD_BACK = "held back"
@@ -49,12 +49,21 @@ class Outcomes:
         self.late = 0.0
         """How many seconds after a call was due it was begun at the most. Much of this, and the load was another."""
         self._times = {fate: (array("d"), array("d")) for fate in Fate}
+        self._refusals = array("d")
 
     def add(self, fate: Fate, since: float, until: float) -> None:
         """Takes a call that ended."""
         starts, ends = self._times[fate]
         starts.append(since)
         ends.append(until)
+
+    def add_refusal(self, sent: float, until: float) -> None:
+        """Takes how long the server took to refuse a call, which is added as well."""
+        self._refusals.append(until - sent)
+
+    def refusals(self) -> list[float]:
+        """Returns how long the server took to refuse those that it refused, ascending, from when they were sent."""
+        return sorted(self._refusals)
 
     def count(self, *fates: Fate) -> int:
         """Returns how many ended so, or how many there were."""
@@ -91,11 +100,6 @@ class Callers:
             _Connection(port, self._selector, load, headers, deadline=deadline) for _ in range(connections)
         ]
         self._requests = cycle([framed(request) for request in load.requests])
-
-    @property
-    def streams(self) -> int:
-        """How many calls the server allows on a connection."""
-        return self._connections[0].most_streams
 
     def close(self) -> None:
         """Closes the connections."""
@@ -183,6 +187,9 @@ class _Connection(Connection):
         else:
             fate = Fate.REFUSED if message is None else Fate.GOOD
         self.outcomes.add(fate, call.since, self.received_at)
+        if message is None:
+            self.outcomes.add_refusal(call.sent, self.received_at)
 
     def on_reset(self, stream: int, call: Call, code: int) -> None:
         self.outcomes.add(Fate.RESET, call.since, self.received_at)
+        self.outcomes.add_refusal(call.sent, self.received_at)

@@ -39,6 +39,8 @@ class _Offer:
     """A load to measure."""
 
     connections: int
+    limit: int
+    """Calls that a connection may have in flight."""
     multiple: float
     """Of the capacity."""
     seconds: float
@@ -50,8 +52,7 @@ class _Row:
 
     name: str
     connections: int
-    streams: int
-    """Calls in flight that the server allows on each."""
+    limit: int
     seconds: float
     offered: float
     """Calls a second."""
@@ -103,17 +104,19 @@ def compare_overload(*, quick: bool, progress: Callable[[str], None]) -> Results
 
 
 def _offers(*, quick: bool) -> Sequence[_Offer]:
+    # The default, and limits under which the calls that wait are done with in a fraction of their deadline.
+    limits = [(8, 250), (8, 100), (32, 32), (100, 16)]
     if quick:
-        return [_Offer(8, 1, 3), _Offer(8, 5, 3), _Offer(100, 5, 3)]
+        return [_Offer(connections, limit, 5, 3) for connections, limit in limits]
     return [
-        _Offer(connections, multiple, 60 if multiple == 5 else 10)
-        for connections in (8, 32, 100)
+        _Offer(connections, limit, multiple, 60 if multiple == 5 else 10)
+        for connections, limit in limits
         for multiple in (0.5, 1, 2, 5)
     ]
 
 
 def _name(offer: _Offer) -> str:
-    return f"{offer.connections} connections, {offer.multiple:g}x capacity"
+    return f"{offer.connections} connections of at most {offer.limit} calls, {offer.multiple:g}x capacity"
 
 
 def _load(store: Store, cores: Cores) -> Load:
@@ -137,7 +140,7 @@ def _capacity(store: Store, cores: Cores, load: Load) -> float:
 
 
 def _measure(store: Store, cores: Cores, load: Load, offer: _Offer, capacity: float) -> _Row:
-    command = catraca(store.url, patient=False)
+    command = catraca(store.url, "--max-calls-per-connection", str(offer.limit), patient=False)
     with (
         serving(command, core=cores.server) as server,
         closing(Callers(server.port, load, connections=offer.connections, deadline=_DEADLINE)) as callers,
@@ -153,12 +156,12 @@ def _measure(store: Store, cores: Cores, load: Load, offer: _Offer, capacity: fl
         cpu, took = process_time() - cpu, perf_counter() - begin
         recovery = _recovery(server.port, load, max(2 * normal, _NORMAL))
         memory.append(process.memory_info().rss)
-    good, refused = (outcomes.seconds(fate, skip=_FILLING) for fate in (Fate.GOOD, Fate.REFUSED))
+    good, refused = outcomes.seconds(Fate.GOOD, skip=_FILLING), outcomes.refusals()
     goodput = len(good) / (offer.seconds - _FILLING)
     return _Row(
         name=_name(offer),
         connections=offer.connections,
-        streams=callers.streams,
+        limit=offer.limit,
         seconds=offer.seconds,
         offered=capacity * offer.multiple,
         goodput=goodput,
@@ -214,9 +217,8 @@ _COLUMNS: Mapping[str, Callable[[_Row], str]] = {
     "p99 ms": lambda row: _milliseconds(row.good_p99),
     "held back": _part(Fate.HELD_BACK),
     "given up": _part(Fate.GIVEN_UP),
-    "reset": _part(Fate.RESET),
-    "refused": _part(Fate.REFUSED),
-    "p50, p99 ms": lambda row: f"{_milliseconds(row.refused_p50)}, {_milliseconds(row.refused_p99)}",
+    "refused": _part(Fate.RESET, Fate.REFUSED),
+    "after p50, p99 ms": lambda row: f"{_milliseconds(row.refused_p50)}, {_milliseconds(row.refused_p99)}",
     "MB before, most, after": lambda row: ", ".join(
         f"{size / 1e6:,.0f}" for size in (row.memory_before, row.memory_most, row.memory_after)
     ),

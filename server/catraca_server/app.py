@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
 
-from catraca_server import reflection
+from catraca_server import admission, reflection
 from catraca_server.health import Health
 from catraca_server.requests import Policy
 from catraca_server.rpc import SERVICE_NAME, session_service_handlers
@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES = 8 << 20
 """A batch of 1,000 of the longest tokens and user ids takes 4.4 MB, over the engine's default of 4 MiB."""
+
+LONGEST_WAIT = 1
+"""Seconds for which a call may wait to be taken in. The engine knows no less, and more nobody waits for."""
 
 CONNECTION_AGE_GRACE = 60_000
 """Milliseconds for the calls of a connection that has come of age: several times what the longest call takes."""
@@ -122,7 +125,7 @@ async def supervising(settings: Settings, environment: Mapping[str, str], pepper
 @asynccontextmanager
 async def running(settings: Settings, environment: Mapping[str, str], pepper: bytes | None) -> AsyncIterator[str]:
     """Runs the service and yields the address it listens on; drains it on the way out. Raises StartError."""
-    server = grpc.aio.server(options=_options(settings))
+    server = admission.server(_options(settings))
     # Bound first: a port in use is the commonest mistake, and the cheapest to find. Not so one that workers share:
     # connections come to it at once, and would wait there for the store.
     address = _bind(server, settings) if settings.workers == 1 else ""
@@ -143,6 +146,7 @@ async def running(settings: Settings, environment: Mapping[str, str], pepper: by
 
 def _options(settings: Settings) -> tuple[tuple[str, int], ...]:
     age = settings.max_connection_age.milliseconds
+    calls = settings.max_calls_per_connection
     return (
         ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
         ("grpc.max_send_message_length", -1),
@@ -151,6 +155,8 @@ def _options(settings: Settings) -> tuple[tuple[str, int], ...]:
         # Clients may keep idle connections alive.
         ("grpc.http2.min_ping_interval_without_data_ms", 5000),
         ("grpc.keepalive_permit_without_calls", 1),
+        *((("grpc.max_concurrent_streams", calls),) if calls else ()),
+        ("grpc.server_max_unrequested_time_in_server", LONGEST_WAIT),
         *(
             (("grpc.max_connection_age_ms", age), ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_GRACE))
             if age

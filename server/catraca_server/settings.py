@@ -155,6 +155,9 @@ class Settings:
     max_connection_age: Millis = _setting(
         "15m", _connection_age, "after this clients are told to connect anew, to spread over the workers; 0s: never"
     )
+    max_calls_per_connection: int = _setting(
+        "250", _whole_number, "calls that a connection may have in flight; more are refused; 0: any number"
+    )
     insecure: bool = _setting("false", _boolean, "listen on any address without TLS and caller authentication")
     store_url: str = _setting(
         "embedded:",

@@ -90,6 +90,7 @@ def test_what_is_no_span(text: str) -> None:
         ("workers", "129"),
         ("workers", "two"),
         ("max_connection_age", "25h"),
+        ("max_calls_per_connection", "-1"),
         ("insecure", "maybe"),
         ("log_format", "xml"),
     ],

@@ -1,0 +1,85 @@
+"""More calls than may be in flight: what is over the limit is refused at once, and what is not is answered."""
+
+import asyncio
+import selectors
+import time
+from contextlib import closing
+from pathlib import Path
+
+from bench.http2 import Call, Connection, framed, header_block
+from tests.support.proxy import Proxy
+from tests.support.service import ServeProcess
+from tests.support.valkey import Valkey
+from tests.support.waiting import PATIENCE
+
+from catraca import AsyncSessionClient
+from catraca.v1 import session_service_pb2 as pb
+
+LIMIT = 250
+"""Calls that a connection may have in flight, unless set otherwise."""
+
+_REFUSED_STREAM = 7
+
+
+class Flood(Connection):
+    """A connection whose callers do not care what the server allows."""
+
+    def __init__(self, port: int) -> None:
+        self.selector = selectors.DefaultSelector()
+        self.answers: list[pb.ValidateSessionResponse] = []
+        self.resets: list[int] = []
+        super().__init__(port, self.selector)
+
+    def on_answer(self, stream: int, call: Call, trailers: bytes) -> None:  # noqa: D102  as its base says
+        message = call.message()
+        assert message is not None, trailers
+        self.answers.append(pb.ValidateSessionResponse.FromString(message))
+
+    def on_reset(self, stream: int, call: Call, code: int) -> None:  # noqa: D102  as its base says
+        self.resets.append(code)
+
+    def begin(self, port: int, token: str, calls: int) -> None:
+        """Asks so many times at once."""
+        headers = header_block("/catraca.v1.SessionService/ValidateSession", port, timeout="60S")
+        request = framed(pb.ValidateSessionRequest(token=token).SerializeToString())
+        for _ in range(calls):
+            self.open(headers, request, time.monotonic())
+        self.flush()
+
+    def wait_for(self, *, resets: int = 0, answers: int = 0) -> None:
+        """Waits until so many calls have ended so, or more."""
+        deadline = time.monotonic() + PATIENCE
+        while len(self.resets) < resets or len(self.answers) < answers:
+            assert time.monotonic() < deadline, f"{len(self.resets)} resets, {len(self.answers)} answers"
+            for key, events in self.selector.select(0.1):
+                key.data.on_ready(events)
+
+    def close(self) -> None:  # noqa: D102  as its base says
+        super().close()
+        self.selector.close()
+
+
+async def test_a_flood_is_refused_and_the_rest_is_answered(valkey: Valkey, tmp_path: Path) -> None:
+    """While nothing can be answered, a connection holds what it may; nothing of it is lost, and no later call is."""
+    async with (
+        Proxy(valkey.socket, tmp_path / "proxy.sock") as proxy,
+        ServeProcess(store_url=proxy.url, store_timeout="30s") as process,
+        AsyncSessionClient(process.target, timeout=30) as sessions,
+    ):
+        port = int(process.target.rpartition(":")[2])
+        token = (await sessions.create("12345")).token
+        with closing(await asyncio.to_thread(Flood, port)) as flood:
+            assert flood.most_streams == LIMIT
+            proxy.hold()
+            flood.begin(port, token, 20 * LIMIT)
+            # The engine lets one in on top.
+            await asyncio.to_thread(flood.wait_for, resets=19 * LIMIT - 1)
+            assert set(flood.resets) == {_REFUSED_STREAM}
+            assert not flood.answers
+            proxy.release()
+            await asyncio.to_thread(flood.wait_for, answers=20 * LIMIT - len(flood.resets))
+            assert all(answer.valid for answer in flood.answers)
+            assert LIMIT <= len(flood.answers) <= LIMIT + 1
+            flood.begin(port, token, 1)
+            await asyncio.to_thread(flood.wait_for, answers=len(flood.answers) + 1)
+        assert await sessions.validate(token)
