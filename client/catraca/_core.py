@@ -49,6 +49,10 @@ _SERVICE_CONFIG = {
     "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
 }
 
+CALLS_AT_A_TIME = 100
+"""Calls that an asynchronous client has under way; more wait for their turn, within their timeout. A server takes in as
+many at a time, refuses what is over its limit for a connection (250), and may begin to somewhat below that."""
+
 CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     # 1,000 sessions with the most attributes they may have make an answer of 20 MiB.

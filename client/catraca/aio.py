@@ -11,7 +11,7 @@ import grpc
 
 from catraca import _core
 from catraca._model import Login, Rotation, Session, Validation
-from catraca.errors import from_status
+from catraca.errors import Unavailable, from_status
 
 _Result = TypeVar("_Result")
 
@@ -34,6 +34,7 @@ class AsyncSessionClient:
         self._credentials = credentials
         self._channel: grpc.aio.Channel | None = None
         self._stubs: dict[str, Callable[..., Awaitable[Any]]] = {}
+        self._turns = asyncio.Semaphore(_core.CALLS_AT_A_TIME)
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
 
     async def create(
@@ -163,16 +164,25 @@ class AsyncSessionClient:
         return f"{type(self).__name__}({self._target!r})"
 
     async def _make(self, call: _core.Call[_Result], timeout: float | None) -> _Result:
+        left = self._timeout if timeout is None else timeout
+        stub, turns = self._stub(call), self._turns
+        if turns.locked():
+            left = await _turn(turns, left)
+        else:
+            await turns.acquire()
         try:
-            response = await self._stub(call)(call.request, timeout=self._timeout if timeout is None else timeout)
+            response = await stub(call.request, timeout=left)
         except grpc.aio.AioRpcError as error:
             raise from_status(error.code(), error.details(), error.trailing_metadata()) from error
+        finally:
+            turns.release()
         return call.read(response)
 
     def _stub(self, call: _core.Call[_Result]) -> Callable[..., Awaitable[Any]]:
         if self._home != _here():
             # Another loop, or a forked child: the channel belongs elsewhere, not to be used and not to be closed here.
             self._home, self._channel, self._stubs = _here(), None, {}
+            self._turns = asyncio.Semaphore(_core.CALLS_AT_A_TIME)
         stub = self._stubs.get(call.path)
         if stub is None:
             if self._channel is None:
@@ -188,6 +198,18 @@ class AsyncSessionClient:
         if self._credentials is None:
             return grpc.aio.insecure_channel(self._target, _core.CHANNEL_OPTIONS)
         return grpc.aio.secure_channel(self._target, self._credentials, _core.CHANNEL_OPTIONS)
+
+
+async def _turn(turns: asyncio.Semaphore, seconds: float) -> float:
+    """Waits for a turn and returns what is left of the time. Raises Unavailable if there is none in time."""
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    try:
+        async with asyncio.timeout(seconds):
+            await turns.acquire()
+    except TimeoutError:
+        raise Unavailable(f"not sent within {seconds:g} s, behind this client's other calls") from None
+    return seconds - (loop.time() - begun)
 
 
 def _here() -> tuple[int, asyncio.AbstractEventLoop]:

@@ -124,6 +124,30 @@ class EmbeddedKilled(Fault):
             await eventually_async(answers, "the embedded store answers")
 
 
+class WrongPassword(OwnValkey):
+    """The store's password is another from one moment to the next."""
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[ServeProcess]:
+        """Runs both, with a user for the service."""
+        self.valkey = Valkey(self.directory)
+        await asyncio.to_thread(self.valkey.start)
+        with contextlib.closing(self.valkey):
+            self.valkey.command("ACL", "SETUSER", "service", "on", ">right", "~*", "&*", "+@all")
+            url = f"unix://service@{self.valkey.socket}"
+            async with ServeProcess(store_url=url, store_password="right") as process:
+                yield process
+
+    async def take(self) -> None:
+        """Changes it, and has whoever used the old one connect again."""
+        self.valkey.command("ACL", "SETUSER", "service", "resetpass", ">other")
+        self.valkey.command("CLIENT", "KILL", "USER", "service")
+
+    async def give_back(self) -> None:
+        """Takes the old one again."""
+        self.valkey.command("ACL", "SETUSER", "service", ">right")
+
+
 class Proxied(OwnValkey):
     """A fault of the network between the service and its store."""
 
@@ -153,6 +177,18 @@ class BlackHole(Proxied):
     async def give_back(self) -> None:
         """Lets everything through."""
         self.proxy.release()
+
+
+class Slow(Proxied):
+    """Answers take nearly as long as they may, and those that had to wait for others longer."""
+
+    async def take(self) -> None:
+        """200 ms for every piece."""
+        self.proxy.delay = lambda: 0.2
+
+    async def give_back(self) -> None:
+        """None."""
+        self.proxy.delay = None
 
 
 class RepliesLost(Proxied):
@@ -220,7 +256,17 @@ async def play(fault: Fault) -> tuple[float, float]:
     return max(each.seconds for each in load.answers), good - back
 
 
-FAULTS: list[type[Fault]] = [Stalled, Killed, EmbeddedKilled, BlackHole, RepliesLost, Reset, HalfClosed]
+FAULTS: list[type[Fault]] = [
+    Stalled,
+    Killed,
+    EmbeddedKilled,
+    WrongPassword,
+    BlackHole,
+    Slow,
+    RepliesLost,
+    Reset,
+    HalfClosed,
+]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda each: each.__name__)
