@@ -16,6 +16,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextvars import ContextVar
+from math import inf
 from typing import Any, cast
 
 import grpc
@@ -29,14 +30,8 @@ PLACES = 100
 that most of those wait in the core and count there; with 200 places they came in, and overload with them."""
 
 
-def give_up_place() -> None:
-    """Lets another call in beside the one being handled, which will wait much longer than it works.
-
-    Called by a handler of a call; more than once is the same as once.
-    """
-    place = _current.get(None)
-    if place is not None:
-        place.give_up()
+LASTING = 1.0
+"""Seconds after which a call gives up its place: it waits for something, its caller's own request perhaps."""
 
 
 def server(options: Sequence[tuple[str, Any]], places: int = PLACES) -> grpc.aio.Server:
@@ -59,8 +54,8 @@ class _Engine(AioServer):  # type: ignore[misc]  # compiled, without types
         self._handlers: list[grpc.GenericRpcHandler] = []
         self._loop = loop
         super().__init__(loop, None, (), (), options, None)
-        self._places = places
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._count = places
+        self._places: dict[_Place, asyncio.Task[None]] = {}
         self._ended: asyncio.Future[None] = loop.create_future()
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
@@ -72,28 +67,38 @@ class _Engine(AioServer):  # type: ignore[misc]  # compiled, without types
         await super().shutdown(grace)
 
     async def _request_call(self) -> None:
-        for _ in range(self._places):
+        for _ in range(self._count):
             self.open_place()
-        await self._ended
+        while True:
+            # Looked at now and then, because a timer for each call would cost every call.
+            await asyncio.wait([self._ended], timeout=LASTING / 2)
+            if self._ended.done():
+                return self._ended.result()
+            begun = self._loop.time() - LASTING
+            for place in list(self._places):
+                if place.taken_at < begun:
+                    place.give_up()
 
     def open_place(self) -> None:
         """Opens one place more."""
-        task = asyncio.create_task(_Place(self).take_calls(), name="place")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        place = _Place(self)
+        self._places[place] = task = asyncio.create_task(place.take_calls(), name="place")
+        task.add_done_callback(lambda _: self._places.pop(place))
 
-    async def take_call(self) -> None:
+    async def take_call(self, place: "_Place") -> None:
         """Waits for a call and handles it. When the server stops, there is none."""
         try:
             call = await super()._request_call()
         except Exception as error:  # noqa: BLE001  for the base, which knows those that mean it is stopping
             self._end(error)
             return
+        place.taken_at = self._loop.time()
         try:
             handling = _handle_rpc(self._handlers, (), call, self._loop, False)
             await _schedule_rpc_coro(handling, call, self._loop)
         except Exception:
             logger.exception("defect in the engine: a call was not handled")
+        place.taken_at = inf
 
     @property
     def takes_calls(self) -> bool:
@@ -109,6 +114,8 @@ class _Place:
     """Takes one call at a time."""
 
     def __init__(self, engine: _Engine) -> None:
+        self.taken_at = inf
+        """When the call came that it has; never, if it has none."""
         self._engine = engine
         self._given_up = False
 
@@ -116,10 +123,10 @@ class _Place:
         """Takes calls until the server stops or the place is given up."""
         _current.set(self)  # the handlers' tasks inherit it
         while self._engine.takes_calls and not self._given_up:
-            await self._engine.take_call()
+            await self._engine.take_call(self)
 
     def give_up(self) -> None:
-        """Has another place opened instead of this one, which ends with the call it has."""
+        """Has another place opened instead of this one, which ends with the call it has. Twice is the same as once."""
         if not self._given_up:
             self._given_up = True
             self._engine.open_place()
@@ -129,7 +136,7 @@ _current: ContextVar[_Place] = ContextVar("_current")
 
 
 class _Handlers(grpc.GenericRpcHandler):
-    """Finds handlers as another does. Streams, which last, give up their places."""
+    """Finds handlers as another does. Streams give up their places at once."""
 
     def __init__(self, handlers: grpc.GenericRpcHandler) -> None:
         self._handlers = handlers
@@ -137,5 +144,5 @@ class _Handlers(grpc.GenericRpcHandler):
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         found = self._handlers.service(handler_call_details)
         if found is not None and (found.request_streaming or found.response_streaming):
-            give_up_place()
+            _current.get().give_up()
         return found

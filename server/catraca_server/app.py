@@ -133,8 +133,8 @@ async def running(settings: Settings, environment: Mapping[str, str], pepper: by
     async with _store(settings, environment, health) as (store, index):
         _register(server, _service(store, index, settings, pepper), health, settings)
         address = address or _bind(server, settings)
-        await server.start()
         try:
+            await server.start()
             yield address
         finally:
             logger.info("draining: new calls are refused, calls in flight have %s to finish", settings.drain_timeout)

@@ -13,7 +13,6 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from catraca.v1 import session_service_pb2 as pb
-from catraca_server.admission import give_up_place
 from catraca_server.errors import Failure, failure
 from catraca_server.requests import InvalidRequest
 from catraca_server.service import SessionService
@@ -38,8 +37,7 @@ def session_service_handlers(service: SessionService, *, store_timeout: float) -
     def unary(
         request_type: type[_Request], method: Callable[[_Request, float], Awaitable[Message]], exchanges: int = 1
     ) -> Any:
-        handle = _handler(request_type, method, store_timeout * exchanges)
-        return grpc.unary_unary_rpc_method_handler(handle if exchanges == 1 else _lasting(handle))
+        return grpc.unary_unary_rpc_method_handler(_handler(request_type, method, store_timeout * exchanges))
 
     return grpc.method_handlers_generic_handler(
         SERVICE_NAME,
@@ -74,14 +72,6 @@ def _handler(
             return _fail(context, failure(error))
 
     return handle
-
-
-def _lasting(handle: _Handler) -> _Handler:
-    async def handle_beside_others(body: bytes, context: _Context) -> bytes:
-        give_up_place()
-        return await handle(body, context)
-
-    return handle_beside_others
 
 
 def _fail(context: _Context, status: Failure) -> bytes:

@@ -112,7 +112,11 @@ class UserSessions:
                 # Void: somebody ended it as soon as it began, as they might have a moment later.
                 with contextlib.suppress(StoreUnavailable, Overloaded):
                     # It is created; the entry settles by itself in a while.
-                    await self._index.settle(new.user_id, entry, deadline)
+                    settled = await self._index.settle(new.user_id, entry, deadline)
+                    if outcome is Creation.CREATED and not settled:
+                        # Ended, by now or before it was written, which a brought token may survive that is brought
+                        # again and again: the index has to name it all the same.
+                        await self._index.extend(session, deadline)
                 return Login(token, live, evicted)
 
     async def page(self, user_id: str, before: int | None, size: int, deadline: float) -> Page:
@@ -137,15 +141,15 @@ class UserSessions:
         newest = await self._index.newest(user_id, None, 1, deadline)
         until = newest.found[0].number if newest.found else 0
         revoked = 0
-        after = None
-        while True:
-            entries = await self._index.oldest(user_id, after, until, STEP, deadline)
-            if not entries.found:
-                return revoked
-            ending = [entry for entry in entries.found if entry.session_id != except_session_id]
-            if ending:
-                revoked += len(await self._end(user_id, Entries(entries.now, ending), deadline))
-            after = entries.found[-1].number
+        # And once more the marked: a login may have marked, and not ended, what was about to be reached.
+        for last in (until, 0):
+            after = None
+            while (entries := await self._index.oldest(user_id, after, last, STEP, deadline)).found:
+                ending = [entry for entry in entries.found if entry.session_id != except_session_id]
+                if ending:
+                    revoked += len(await self._end(user_id, Entries(entries.now, ending), deadline))
+                after = entries.found[-1].number
+        return revoked
 
     async def _enter(self, session: Session, deadline: float) -> tuple[Entry, Entries]:
         """Enters a session into the index. Returns its entry and those that have to end first."""
@@ -185,7 +189,8 @@ class UserSessions:
     async def _end(self, user_id: str, entries: Entries, deadline: float) -> Sequence[str]:
         """Ends the sessions of entries and forgets the entries. Returns which there were."""
         ended = await self._store.kill(user_id, entries, deadline)
-        # They have ended; the index may name what has ended.
+        # What this did not end may be about to be written. The index may name what has ended.
+        over = [entry for entry in entries.found if entry.session_id in ended or entry.is_settled(entries.now)]
         with contextlib.suppress(StoreUnavailable, Overloaded):
-            await self._index.forget(user_id, entries.found, deadline)
+            await self._index.forget(user_id, over, deadline)
         return ended

@@ -130,6 +130,18 @@ async def test_what_was_entered_anew_is_not_forgotten(backend: Backend, index: U
     assert await backend.keys() == {}, "an empty index is gone"
 
 
+async def test_what_was_settled_meanwhile_is_not_forgotten(backend: Backend, index: UserIndex) -> None:
+    """Whoever read an entry of an attempt does not know that the session was written since."""
+    (entry,) = await entered(index, backend, 1)
+    assert await index.settle(USER, entry, soon())
+    await index.forget(USER, [entry], soon())
+    settled = await index.entry(USER, an_id(0), soon())
+    assert settled is not None
+    await index.forget(USER, [settled], soon())
+    assert not await index.settle(USER, entry, soon())
+    assert await backend.keys() == {}
+
+
 async def test_the_index_lasts_as_long_as_its_last_session(backend: Backend, index: UserIndex) -> None:
     """It expires with the latest deadline, whatever the order of entering; extending moves it further, never nearer."""
     await enter(index, await a_session(backend, 0, ttl=HOUR))

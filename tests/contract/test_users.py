@@ -3,14 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.support.backends import Backend, Operations, Stores, soon, stores
 
-from catraca_server.domain import Check
+from catraca_server.domain import Check, Session
 from catraca_server.requests import PAGE_MAX_BYTES, NewSession, SessionLimitReached, TokenInUse
-from catraca_server.store import ATTEMPT_LASTS
-from catraca_server.users import Login
+from catraca_server.store import ATTEMPT_LASTS, ATTEMPT_MAY_WRITE, Creation, Entrance, Entries
+from catraca_server.store.user_index import RedisUserIndex
+from catraca_server.users import STEP, Login
 
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
 
@@ -179,7 +181,7 @@ async def test_at_no_moment_are_there_more(backend: Backend, made: Stores) -> No
     count_sessions = """
         local count = 0
         for _, key in ipairs(redis.call('KEYS', 'session:*')) do
-          if string.find(redis.call('GET', key), 'user_id', 1, true) then count = count + 1 end
+          if not string.find(redis.call('GET', key), '"void"', 1, true) then count = count + 1 end
         end
         return count
     """
@@ -265,6 +267,80 @@ async def test_a_brought_token_can_be_brought_again(backend: Backend, made: Stor
     login = await log_in(operations, token="brought-again-and-again")
     assert await is_valid(operations, login)
     assert await listed(operations) == ids(login)
+
+
+async def test_a_login_under_way_ends_with_the_others(made: Stores) -> None:
+    """Also one that brings a token whose last session has only just ended, and of which a note is left."""
+    operations = Operations.over(made)
+    token = "brought-again-at-once"
+    session = (await log_in(operations, token=token)).live.session
+    assert await operations.users.revoke("ana", "", soon()) == 1
+    entrance = await made.index.enter(session, limit=0, mark_oldest=False, deadline=soon())
+    assert entrance.entry is not None
+    assert await operations.users.revoke("ana", "", soon()) == 1
+    now = entrance.entry.attempt // 2000
+    outcome, _ = await made.sessions.create(
+        session, session.absolute_expire_time, entrance.entry.attempt, now + ATTEMPT_MAY_WRITE, soon()
+    )
+    assert outcome is Creation.VOID
+    assert await operations.users.revoke("ana", "", soon()) == 0
+    login = await log_in(operations, token=token)
+    assert await is_valid(operations, login), "the next one is none of those"
+    assert await listed(operations) == ids(login)
+
+
+async def test_an_attempt_that_got_stuck_ends_with_later_ones(made: Stores) -> None:
+    """Two logins bring one token at once; whoever ends the one that won keeps the other from being written."""
+    operations = Operations.over(made)
+    token = "brought-twice-at-once"
+    session = (await log_in(operations, token=token)).live.session
+    assert await operations.sessions.revoke_token(token, soon())
+    stuck = (await made.index.enter(session, limit=0, mark_oldest=False, deadline=soon())).entry
+    assert stuck is not None
+    await log_in(operations, token=token)
+    assert await operations.users.revoke("ana", "", soon()) == 1
+    outcome, _ = await made.sessions.create(
+        session, session.absolute_expire_time, stuck.attempt, stuck.attempt // 2000 + ATTEMPT_MAY_WRITE, soon()
+    )
+    assert outcome is Creation.VOID
+
+
+async def test_what_was_written_is_in_the_index(made: Stores) -> None:
+    """Also if its entry was taken out as that of an attempt that had ended."""
+
+    async def enter(session: Session, **options: Any) -> Entrance:
+        entrance = await RedisUserIndex.enter(made.index, session, **options)
+        assert entrance.entry is not None
+        await made.index.forget("ana", [entrance.entry], soon())
+        return entrance
+
+    operations = Operations.over(made)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made.index, "enter", enter)
+        login = await log_in(operations)
+    assert await listed(operations) == ids(login)
+
+
+async def test_log_out_everywhere_reaches_what_is_marked_meanwhile(made: Stores) -> None:
+    """A login that comes while all sessions are being ended may mark many to make room, and then end none of them."""
+    operations = Operations.over(made)
+    logins = await asyncio.gather(*(log_in(operations) for _ in range(3 * STEP)))
+    another = replace(logins[0].live.session, session_id="0" * 22)
+    pages = 0
+
+    async def oldest(*where: Any) -> Entries:
+        nonlocal pages
+        page = await RedisUserIndex.oldest(made.index, *where)
+        pages += 1
+        if pages == 1:
+            entrance = await made.index.enter(another, limit=10, mark_oldest=True, deadline=soon())
+            assert len(entrance.marked) > STEP
+        return page
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made.index, "oldest", oldest)
+        await operations.users.revoke("ana", "", soon())
+    assert not any([await is_valid(operations, login) for login in logins])
 
 
 async def test_the_index_stays_small(backend: Backend, made: Stores) -> None:

@@ -514,6 +514,19 @@ async def test_its_health_follows_the_cluster(tmp_path: Path) -> None:
         assert await link.get(KEY, OTHER_KEY) == ["three", "one"]
 
 
+@pytest.mark.usefixtures("impatient")
+async def test_all_nodes_may_be_replaced_while_nobody_looks(tmp_path: Path) -> None:
+    """When none that it knows is a primary any more, those are asked that it began with."""
+    fakes = FakeCluster(tmp_path, "seed", "one", "two")
+    fakes.give(("one", ALL))
+    async with fakes.linked("seed", timeout=0.25) as link:
+        await link.comes_from("one")
+        await fakes.nodes["one"].close()
+        fakes.give(("two", ALL), epoch=2)
+        await link.comes_from("two")
+        await link.told(True, False, True)
+
+
 # What nodes say of each other
 
 REDIS_6 = b"""\

@@ -100,8 +100,9 @@ class EmptyIndex:
         """Forgets it."""
         return Entrance(Entry(session.session_id, 2), [], Entries(NOW, []))
 
-    async def settle(self, user_id: str, entry: Entry, deadline: float) -> None:
+    async def settle(self, user_id: str, entry: Entry, deadline: float) -> bool:
         """Settles nothing."""
+        return True
 
     async def extend(self, session: Session, deadline: float) -> None:
         """Extends nothing."""

@@ -14,6 +14,7 @@ from tests.support.waiting import PATIENCE
 
 from catraca import AsyncSessionClient
 from catraca.v1 import session_service_pb2 as pb
+from catraca_server.admission import PLACES
 
 LIMIT = 250
 """Calls that a connection may have in flight, unless set otherwise."""
@@ -44,6 +45,13 @@ class Flood(Connection):
         request = framed(pb.ValidateSessionRequest(token=token).SerializeToString())
         for _ in range(calls):
             self.open(headers, request, time.monotonic())
+        self.flush()
+
+    def begin_without_requests(self, port: int, calls: int) -> None:
+        """Begins calls and sends no request for any."""
+        headers = header_block("/catraca.v1.SessionService/ValidateSession", port, timeout="60S")
+        for _ in range(calls):
+            self.open(headers, b"", time.monotonic())
         self.flush()
 
     def wait_for(self, *, resets: int = 0, answers: int = 0) -> None:
@@ -83,3 +91,19 @@ async def test_a_flood_is_refused_and_the_rest_is_answered(valkey: Valkey, tmp_p
             flood.begin(port, token, 1)
             await asyncio.to_thread(flood.wait_for, answers=len(flood.answers) + 1)
         assert await sessions.validate(token)
+
+
+async def test_calls_whose_requests_do_not_come_hold_nobody_up(valkey: Valkey) -> None:
+    """As many as are taken in at a time, and they have no end; everybody else is answered soon."""
+    async with (
+        ServeProcess(store_url=valkey.url) as process,
+        AsyncSessionClient(process.target, timeout=PATIENCE) as sessions,
+    ):
+        port = int(process.target.rpartition(":")[2])
+        token = (await sessions.create("12345")).token
+        with closing(await asyncio.to_thread(Flood, port)) as flood:
+            flood.begin_without_requests(port, PLACES)
+            # Whether they have come already is not to be seen: the first answers may be of before.
+            for _ in range(50):
+                assert await sessions.validate(token)
+                await asyncio.sleep(0.01)

@@ -138,6 +138,16 @@ async def test_sentinels_may_be_away(sentinels: Sentinels) -> None:
             await asking.go_on()
 
 
+async def test_a_sentinel_that_says_nothing(sentinels: Sentinels) -> None:
+    """It is not waited for so long that no connection can be made within a short timeout."""
+    sentinels.sentinels[0].pause()
+    async with service_on(sentinels.url, store_timeout="100ms") as service:
+        login = await service.create()
+        for _ in range(3):
+            sentinels.command("CLIENT KILL", "TYPE", "normal", "SKIPME", "yes")
+            await service.recovered(login.token)
+
+
 async def test_a_name_that_no_sentinel_knows(sentinels: Sentinels) -> None:
     """It does not start, and says what was asked for and what the Sentinels said."""
     with pytest.raises(StoreUnavailable, match="names a primary 'other': a Sentinel answered: No such master"):

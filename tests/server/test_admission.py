@@ -7,11 +7,17 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.support.waiting import eventually_async
+from tests.support.waiting import PATIENCE, eventually_async
 
 from catraca_server import admission
 
 _Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+@pytest.fixture(autouse=True)
+def nothing_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls keep their places, however slow the machine is."""
+    monkeypatch.setattr(admission, "LASTING", PATIENCE)
 
 
 class Desk:
@@ -24,7 +30,6 @@ class Desk:
         self.server = admission.server((), places)
         handlers: dict[str, Any] = {
             "Stay": grpc.unary_unary_rpc_method_handler(self._stay),
-            "Last": grpc.unary_unary_rpc_method_handler(self._last),
             "Fail": grpc.unary_unary_rpc_method_handler(self._fail),
             "Watch": grpc.unary_stream_rpc_method_handler(self._watch),
         }
@@ -63,11 +68,6 @@ class Desk:
         finally:
             self.inside -= 1
         return b"done"
-
-    async def _last(self, request: bytes, context: _Context) -> bytes:
-        admission.give_up_place()
-        admission.give_up_place()
-        return await self._stay(request, context)
 
     async def _fail(self, request: bytes, context: _Context) -> bytes:
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "as asked")
@@ -116,13 +116,15 @@ async def test_streams_take_no_place() -> None:
         assert await desk.call("Stay") == b"done"
 
 
-async def test_a_call_gives_up_its_place_once() -> None:
-    """Each lets one in beside it, and the place it has given up is gone when it ends: there are no more than before."""
+async def test_a_call_that_lasts_gives_up_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others come in beside it, and when it ends there are as many places as before."""
     async with desk_with(2) as desk:
-        lasting = [desk.call("Last") for _ in range(4)]
+        monkeypatch.setattr(admission, "LASTING", 0.05)
+        lasting = [desk.call("Stay") for _ in range(4)]
         await desk.has_inside(4)
+        monkeypatch.setattr(admission, "LASTING", PATIENCE)
         desk.open.set()
-        await asyncio.gather(*lasting)
+        assert await asyncio.gather(*lasting) == [b"done"] * 4
         desk.open.clear()
         staying = [desk.call("Stay") for _ in range(3)]
         await desk.has_inside(2)

@@ -104,7 +104,8 @@ class Backend:
 def _moved_back(data: bytes, milliseconds: int) -> bytes:
     record = json.loads(data)
     if "void" in record:
-        return json.dumps({"void": record["void"] - milliseconds * 2000}, separators=(",", ":")).encode()
+        record["void"] -= milliseconds * 2000
+        return json.dumps(record, separators=(",", ":")).encode()
     record["login_at"] -= milliseconds
     record["absolute_expire_at"] -= milliseconds
     for retired in record.get("retired", ()):
@@ -113,13 +114,13 @@ def _moved_back(data: bytes, milliseconds: int) -> bytes:
 
 
 class FakeBackend(Backend):
-    """A new, empty fakeredis, whose clock moves only when it is told to."""
+    """A new, empty fakeredis, whose clock moves only when it is told to, and by a hair whenever it is read."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         super().__init__("memory:")
         self._connector = memory_connector()
-        self._milliseconds = 1_790_000_000_000
-        clock = SimpleNamespace(time=lambda: self._milliseconds / 1000, monotonic=time.monotonic, sleep=time.sleep)
+        self._microseconds = 1_790_000_000_000_000
+        clock = SimpleNamespace(time=self._time, monotonic=time.monotonic, sleep=time.sleep)
         for module in (fakeredis._socket._base, fakeredis.commands_mixins.server_mixin):
             patch.setattr(module, "time", clock)
 
@@ -135,7 +136,12 @@ class FakeBackend(Backend):
 
     async def travel(self, milliseconds: int) -> None:
         """Moves the clock."""
-        self._milliseconds += milliseconds
+        self._microseconds += milliseconds * 1000
+
+    def _time(self) -> float:
+        # As with a real one, there is a later one.
+        self._microseconds += 1
+        return self._microseconds / 1e6
 
     async def _connect(self, _url: str) -> AbstractConnection:
         return await self._connector()

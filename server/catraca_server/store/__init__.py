@@ -166,8 +166,11 @@ class UserIndex(Protocol):
         At the limit it either marks the oldest, as many as it takes, or enters nothing.
         """
 
-    async def settle(self, user_id: str, entry: Entry, deadline: float) -> None:
-        """Says of an entry that its session has been written: from then on, where there is none it has ended."""
+    async def settle(self, user_id: str, entry: Entry, deadline: float) -> bool:
+        """Says of an entry that its session has been written: from then on, where there is none it has ended.
+
+        False if the session is not in the index any more.
+        """
 
     async def extend(self, session: Session, deadline: float) -> None:
         """Makes the index last until a session's absolute deadline, before the session gets it."""
@@ -182,4 +185,4 @@ class UserIndex(Protocol):
         """Returns entries, the marked first and then the oldest, of numbers more than `after` and up to `until`."""
 
     async def forget(self, user_id: str, entries: Sequence[Entry], deadline: float) -> None:
-        """Takes out sessions that have ended; those that were entered anew since then stay."""
+        """Takes out sessions that have ended; those that were entered anew or settled since then stay."""

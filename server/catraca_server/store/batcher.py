@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import NoPermissionError, ReadOnlyError, RedisError, ResponseError
 
 from catraca_server.store import NotDurable, Overloaded, StoreUnavailable
 
@@ -42,6 +42,10 @@ connection for its role, to see that a primary was made a replica."""
 
 RECONNECT_PAUSE = 0.1
 """Seconds between attempts to connect."""
+
+RECONNECT_PATIENCE = 0.75
+"""Seconds for an attempt, if the timeout is not longer: many exchanges, and with Sentinels several servers. Callers
+wait no longer for that than their timeout, and while the store is known to be lost, not at all."""
 
 START_PATIENCE = 5.0
 """Seconds for the first connection: a name to be looked up, a machine that is busy starting everything at once."""
@@ -123,6 +127,7 @@ class Batcher:
         wait: Command = ("WAIT", replica_acks, int(timeout * 1000 * WAIT_PART))
         self._wait = pack_command(wait)
         self._role_due = 0.0
+        self._role_refused = False
         self._waiting: deque[_Question] = deque()
         self._waiting_commands = 0
         self._in_flight: list[_Question] = []
@@ -209,8 +214,9 @@ class Batcher:
     async def _reconnect(self) -> AbstractConnection:
         """Tries at once, because what waits has not been sent and may yet be answered; then again until it works."""
         while True:
+            too_late = asyncio.get_running_loop().call_later(self._timeout, self._lose, "connecting takes its time")
             try:
-                async with asyncio.timeout(self._timeout):
+                async with asyncio.timeout(max(self._timeout, RECONNECT_PATIENCE)):
                     connection = await self._connect()
             except Exception as error:  # noqa: BLE001  whatever it is, the owner has to live on
                 self._lose(f"{type(error).__name__}: {error}")
@@ -218,6 +224,8 @@ class Batcher:
             else:
                 self._find()
                 return connection
+            finally:
+                too_late.cancel()
 
     async def _serve(self, connection: AbstractConnection) -> None:
         loop = asyncio.get_running_loop()
@@ -264,6 +272,9 @@ class Batcher:
         """Sees that a primary has become a replica, which may lag behind, and answers as if nothing had happened."""
         if isinstance(reply, list) and reply[:1] != [b"master"]:
             raise StoreUnavailable("it is a primary no more")
+        if isinstance(reply, NoPermissionError) and not self._role_refused:
+            self._role_refused = True
+            logger.warning("the store refused ROLE (%s): should it become a replica, that is not noticed", reply)
         self._role_due = asyncio.get_running_loop().time() + HEARTBEAT
 
     def _too_few(self, reply: Any) -> NotDurable | None:

@@ -234,17 +234,21 @@ class Cluster:
 
     async def _first_look(self) -> None:
         """Asks all seeds for their view. Raises StoreUnavailable if there is none, or slots are missing."""
-        views = await asyncio.gather(*(_view_of(*seed) for seed in self._seeds.items()), return_exceptions=True)
-        errors = [view for view in views if isinstance(view, BaseException)]
-        if len(errors) == len(views):
+        errors = await self._ask_seeds()
+        if len(errors) == len(self._seeds):
             # What says most about what to do.
             raise next((error for error in errors if isinstance(error, StoreRefused)), errors[0])
-        self._slots.learn(chain.from_iterable(view.claims for view in views if isinstance(view, View)))
         if missing := self._slots.owners.count(None):
             raise StoreUnavailable(
                 f"the cluster is not complete: {missing} of {REDIS_CLUSTER_HASH_SLOTS} slots are on no node that is "
                 "up, as CLUSTER NODES tells"
             )
+
+    async def _ask_seeds(self) -> Sequence[BaseException]:
+        """Learns from all seeds that answer. Returns what was wrong with the others."""
+        views = await asyncio.gather(*(_view_of(*seed) for seed in self._seeds.items()), return_exceptions=True)
+        self._slots.learn(chain.from_iterable(view.claims for view in views if isinstance(view, View)))
+        return [view for view in views if isinstance(view, BaseException)]
 
     async def _keep_looking(self) -> None:
         """Looks at once when something happens, else now and then."""
@@ -263,7 +267,9 @@ class Cluster:
 
     async def _refresh(self) -> None:
         """Learns of changes, connects to nodes that have got slots, and lets go of those that have none."""
-        await self._look(self._timeout)
+        if not await self._look(self._timeout):
+            # All that was known may have been replaced while nobody could look.
+            await self._ask_seeds()
         owners = self._owners()
         for address in owners - self._nodes.keys():
             self._join(address)
@@ -276,8 +282,8 @@ class Cluster:
                 await self._nodes.pop(address).server.stop()
         self._tell()
 
-    async def _look(self, timeout: float, *, but: Address | None = None) -> None:
-        """Asks all nodes for their view, or all but one. One that does not answer has none."""
+    async def _look(self, timeout: float, *, but: Address | None = None) -> bool:
+        """Asks all nodes for their view, or all but one. One that does not answer has none. Whether any has."""
         deadline = asyncio.get_running_loop().time() + timeout
         learnt: set[Claim] = set()
 
@@ -290,6 +296,7 @@ class Cluster:
                 self._slots.learn(claims)
 
         await asyncio.gather(*(look_at(address, node) for address, node in self._nodes.items() if address != but))
+        return bool(learnt)
 
 
 async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -46,7 +46,8 @@ class RedisSessionStore:
     ) -> tuple[Creation, Live]:
         """Writes a session under an id that is free."""
         record = encode(session)
-        answer = await self._write(session.session_id, _CREATE, record, expiry, written_by, attempt, deadline=deadline)
+        words = (record, expiry, written_by, attempt, session.user_id)
+        answer = await self._write(session.session_id, _CREATE, *words, deadline=deadline)
         try:
             return Creation(answer.reply(0, bytes).decode()), Live(session, expiry, record)
         except ValueError:

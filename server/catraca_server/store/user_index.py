@@ -44,9 +44,10 @@ class RedisUserIndex:
             entry if entry.number else None, _entries(answer, marked), Entries(answer.now, _entries(answer, others))
         )
 
-    async def settle(self, user_id: str, entry: Entry, deadline: float) -> None:
+    async def settle(self, user_id: str, entry: Entry, deadline: float) -> bool:
         """Says of an entry that its session has been written."""
-        (await self._write(user_id, _SETTLE, entry.session_id, entry.attempt, deadline=deadline)).reply(0, int)
+        answer = await self._write(user_id, _SETTLE, entry.session_id, entry.attempt, deadline=deadline)
+        return bool(answer.reply(0, int))
 
     async def extend(self, session: Session, deadline: float) -> None:
         """Makes the index last until a session's absolute deadline."""

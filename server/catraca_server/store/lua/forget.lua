@@ -1,9 +1,9 @@
--- Takes sessions that have ended out of their user's index, but not those that were entered anew meanwhile.
+-- Takes sessions that have ended out of their user's index, but not those that were entered or written meanwhile.
 -- KEYS[1]  the user's index
 -- ARGV     session ids and the scores they had, in turn
 for at = 1, #ARGV, 2 do
   local score = redis.call('ZSCORE', KEYS[1], ARGV[at])
-  if score and math.floor(math.abs(tonumber(score)) / 2) == math.floor(math.abs(tonumber(ARGV[at + 1])) / 2) then
+  if score and math.abs(tonumber(score)) == math.abs(tonumber(ARGV[at + 1])) then
     redis.call('ZREM', KEYS[1], ARGV[at])
   end
 end

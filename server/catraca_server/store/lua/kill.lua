@@ -12,6 +12,10 @@ if held then
   if not readable or type(record) ~= 'table' or record['user_id'] ~= ARGV[1] then
     return 0
   end
+  -- A note of an earlier end does not cover attempts that came after it.
+  if record['void'] and (ARGV[3] == '1' or tonumber(ARGV[2]) <= record['void']) then
+    return 0
+  end
 elseif ARGV[3] == '1' then
   return 0
 end
@@ -21,7 +25,8 @@ else
   -- A script that has written may go on writing where memory has run out, and ending must be possible. (DEL would do
   -- it as well, but then the key were not there any more to be written, in a slot that is on its way to another node.)
   redis.call('PEXPIREAT', KEYS[1], '9999999999999')
-  -- Also where it was written: whoever still takes it for an attempt must see that it has ended. 0 is no attempt.
-  redis.call('SET', KEYS[1], '{"void":' .. (ARGV[3] == '1' and 0 or ARGV[2]) .. '}', 'PX', ARGV[4])
+  -- Also where it was written: whoever still takes it for an attempt must see that it has ended, and so must attempts
+  -- before it, which may have got stuck.
+  redis.call('SET', KEYS[1], '{"void":' .. ARGV[2] .. ',"user_id":' .. cjson.encode(ARGV[1]) .. '}', 'PX', ARGV[4])
 end
 return 1
