@@ -50,13 +50,13 @@ class Filled:
     index: float
 
 
-def fill(data_dir: Path, sessions: int, *, sample: int, progress: Callable[[int], None]) -> Filled:
-    """Has so many users log in, once each. Tells now and then how many have."""
+def fill(data_dir: Path, sessions: int, *, users: int, sample: int, progress: Callable[[int], None]) -> Filled:
+    """Has users log in in turn, so many times in all. Tells now and then how many have."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_fill(data_dir, sessions, sample, progress))
+        return runner.run(_fill(data_dir, sessions, users, sample, progress))
 
 
-async def _fill(data_dir: Path, sessions: int, sample: int, progress: Callable[[int], None]) -> Filled:
+async def _fill(data_dir: Path, sessions: int, users: int, sample: int, progress: Callable[[int], None]) -> Filled:
     binary = find_binary(os.environ)
     if binary is None:
         raise StartError("there is no valkey-server for this platform: CATRACA_VALKEY_SERVER can name one")
@@ -67,7 +67,7 @@ async def _fill(data_dir: Path, sessions: int, sample: int, progress: Callable[[
         store = stack.enter_context(closing(redis.Redis.from_url(embedded.url)))
         empty = _used(store)
         begin = time.monotonic()
-        some = await _log_in(embedded.url, sessions, sessions // sample, progress)
+        some = await _log_in(embedded.url, sessions, users, sessions // sample, progress)
         seconds = time.monotonic() - begin
         _await_rewrite(store)
         return Filled(
@@ -75,11 +75,13 @@ async def _fill(data_dir: Path, sessions: int, sample: int, progress: Callable[[
             seconds=seconds,
             used=(_used(store) - empty) / sessions,
             record=_mean_usage(store, (_KEYS.session(session.session_id) for _, session in some)),
-            index=_mean_usage(store, (_KEYS.user_index(session.user_id) for _, session in some)),
+            index=_mean_usage(store, (_KEYS.user_index(session.user_id) for _, session in some)) * users / sessions,
         )
 
 
-async def _log_in(url: str, sessions: int, step: int, progress: Callable[[int], None]) -> Sequence[tuple[str, Session]]:
+async def _log_in(
+    url: str, sessions: int, users: int, step: int, progress: Callable[[int], None]
+) -> Sequence[tuple[str, Session]]:
     """Writes the sessions, and returns one of every `step` with its token."""
     tokens = Tokens(secrets.token_bytes)
     numbers = iter(range(sessions))
@@ -88,7 +90,7 @@ async def _log_in(url: str, sessions: int, step: int, progress: Callable[[int], 
     async def write(link: Server) -> None:
         for number in numbers:
             token = tokens.mint()
-            session = _session(tokens, token, number)
+            session = _session(tokens, token, number % users)
             await _write(link, session)
             if number % step == 0:
                 some.append((token, session))
@@ -104,13 +106,13 @@ async def _log_in(url: str, sessions: int, step: int, progress: Callable[[int], 
     return some
 
 
-def _session(tokens: Tokens, token: str, number: int) -> Session:
+def _session(tokens: Tokens, token: str, user: int) -> Session:
     credential = tokens.read(token)
     assert credential is not None, "minted"
     now = int(time.time() * 1000)
     return Session(
         session_id=credential.session_id,
-        user_id=f"user-{number}",
+        user_id=f"user-{user}",
         digest=credential.digest,
         attributes={"device": "phone", "plan": "family"},
         create_time=now,

@@ -18,8 +18,10 @@ from bench.report import COST, P50, P50_COMPARED, P99, P99_COMPARED, Results, Sh
 from bench.sessions import batched_validations, catraca, single_validations
 from bench.wire import Client
 
-_SIZES = (1_000, 100_000, 1_000_000)
-_QUICK_SIZES = (1_000, 10_000, 50_000)
+# Sessions, and their users.
+_Scale = tuple[int, int]
+_SCALES: Sequence[_Scale] = ((1_000, 1_000), (100_000, 100_000), (1_000_000, 1_000_000), (1_000_000, 200_000))
+_QUICK_SCALES: Sequence[_Scale] = ((1_000, 1_000), (10_000, 10_000), (50_000, 50_000), (50_000, 10_000))
 
 # Of the sessions so many are validated in turn, and all of those get their activity written down just before.
 _VALIDATED = 10_000
@@ -51,25 +53,25 @@ class _Size:
 def compare_scale(plan: Plan, *, quick: bool, progress: Callable[[str], None]) -> Results:
     """Measures validations, memory and the start at each number of sessions."""
     cores = find_cores()
-    sizes = _QUICK_SIZES if quick else _SIZES
+    scales = _QUICK_SCALES if quick else _SCALES
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
-        data_dirs = {size: Path(directory, str(size)) for size in sizes}
+        data_dirs = {scale: Path(directory, _name(scale)) for scale in scales}
         # On all cores: it is pinned only after that, and those it starts are not pinned either.
-        filled = {size: _filled(data_dir, size, progress) for size, data_dir in data_dirs.items()}
-        disk = {size: _bytes_in(data_dir) for size, data_dir in data_dirs.items()}
+        filled = {scale: _filled(data_dir, scale, progress) for scale, data_dir in data_dirs.items()}
+        disk = {scale: _bytes_in(data_dir) for scale, data_dir in data_dirs.items()}
         pin(0, cores.load)
         servers = {}
-        for size, data_dir in data_dirs.items():
-            progress(f"loading {size:,} sessions")
+        for scale, data_dir in data_dirs.items():
+            progress(f"loading {_name(scale)}")
             command = catraca("embedded:", "--data-dir", str(data_dir))
-            servers[size] = stack.enter_context(serving(command, core=cores.server, patience=_LOAD_PATIENCE))
-        rows = {size: _row(size, filled[size].tokens) for size in sizes}
+            servers[scale] = stack.enter_context(serving(command, core=cores.server, patience=_LOAD_PATIENCE))
+        rows = {scale: _row(scale, filled[scale].tokens) for scale in scales}
         measurements = []
         for number in range(1, plan.rounds + 1):
-            for size, row in rows.items():
+            for scale, row in rows.items():
                 progress(f"round {number} of {plan.rounds}: {row.name}")
-                measurements.append(measure_row(row, number, plan, servers[size], None))
-        sheet_rows = [_size(size, filled[size], disk[size], servers[size]) for size in sizes]
+                measurements.append(measure_row(row, number, plan, servers[scale], None))
+        sheet_rows = [_size(scale, filled[scale], disk[scale], servers[scale]) for scale in scales]
     table = Table(
         f"ValidateSession by {_CONNECTIONS * _STREAMS} callers",
         [row.name for row in rows.values()],
@@ -80,22 +82,34 @@ def compare_scale(plan: Plan, *, quick: bool, progress: Callable[[str], None]) -
     return Results(plan, cores, None, [table], measurements, [sheet])
 
 
-def _filled(data_dir: Path, size: int, progress: Callable[[str], None]) -> Filled:
-    sample = min(size, _VALIDATED)
-    return fill(data_dir, size, sample=sample, progress=lambda done: progress(f"{done:,} of {size:,} sessions written"))
+def _name(scale: _Scale) -> str:
+    sessions, users = scale
+    return f"{sessions:,} sessions" + (f" of {users:,} users" if users < sessions else "")
+
+
+def _filled(data_dir: Path, scale: _Scale, progress: Callable[[str], None]) -> Filled:
+    sessions, users = scale
+    sample = min(sessions, _VALIDATED)
+    return fill(
+        data_dir,
+        sessions,
+        users=users,
+        sample=sample,
+        progress=lambda done: progress(f"{done:,} written of {_name(scale)}"),
+    )
 
 
 def _bytes_in(data_dir: Path) -> int:
     return sum(file.stat().st_size for file in data_dir.rglob("*") if file.is_file())
 
 
-def _row(size: int, tokens: Sequence[str]) -> Row:
+def _row(scale: _Scale, tokens: Sequence[str]) -> Row:
     def note_activity(client: Client) -> None:
         # Those whose activity is due cost a write, and the more sessions there are the more would be due.
         client.run(batched_validations(tokens, min(len(tokens), 1_000), once=True), streams=1, seconds=inf)
 
     return Row(
-        f"{size:,} sessions",
+        _name(scale),
         single_validations(tokens),
         connections=_CONNECTIONS,
         streams=_STREAMS,
@@ -103,11 +117,11 @@ def _row(size: int, tokens: Sequence[str]) -> Row:
     )
 
 
-def _size(size: int, filled: Filled, disk: int, server: Server) -> _Size:
+def _size(scale: _Scale, filled: Filled, disk: int, server: Server) -> _Size:
     own, *others = server.memory()
     return _Size(
-        name=f"{size:,} sessions",
-        sessions=size,
+        name=_name(scale),
+        sessions=scale[0],
         used_each=filled.used,
         record_each=filled.record,
         index_each=filled.index,

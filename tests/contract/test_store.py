@@ -88,10 +88,10 @@ async def test_the_record_is_json_that_a_person_can_read(backend: Backend, store
     session = await a_session(backend)
     await created(store, session)
     record = json.loads(await backend.command("GET", f"session:{ID}"))
-    assert record["session_id"] == ID
+    assert record["id"] == ID
     assert record["user_id"] == "12345"
     assert record["login_at"] == session.create_time
-    assert record["token_digest"] == session.digest
+    assert record["digest"] == session.digest
     assert record["attributes"] == {"device": "phone"}
 
 

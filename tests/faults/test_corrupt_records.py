@@ -32,12 +32,12 @@ def as_is(data: bytes) -> Callable[[Record], bytes]:
 
 
 FIELDS: dict[str, tuple[Any, ...]] = {
-    "session_id": (None, 1, []),
+    "id": (None, 1, []),
     "user_id": (None, 1, "", {}, ["12345"], "\ud800"),
-    "token_digest": (None, 1, "é", "\ud800", []),
+    "digest": (None, 1, "é", "\ud800", []),
     "login_at": (None, "1", 1.5, True, -1, 10**15, 2**63, 10**30),
     "absolute_expire_at": (None, "1", 1.5, True, -1, 10**15, 2**63, 10**30),
-    "idle_timeout_ms": (None, "1", 1.5, True, -1, 10**15, 2**63, 10**30),
+    "idle_ms": (None, "1", 1.5, True, -1, 10**15, 2**63, 10**30),
     "version": (None, "1", 1.5, True, -1, 0, 10**15, 2**63, 10**30),
     "retired": (None, 1, True, "x", {"digest": "d"}, [None], [1], ["x"], [[]], [{}]),
     "attributes": (None, "x", 1, [], {"device": 1}, {"device": None}, {"device": "\ud800"}, {"\ud800": "x"}),
@@ -69,12 +69,12 @@ SPOILED: dict[str, Callable[[Record], bytes]] = {
     **{
         f"without {name}": without(name)
         for name in (
-            "session_id",
+            "id",
             "user_id",
-            "token_digest",
+            "digest",
             "login_at",
             "absolute_expire_at",
-            "idle_timeout_ms",
+            "idle_ms",
             "version",
         )
     },
@@ -225,7 +225,7 @@ async def test_a_record_of_another_session_can_be_ended(
     """By its id as by its user, so that no record is left; the session that it names stays."""
     mine, other = await login(sessions), await login(sessions, "another")
     key = f"session:{mine.session.session_id}"
-    record = json.loads(valkey.command("GET", key)) | {"session_id": other.session.session_id}
+    record = json.loads(valkey.command("GET", key)) | {"id": other.session.session_id}
     valkey.command("SET", key, json.dumps(record), "KEEPTTL")
     if everywhere:
         assert await sessions.revoke_user_sessions("12345") == 1

@@ -7,6 +7,7 @@ never happen at all may not happen in any of them.
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
@@ -35,6 +36,9 @@ NOTICE = 0.75
 
 RECOVERY = 1.0
 """Seconds within which the service has to be good again, from when the store answers."""
+
+OUTAGE = 5.0 if "CATRACA_TEST_LONG" in os.environ else 0.0
+"""Seconds for which the store is away, if callers have not been told enough before."""
 
 ATTEMPTS = 3
 OK, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
@@ -246,6 +250,8 @@ async def play(fault: Fault) -> tuple[float, float]:
             taken = time.monotonic()
             await fault.take()
             await eventually_async(lambda: counted(UNAVAILABLE, taken, 50), "validations are unavailable")
+            await asyncio.sleep(taken + OUTAGE - time.monotonic())
+            assert not load.wrong
             await fault.give_back()
             back = time.monotonic()
             await eventually_async(lambda: counted(OK, back, 30), "validations are right again")

@@ -50,7 +50,7 @@ def test_no_secret_is_logged(log_format: str, protected_valkey: Valkey, tmp_path
             assert not sessions.validate(minted[:-1])
             key = f"session:{minted[4:26]}"
             record = protected_valkey.command("GET", key)
-            digest = re.search(rb'"token_digest":"([^"]+)"', record)
+            digest = re.search(rb'"digest":"([^"]+)"', record)
             assert digest is not None
             # A record of another session, and one that is none: both are logged.
             protected_valkey.command("SET", key, record.replace(minted[4:26].encode(), b"0" * 22), "KEEPTTL")

@@ -14,14 +14,17 @@ class UnreadableRecord(Exception):
 
 
 def encode(session: Session) -> bytes:
-    """Returns the record; fields beyond these are another version's, and are ignored when it is read."""
+    """Returns the record; fields beyond these are another version's, and are ignored when it is read.
+
+    Names are short because there are millions of them: up to 251 bytes take 64 less of the store's memory than more.
+    """
     record: dict[str, Any] = {
-        "session_id": session.session_id,
+        "id": session.session_id,
         "user_id": session.user_id,
         "login_at": session.create_time,
         "absolute_expire_at": session.absolute_expire_time,
-        "idle_timeout_ms": session.idle_timeout,
-        "token_digest": session.digest,
+        "idle_ms": session.idle_timeout,
+        "digest": session.digest,
         "version": session.version,
     }
     if session.retired:
@@ -42,13 +45,13 @@ def decode(data: bytes) -> Session:
             # An escape can stand for half a character, which no message can carry.
             json.dumps(record, ensure_ascii=False).encode()
         session = Session(
-            session_id=record["session_id"],
+            session_id=record["id"],
             user_id=record["user_id"],
-            digest=record["token_digest"],
+            digest=record["digest"],
             attributes=record.get("attributes", {}),
             create_time=record["login_at"],
             absolute_expire_time=record["absolute_expire_at"],
-            idle_timeout=record["idle_timeout_ms"],
+            idle_timeout=record["idle_ms"],
             version=record["version"],
             retired=tuple(
                 Retired(each["digest"], each["grace_until"], each.get("salt", "")) for each in record.get("retired", ())
