@@ -174,6 +174,8 @@ class AsyncSessionClient:
             response = await stub(call.request, timeout=left)
         except grpc.aio.AioRpcError as error:
             raise from_status(error.code(), error.details(), error.trailing_metadata()) from error
+        except grpc.aio.UsageError as error:
+            raise Unavailable("the client was closed while this call waited for its turn") from error
         finally:
             turns.release()
         return call.read(response)

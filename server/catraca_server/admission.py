@@ -30,8 +30,9 @@ PLACES = 100
 that most of those wait in the core and count there; with 200 places they came in, and overload with them."""
 
 
-LASTING = 1.0
-"""Seconds after which a call gives up its place: it waits for something, its caller's own request perhaps."""
+LASTING = 0.5
+"""Seconds after which a call gives up its place: it waits for something, its caller's own request perhaps. Longer than
+the store has for a call by default, and than a call takes under any load."""
 
 
 def server(options: Sequence[tuple[str, Any]], places: int = PLACES) -> grpc.aio.Server:
@@ -71,7 +72,7 @@ class _Engine(AioServer):  # type: ignore[misc]  # compiled, without types
             self.open_place()
         while True:
             # Looked at now and then, because a timer for each call would cost every call.
-            await asyncio.wait([self._ended], timeout=LASTING / 2)
+            await asyncio.wait([self._ended], timeout=LASTING / 4)
             if self._ended.done():
                 return self._ended.result()
             begun = self._loop.time() - LASTING

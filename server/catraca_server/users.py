@@ -136,19 +136,16 @@ class UserSessions:
     async def revoke(self, user_id: str, except_session_id: str, deadline: float) -> int:
         """Ends all sessions of a user but one. Returns how many there were.
 
-        Reaches all that were entered when it began; logins that come later do not keep it busy.
+        Reaches all that were in the index when it began, whatever becomes of their entries meanwhile: another login may
+        mark them, or bring the same token. Logins that come later do not keep it busy.
         """
-        newest = await self._index.newest(user_id, None, 1, deadline)
-        until = newest.found[0].number if newest.found else 0
+        named = await self._index.session_ids(user_id, deadline)
+        ending = [session_id for session_id in named if session_id != except_session_id]
         revoked = 0
-        # And once more the marked: a login may have marked, and not ended, what was about to be reached.
-        for last in (until, 0):
-            after = None
-            while (entries := await self._index.oldest(user_id, after, last, STEP, deadline)).found:
-                ending = [entry for entry in entries.found if entry.session_id != except_session_id]
-                if ending:
-                    revoked += len(await self._end(user_id, Entries(entries.now, ending), deadline))
-                after = entries.found[-1].number
+        for at in range(0, len(ending), STEP):
+            entries = await self._index.entries(user_id, ending[at : at + STEP], deadline)
+            if entries.found:
+                revoked += len(await self._end(user_id, entries, deadline))
         return revoked
 
     async def _enter(self, session: Session, deadline: float) -> tuple[Entry, Entries]:

@@ -92,9 +92,11 @@ async def test_the_oldest_are_marked_to_make_room(backend: Backend, index: UserI
         an_id(3),
         an_id(2),
     ]
-    assert fifth.entry is not None
-    everything = await index.oldest(USER, None, fifth.entry.number, 9, soon())
-    assert {each.session_id for each in everything.found} == {an_id(at) for at in range(5)}
+    everything = await index.session_ids(USER, soon())
+    assert sorted(everything) == [an_id(at) for at in range(5)]
+    told = await index.entries(USER, [*everything, "another"], soon())
+    assert {each.session_id for each in told.found if each.number < 0} == {an_id(0), an_id(1)}
+    assert len(told.found) == 5
     await index.forget(USER, fifth.marked, soon())
     sixth = await enter(index, await a_session(backend, 5), limit=4)
     assert sixth.entry is not None
@@ -140,6 +142,12 @@ async def test_what_was_settled_meanwhile_is_not_forgotten(backend: Backend, ind
     await index.forget(USER, [settled], soon())
     assert not await index.settle(USER, entry, soon())
     assert await backend.keys() == {}
+
+
+async def test_a_login_that_comes_too_late_leaves_nothing(backend: Backend, index: UserIndex) -> None:
+    """An index has an expiry at every instant, also that of a session that would have ended before it began."""
+    await enter(index, await a_session(backend, 0, ttl=-HOUR))
+    assert all(ttl > 0 for ttl in (await backend.keys()).values())
 
 
 async def test_the_index_lasts_as_long_as_its_last_session(backend: Backend, index: UserIndex) -> None:

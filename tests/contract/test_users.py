@@ -1,7 +1,7 @@
 """All sessions of a user: limits, listing, and logging out everywhere, on every backend."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -326,21 +326,62 @@ async def test_log_out_everywhere_reaches_what_is_marked_meanwhile(made: Stores)
     operations = Operations.over(made)
     logins = await asyncio.gather(*(log_in(operations) for _ in range(3 * STEP)))
     another = replace(logins[0].live.session, session_id="0" * 22)
-    pages = 0
 
-    async def oldest(*where: Any) -> Entries:
-        nonlocal pages
-        page = await RedisUserIndex.oldest(made.index, *where)
-        pages += 1
-        if pages == 1:
-            entrance = await made.index.enter(another, limit=10, mark_oldest=True, deadline=soon())
-            assert len(entrance.marked) > STEP
-        return page
+    async def mark() -> None:
+        entrance = await made.index.enter(another, limit=10, mark_oldest=True, deadline=soon())
+        assert len(entrance.marked) > STEP
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(made.index, "oldest", oldest)
+        patch.setattr(made.index, "entries", before_the_first(made.index.entries, mark))
         await operations.users.revoke("ana", "", soon())
     assert not any([await is_valid(operations, login) for login in logins])
+
+
+async def test_log_out_everywhere_reaches_what_is_entered_again_meanwhile(made: Stores) -> None:
+    """A second login with a brought token does not hide the session that the first one made."""
+    operations = Operations.over(made)
+    login = await log_in(operations, token="brought-twice-at-once")
+
+    async def enter() -> None:
+        await made.index.enter(login.live.session, limit=0, mark_oldest=False, deadline=soon())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made.index, "entries", before_the_first(made.index.entries, enter))
+        assert await operations.users.revoke("ana", "", soon()) == 1
+    assert not await is_valid(operations, login)
+
+
+def before_the_first(
+    method: Callable[..., Awaitable[Entries]], step: Callable[[], Awaitable[None]]
+) -> Callable[..., Awaitable[Entries]]:
+    """Returns the method, before whose first call another's step comes."""
+    steps = [step]
+
+    async def call(*arguments: Any) -> Entries:
+        while steps:
+            await steps.pop()()
+        return await method(*arguments)
+
+    return call
+
+
+async def test_a_token_whose_session_has_just_been_ended_is_nobody_elses_yet(backend: Backend, made: Stores) -> None:
+    """An end of one user's attempts is not written over by another's, and holds for as long as theirs may come."""
+    operations = Operations.over(made)
+    token = "one-token-two-users"
+    session = (await log_in(operations, token=token)).live.session
+    assert await operations.users.revoke("ana", "", soon()) == 1
+    theirs = replace(session, user_id="bia")
+    entry = (await made.index.enter(theirs, limit=0, mark_oldest=False, deadline=soon())).entry
+    assert entry is not None
+    await backend.travel(ATTEMPT_LASTS // 2)
+    assert await operations.users.revoke("bia", "", soon()) == 0
+    (left,) = [ttl for key, ttl in (await backend.keys()).items() if key.startswith("session:")]
+    assert left > ATTEMPT_LASTS * 3 // 4
+    with pytest.raises(TokenInUse):
+        await log_in(operations, "bia", token=token)
+    await backend.travel(ATTEMPT_LASTS + 1)
+    assert await is_valid(operations, await log_in(operations, "bia", token=token))
 
 
 async def test_the_index_stays_small(backend: Backend, made: Stores) -> None:

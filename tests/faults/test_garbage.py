@@ -114,7 +114,11 @@ class EmptyIndex:
         """Has none."""
         return Entries(NOW, [])
 
-    async def oldest(self, _user_id: str, _after: int | None, _until: int, _count: int, _deadline: float) -> Entries:
+    async def session_ids(self, _user_id: str, _deadline: float) -> Sequence[str]:
+        """Has none."""
+        return []
+
+    async def entries(self, _user_id: str, _session_ids: Sequence[str], _deadline: float) -> Entries:
         """Has none."""
         return Entries(NOW, [])
 

@@ -102,6 +102,8 @@ class Operation:
 
 NUMBER = frozenset({"a number"})
 PAIRS = frozenset({"an empty array", "a pair"})
+IDS = frozenset({"an empty array", "a pair", "half a pair", "an id without a number"})
+SCORES = frozenset({"half a pair"})
 OPERATIONS = {
     "the time": Operation(
         b"TIME",
@@ -146,8 +148,9 @@ OPERATIONS = {
     "newest": Operation(
         b"ZREVRANGEBYSCORE", lambda made, until: made.index.newest("12345", None, 9, until), array(), PAIRS
     ),
-    "oldest": Operation(
-        b"ZRANGEBYSCORE", lambda made, until: made.index.oldest("12345", None, 9, 9, until), array(), PAIRS
+    "session ids": Operation(b"ZRANGE", lambda made, until: made.index.session_ids("12345", until), array(), IDS),
+    "entries": Operation(
+        b"ZMSCORE", lambda made, until: made.index.entries("12345", [ID], until), array(bulk(b"2")), SCORES
     ),
     "forget": Operation(b"EVAL", lambda made, until: made.index.forget("12345", [ENTRY], until), integer(0), NUMBER),
 }

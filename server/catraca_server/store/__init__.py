@@ -181,8 +181,11 @@ class UserIndex(Protocol):
     async def newest(self, user_id: str, before: int | None, count: int, deadline: float) -> Entries:
         """Returns entries that are not marked, newest first, of numbers less than `before` if that is given."""
 
-    async def oldest(self, user_id: str, after: int | None, until: int, count: int, deadline: float) -> Entries:
-        """Returns entries, the marked first and then the oldest, of numbers more than `after` and up to `until`."""
+    async def session_ids(self, user_id: str, deadline: float) -> Sequence[str]:
+        """Returns the ids of all sessions that are in the index, marked or not."""
+
+    async def entries(self, user_id: str, session_ids: Sequence[str], deadline: float) -> Entries:
+        """Returns the entries of these sessions, of those that are in the index."""
 
     async def forget(self, user_id: str, entries: Sequence[Entry], deadline: float) -> None:
         """Takes out sessions that have ended; those that were entered anew or settled since then stay."""

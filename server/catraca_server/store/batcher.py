@@ -43,7 +43,7 @@ connection for its role, to see that a primary was made a replica."""
 RECONNECT_PAUSE = 0.1
 """Seconds between attempts to connect."""
 
-RECONNECT_PATIENCE = 0.75
+RECONNECT_PATIENCE = 0.5
 """Seconds for an attempt, if the timeout is not longer: many exchanges, and with Sentinels several servers. Callers
 wait no longer for that than their timeout, and while the store is known to be lost, not at all."""
 
@@ -219,6 +219,7 @@ class Batcher:
                 async with asyncio.timeout(max(self._timeout, RECONNECT_PATIENCE)):
                     connection = await self._connect()
             except Exception as error:  # noqa: BLE001  whatever it is, the owner has to live on
+                too_late.cancel()
                 self._lose(f"{type(error).__name__}: {error}")
                 await asyncio.sleep(RECONNECT_PAUSE)
             else:

@@ -234,7 +234,7 @@ class Cluster:
 
     async def _first_look(self) -> None:
         """Asks all seeds for their view. Raises StoreUnavailable if there is none, or slots are missing."""
-        errors = await self._ask_seeds()
+        errors = await self._ask_seeds(SEED_PATIENCE)
         if len(errors) == len(self._seeds):
             # What says most about what to do.
             raise next((error for error in errors if isinstance(error, StoreRefused)), errors[0])
@@ -244,9 +244,10 @@ class Cluster:
                 "up, as CLUSTER NODES tells"
             )
 
-    async def _ask_seeds(self) -> Sequence[BaseException]:
-        """Learns from all seeds that answer. Returns what was wrong with the others."""
-        views = await asyncio.gather(*(_view_of(*seed) for seed in self._seeds.items()), return_exceptions=True)
+    async def _ask_seeds(self, patience: float) -> Sequence[BaseException]:
+        """Learns from all seeds that answer in time. Returns what was wrong with the others."""
+        asking = (_view_of(*seed, patience) for seed in self._seeds.items())
+        views = await asyncio.gather(*asking, return_exceptions=True)
         self._slots.learn(chain.from_iterable(view.claims for view in views if isinstance(view, View)))
         return [view for view in views if isinstance(view, BaseException)]
 
@@ -269,7 +270,7 @@ class Cluster:
         """Learns of changes, connects to nodes that have got slots, and lets go of those that have none."""
         if not await self._look(self._timeout):
             # All that was known may have been replaced while nobody could look.
-            await self._ask_seeds()
+            await self._ask_seeds(self._timeout)
         owners = self._owners()
         for address in owners - self._nodes.keys():
             self._join(address)
@@ -308,9 +309,9 @@ async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
         await asyncio.gather(*todo)
 
 
-async def _view_of(seed: Address, connect: Connector) -> View:
+async def _view_of(seed: Address, connect: Connector, patience: float) -> View:
     try:
-        async with asyncio.timeout(SEED_PATIENCE):
+        async with asyncio.timeout(patience):
             connection = await connect()
             try:
                 await connection.send_command("CLUSTER", "NODES")

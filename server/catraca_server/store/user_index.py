@@ -63,24 +63,33 @@ class RedisUserIndex:
     async def newest(self, user_id: str, before: int | None, count: int, deadline: float) -> Entries:
         """Returns entries that are not marked, newest first."""
         highest = "+inf" if before is None else f"({before}"
-        return await self._range(user_id, ("ZREVRANGEBYSCORE", highest, "(0"), count, deadline)
+        key = self._keys.user_index(user_id)
+        words = ("ZREVRANGEBYSCORE", key, highest, "(0", "WITHSCORES", "LIMIT", 0, count)
+        answer = await self._ask(user_id, words, deadline)
+        return Entries(answer.now, _entries(answer, answer.reply(0, list)))
 
-    async def oldest(self, user_id: str, after: int | None, until: int, count: int, deadline: float) -> Entries:
-        """Returns entries, the marked first and then the oldest."""
-        lowest = "-inf" if after is None else f"({after}"
-        return await self._range(user_id, ("ZRANGEBYSCORE", lowest, until), count, deadline)
+    async def session_ids(self, user_id: str, deadline: float) -> Sequence[str]:
+        """Returns the ids of all sessions that are in the index."""
+        answer = await self._ask(user_id, ("ZRANGE", self._keys.user_index(user_id), 0, -1), deadline)
+        try:
+            return [session_id.decode(errors="replace") for session_id in answer.reply(0, list)]
+        except AttributeError:
+            answer.distrust("an id that is none")
+
+    async def entries(self, user_id: str, session_ids: Sequence[str], deadline: float) -> Entries:
+        """Returns the entries of these sessions."""
+        answer = await self._ask(user_id, ("ZMSCORE", self._keys.user_index(user_id), *session_ids), deadline)
+        scores = answer.reply(0, list)
+        if len(scores) != len(session_ids):
+            answer.distrust("more or fewer scores than were asked for")
+        named = zip(session_ids, scores, strict=True)
+        return Entries(answer.now, [_entry(answer, name.encode(), score) for name, score in named if score is not None])
 
     async def forget(self, user_id: str, entries: Sequence[Entry], deadline: float) -> None:
         """Takes out sessions that have ended."""
         if entries:
             words = [word for entry in entries for word in (entry.session_id, entry.number)]
             (await self._write(user_id, _FORGET, *words, deadline=deadline)).reply(0, int)
-
-    async def _range(self, user_id: str, which: Command, count: int, deadline: float) -> Entries:
-        command, first, last = which
-        words = (command, self._keys.user_index(user_id), first, last, "WITHSCORES", "LIMIT", 0, count)
-        answer = await self._ask(user_id, words, deadline)
-        return Entries(answer.now, _entries(answer, answer.reply(0, list)))
 
     async def _write(
         self, user_id: str, script: bytes, *words: str | int, deadline: float, durable: bool = False

@@ -36,7 +36,8 @@ local now = clock[1] * 1000000 + clock[2]
 local last = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 local score = string.format('%.0f', 2 * math.max(now, math.floor(tonumber(last[2] or 0) / 2) + 1))
 redis.call('ZADD', KEYS[1], score, ARGV[1])
-if now / 1000 + redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then
+local lasts = redis.call('PTTL', KEYS[1])
+if lasts < 0 or now / 1000 + lasts < tonumber(ARGV[2]) then
   redis.call('PEXPIREAT', KEYS[1], ARGV[2])
 end
 return {
