@@ -365,25 +365,6 @@ def before_the_first(
     return call
 
 
-async def test_a_token_whose_session_has_just_been_ended_is_nobody_elses_yet(backend: Backend, made: Stores) -> None:
-    """An end of one user's attempts is not written over by another's, and holds for as long as theirs may come."""
-    operations = Operations.over(made)
-    token = "one-token-two-users"
-    session = (await log_in(operations, token=token)).live.session
-    assert await operations.users.revoke("ana", "", soon()) == 1
-    theirs = replace(session, user_id="bia")
-    entry = (await made.index.enter(theirs, limit=0, mark_oldest=False, deadline=soon())).entry
-    assert entry is not None
-    await backend.travel(ATTEMPT_LASTS // 2)
-    assert await operations.users.revoke("bia", "", soon()) == 0
-    (left,) = [ttl for key, ttl in (await backend.keys()).items() if key.startswith("session:")]
-    assert left > ATTEMPT_LASTS * 3 // 4
-    with pytest.raises(TokenInUse):
-        await log_in(operations, "bia", token=token)
-    await backend.travel(ATTEMPT_LASTS + 1)
-    assert await is_valid(operations, await log_in(operations, "bia", token=token))
-
-
 async def test_the_index_stays_small(backend: Backend, made: Stores) -> None:
     """A user who logs in every day and never out leaves no trail of ended sessions (spring-session#2230)."""
     operations = Operations.over(made)

@@ -5,8 +5,7 @@
 -- ARGV[3]  until when it may be written, Unix ms: an attempt that got stuck must not write after it was given up
 -- ARGV[4]  the attempt, as the user's index numbered it
 -- ARGV[5]  the user
--- Returns created, taken, late, or void: this attempt was revoked before it got here. Taken is also what a note keeps
--- from being written that is about attempts of another user.
+-- Returns created, taken, late, or void: this attempt was revoked before it got here.
 local clock = redis.call('TIME')
 if clock[1] * 1000 + math.floor(clock[2] / 1000) > tonumber(ARGV[3]) then
   return 'late'
@@ -17,12 +16,9 @@ if held and string.sub(held, 1, 8) ~= '{"void":' then
 end
 if held then
   local note, attempt = cjson.decode(held), tonumber(ARGV[4])
-  if note['user_id'] ~= ARGV[5] then
-    return 'taken'
-  end
   -- From a time to come: the clock was set back, and numbers since then say nothing.
   local ahead = note['void'] > 2 * (clock[1] * 1000000 + clock[2])
-  if attempt == note['void'] or attempt < note['void'] and not ahead then
+  if note['user_id'] == ARGV[5] and (attempt == note['void'] or attempt < note['void'] and not ahead) then
     return 'void'
   end
 end

@@ -9,17 +9,10 @@ local held = redis.pcall('GET', KEYS[1])
 if held then
   -- Of another type than a string, it is an error here, and no record either.
   local readable, record = pcall(cjson.decode, held)
-  if not readable or type(record) ~= 'table' then
+  if not readable or type(record) ~= 'table' or record['user_id'] ~= ARGV[1] then
     return 0
   end
   local void = record['void']
-  if record['user_id'] ~= ARGV[1] then
-    if void and ARGV[3] ~= '1' then
-      -- Another user's note keeps this attempt from being written as well, if it lasts as long.
-      redis.call('SET', KEYS[1], held, 'PX', ARGV[4])
-    end
-    return 0
-  end
   if void then
     -- A note of an earlier end does not cover attempts that came after it, nor any after the clock was set back.
     local clock, attempt = redis.call('TIME'), tonumber(ARGV[2])
