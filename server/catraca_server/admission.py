@@ -29,10 +29,9 @@ PLACES = 100
 """Enough to keep a core busy, with some 25 ms of its work. Fewer than a connection may have in flight by default, so
 that most of those wait in the core and count there; with 200 places they came in, and overload with them."""
 
-
 LASTING = 0.5
 """Seconds after which a call gives up its place: it waits for something, its caller's own request perhaps. Longer than
-the store has for a call by default, and than a call takes under any load."""
+the store has for a call by default, and than calls take at the capacity of a core."""
 
 
 def server(options: Sequence[tuple[str, Any]], places: int = PLACES) -> grpc.aio.Server:

@@ -42,3 +42,13 @@ async def test_who_has_no_turn_in_time_is_told(silent: str) -> None:
         for each in first:
             each.cancel()
         await asyncio.gather(*first, return_exceptions=True)
+
+
+async def test_who_waits_for_a_turn_is_told_of_the_close(silent: str) -> None:
+    """Like whoever has no turn in time: nothing is known."""
+    sessions = AsyncSessionClient(silent, timeout=60)
+    calls = [asyncio.create_task(sessions.validate("x" * 20)) for _ in range(_core.CALLS_AT_A_TIME + 1)]
+    await asyncio.sleep(0)
+    await sessions.close()
+    *_, waiting = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(waiting, errors.Unavailable)

@@ -289,6 +289,20 @@ async def test_a_login_under_way_ends_with_the_others(made: Stores) -> None:
     assert await listed(operations) == ids(login)
 
 
+async def test_a_clock_that_was_set_back_ends_no_login(backend: Backend, made: Stores) -> None:
+    """A note of a time to come says nothing of logins since, neither to them nor to who ends them."""
+    operations = Operations.over(made)
+    token = "brought-again-in-the-past"
+    session = (await log_in(operations, token=token)).live.session
+    assert await operations.sessions.revoke_token(token, soon())
+    note = f'{{"void":{2000 * (await backend.now() + HOUR)},"user_id":"ana"}}'
+    await backend.command("SET", f"session:{session.session_id}", note, "PX", ATTEMPT_LASTS)
+    await made.index.enter(session, limit=0, mark_oldest=False, deadline=soon())
+    assert await operations.users.revoke("ana", "", soon()) == 1
+    await backend.command("SET", f"session:{session.session_id}", note, "PX", ATTEMPT_LASTS)
+    assert await is_valid(operations, await log_in(operations, token=token))
+
+
 async def test_an_attempt_that_got_stuck_ends_with_later_ones(made: Stores) -> None:
     """Two logins bring one token at once; whoever ends the one that won keeps the other from being written."""
     operations = Operations.over(made)

@@ -13,7 +13,7 @@ if held then
     return 0
   end
   local void = record['void']
-  if void then
+  if type(void) == 'number' then
     -- A note of an earlier end does not cover attempts that came after it, nor any after the clock was set back.
     local clock, attempt = redis.call('TIME'), tonumber(ARGV[2])
     local ahead = void > 2 * (clock[1] * 1000000 + clock[2])
