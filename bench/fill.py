@@ -19,10 +19,10 @@ import uvloop
 
 from bench.processes import StartError
 from catraca_server.domain import Session
-from catraca_server.store.connect import RedisConnector
-from catraca_server.store.embedded import EmbeddedStore, find_binary
+from catraca_server.redis.dialer import RedisConnector
+from catraca_server.redis.embedded import EmbeddedStore, find_binary
+from catraca_server.redis.link import Server
 from catraca_server.store.keys import Keys
-from catraca_server.store.link import Server
 from catraca_server.store.redis_store import RedisSessionStore
 from catraca_server.store.user_index import RedisUserIndex
 from catraca_server.tokens import Tokens

@@ -14,8 +14,8 @@ from tests.support.proxy import Proxy
 from tests.support.valkey import Valkey
 from tests.support.waiting import PATIENCE, eventually_async
 
+from catraca_server.redis.multiplexer import BATCH_LIMIT, HEARTBEAT, QUEUE_LIMIT, Answer
 from catraca_server.store import NotDurable, Overloaded, StoreUnavailable
-from catraca_server.store.batcher import BATCH_LIMIT, HEARTBEAT, QUEUE_LIMIT, Answer
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from tests.support.proxy import Proxy
 from tests.support.waiting import PATIENCE, eventually_async
 
 from catraca_server.domain import Live, Session
+from catraca_server.redis.link import Server
 from catraca_server.store import Entries, Entry, StoreUnavailable
-from catraca_server.store.link import Server
 from catraca_server.store.records import encode
 
 ID = "0000000000000000000001"

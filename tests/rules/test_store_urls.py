@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 
+from catraca_server.redis.dialer import Address, Dialer, Group, StoreRefused, unix_url
+from catraca_server.redis.open import linked
 from catraca_server.settings import HIDDEN, STORE_SCHEMES, SettingsError, load, without_password
-from catraca_server.storage import linked
-from catraca_server.store.connect import Address, Dialer, Group, StoreRefused, unix_url
 
 SECRET = "hunter2"
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from tests.support.waiting import PATIENCE, eventually_async
 
+from catraca_server.redis.dialer import RedisConnector
+from catraca_server.redis.multiplexer import Answer, Batcher, Command
 from catraca_server.store import StoreUnavailable
-from catraca_server.store.batcher import Answer, Batcher, Command
-from catraca_server.store.connect import RedisConnector
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from catraca_server.store.connect import unix_url
+from catraca_server.redis.dialer import unix_url
 
 OK = b"+OK\r\n"
 NIL = b"$-1\r\n"

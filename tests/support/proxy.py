@@ -11,7 +11,7 @@ from typing import Self
 
 from tests.support.waiting import eventually_async
 
-from catraca_server.store.connect import unix_url
+from catraca_server.redis.dialer import unix_url
 
 _HOST = "127.0.0.1"
 _CHUNK = 1 << 16

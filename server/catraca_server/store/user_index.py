@@ -6,10 +6,10 @@ from types import NoneType
 from typing import Any
 
 from catraca_server.domain import Session
+from catraca_server.redis.link import Link
+from catraca_server.redis.multiplexer import Answer, Command
 from catraca_server.store import Entrance, Entries, Entry, StoreUnavailable
-from catraca_server.store.batcher import Answer, Command
 from catraca_server.store.keys import Keys
-from catraca_server.store.link import Link
 
 _SCRIPTS = files("catraca_server.store") / "lua"
 _ENTER = (_SCRIPTS / "enter.lua").read_bytes()

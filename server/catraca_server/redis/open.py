@@ -5,10 +5,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from urllib.parse import urlsplit
 
-from catraca_server.settings import Settings
-from catraca_server.store.batcher import Connector
-from catraca_server.store.cluster import Cluster
-from catraca_server.store.connect import (
+from catraca_server.redis.cluster import Cluster
+from catraca_server.redis.dialer import (
     FIRST_VERSION_THAT_TELLS_EXPIRY,
     Address,
     Dialer,
@@ -16,8 +14,10 @@ from catraca_server.store.connect import (
     RedisConnector,
     memory_connector,
 )
-from catraca_server.store.link import Link, Server
-from catraca_server.store.sentinel import Sentinels, Watch
+from catraca_server.redis.link import Link, Server
+from catraca_server.redis.multiplexer import Connector
+from catraca_server.redis.sentinel import Sentinels, Watch
+from catraca_server.settings import Settings
 
 logger = logging.getLogger(__name__)
 

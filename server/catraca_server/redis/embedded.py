@@ -16,8 +16,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from catraca_server.redis.dialer import RedisConnector, StoreRefused, unix_url
 from catraca_server.store import StoreUnavailable
-from catraca_server.store.connect import RedisConnector, StoreRefused, unix_url
 
 logger = logging.getLogger(__name__)
 

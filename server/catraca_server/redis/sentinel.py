@@ -9,10 +9,10 @@ from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
+from catraca_server.redis.dialer import Address
+from catraca_server.redis.link import Server
+from catraca_server.redis.multiplexer import Command, Connector
 from catraca_server.store import StoreUnavailable
-from catraca_server.store.batcher import Command, Connector
-from catraca_server.store.connect import Address
-from catraca_server.store.link import Server
 
 WATCH_PAUSE = 1.0
 """Seconds between two looks at who the primary is, while the one in use answers: it may have been cut off."""

@@ -23,9 +23,9 @@ from redis.exceptions import (
     ResponseError,
 )
 
+from catraca_server.redis.multiplexer import Connector
 from catraca_server.settings import without_password
 from catraca_server.store import StoreUnavailable
-from catraca_server.store.batcher import Connector
 
 OLDEST_VERSION = (6, 2)
 """The first with SET … PXAT, without which a session's end would depend on the server's clock."""

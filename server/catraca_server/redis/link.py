@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
-from catraca_server.store.batcher import Answer, Batcher, Command, Connector
+from catraca_server.redis.multiplexer import Answer, Batcher, Command, Connector
 
 Question: TypeAlias = tuple[str, Sequence[Command]]
 """A key, and commands about that key: either one that writes, or any number that only read."""

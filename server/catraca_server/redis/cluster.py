@@ -18,10 +18,10 @@ from redis.asyncio.connection import AbstractConnection
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, MovedError, RedisError, ResponseError
 
+from catraca_server.redis.dialer import Address, StoreRefused
+from catraca_server.redis.link import Question, Server
+from catraca_server.redis.multiplexer import START_PATIENCE, Answer, Connector
 from catraca_server.store import Overloaded, StoreUnavailable
-from catraca_server.store.batcher import START_PATIENCE, Answer, Connector
-from catraca_server.store.connect import Address, StoreRefused
-from catraca_server.store.link import Question, Server
 
 logger = logging.getLogger(__name__)
 
