@@ -23,7 +23,7 @@ from catraca_server.redis.dialer import RedisConnector
 from catraca_server.redis.embedded import EmbeddedStore, find_binary
 from catraca_server.redis.link import Server
 from catraca_server.store.keys import Keys
-from catraca_server.store.redis_store import RedisSessionStore
+from catraca_server.store.sessions import RedisSessionStore
 from catraca_server.store.user_index import RedisUserIndex
 from catraca_server.tokens import Tokens
 

@@ -112,7 +112,7 @@ def test_the_wheel_has_both_packages_and_nothing_else(wheel: Path) -> None:
         "catraca_server/py.typed",
         "catraca/v1/descriptors.binpb",
         "catraca/v1/session_service_pb2_grpc.pyi",
-        "catraca_server/store/lua/touch.lua",
+        "catraca_server/store/scripts/touch.lua",
     } <= names
     assert any(name.endswith("/licenses/LICENSE") for name in information)
 

@@ -24,7 +24,7 @@ from catraca_server.requests import Policy
 from catraca_server.sessions import Sessions
 from catraca_server.settings import load
 from catraca_server.store.keys import Keys
-from catraca_server.store.redis_store import RedisSessionStore
+from catraca_server.store.sessions import RedisSessionStore
 from catraca_server.store.user_index import RedisUserIndex
 from catraca_server.tokens import Tokens
 from catraca_server.users import UserSessions

@@ -11,7 +11,7 @@ from catraca_server.redis.multiplexer import Answer, Command
 from catraca_server.store import Entrance, Entries, Entry, StoreUnavailable
 from catraca_server.store.keys import Keys
 
-_SCRIPTS = files("catraca_server.store") / "lua"
+_SCRIPTS = files("catraca_server.store") / "scripts"
 _ENTER = (_SCRIPTS / "enter.lua").read_bytes()
 _EXTEND = (_SCRIPTS / "extend.lua").read_bytes()
 _FORGET = (_SCRIPTS / "forget.lua").read_bytes()

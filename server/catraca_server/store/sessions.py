@@ -17,7 +17,7 @@ from catraca_server.store.records import UnreadableRecord, decode, encode
 logger = logging.getLogger(__name__)
 
 # Sent whole each time (EVAL): they are short and rare, and so a restarted store or a new primary needs no loading.
-_SCRIPTS = files("catraca_server.store") / "lua"
+_SCRIPTS = files("catraca_server.store") / "scripts"
 _CONFIRM = (_SCRIPTS / "confirm.lua").read_bytes()
 _CREATE = (_SCRIPTS / "create.lua").read_bytes()
 _DELETE = (_SCRIPTS / "delete.lua").read_bytes()
