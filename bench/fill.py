@@ -18,14 +18,14 @@ import redis
 import uvloop
 
 from bench.processes import StartError
-from catraca_server.domain import Session
+from catraca_server.domain.session import Session
+from catraca_server.domain.tokens import Tokens
 from catraca_server.redis.dialer import RedisConnector
 from catraca_server.redis.embedded import EmbeddedStore, find_binary
 from catraca_server.redis.link import Server
 from catraca_server.store.keys import Keys
 from catraca_server.store.sessions import RedisSessionStore
 from catraca_server.store.user_index import RedisUserIndex
-from catraca_server.tokens import Tokens
 
 # One login at a time each; over two links, so that the store has work while the replies of the other are read.
 _WRITERS = 200

@@ -17,11 +17,12 @@ from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
 
 from catraca_server import admission, reflection
+from catraca_server.domain.commands import Policy
+from catraca_server.domain.tokens import Tokens
 from catraca_server.health import Health
 from catraca_server.redis.embedded import EmbeddedStore, default_data_dir, find_binary
 from catraca_server.redis.multiplexer import START_PATIENCE
 from catraca_server.redis.open import linked
-from catraca_server.requests import Policy
 from catraca_server.rpc import SERVICE_NAME, session_service_handlers
 from catraca_server.service import SessionService
 from catraca_server.sessions import Sessions
@@ -30,7 +31,6 @@ from catraca_server.store import StoreUnavailable
 from catraca_server.store.keys import Keys
 from catraca_server.store.sessions import RedisSessionStore
 from catraca_server.store.user_index import RedisUserIndex
-from catraca_server.tokens import Tokens
 from catraca_server.users import UserSessions
 from catraca_server.workers import Order, WorkersFailed, claim, working
 

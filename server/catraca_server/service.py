@@ -7,8 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from catraca.v1 import session_pb2, session_service_pb2 as pb
-from catraca_server.domain import Check, InvalidReason, Live, Verdict
-from catraca_server.requests import (
+from catraca_server.domain.commands import (
     BATCH_MAX,
     MASK_PATHS_MAX,
     InvalidRequest,
@@ -20,8 +19,9 @@ from catraca_server.requests import (
     violations_of_check,
     violations_of_user,
 )
+from catraca_server.domain.session import Check, InvalidReason, Live, Verdict
+from catraca_server.domain.tokens import is_session_id
 from catraca_server.sessions import Sessions
-from catraca_server.tokens import is_session_id
 from catraca_server.users import UserSessions
 
 _REASONS = {reason: pb.InvalidReason.Value(f"INVALID_REASON_{reason.name}") for reason in InvalidReason}

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from catraca_server.domain import (
+from catraca_server.domain.commands import Policy, SessionNotFound, TokenReused, Update
+from catraca_server.domain.session import (
     MALFORMED,
     Check,
     InvalidReason,
@@ -19,9 +20,8 @@ from catraca_server.domain import (
     judge,
     standing,
 )
-from catraca_server.requests import Policy, SessionNotFound, TokenReused, Update
+from catraca_server.domain.tokens import Credential, Tokens, is_session_id
 from catraca_server.store import Entries, Overloaded, SessionStore, StoreUnavailable, UserIndex
-from catraca_server.tokens import Credential, Tokens, is_session_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from catraca_server.domain import Live, Session
-from catraca_server.requests import (
+from catraca_server.domain.commands import (
     PAGE_MAX_BYTES,
     InvalidRequest,
     NewSession,
@@ -28,6 +27,8 @@ from catraca_server.requests import (
     TokenInUse,
     violations_of_login,
 )
+from catraca_server.domain.session import Live, Session
+from catraca_server.domain.tokens import Tokens
 from catraca_server.store import (
     ATTEMPT_MAY_WRITE,
     Creation,
@@ -38,7 +39,6 @@ from catraca_server.store import (
     StoreUnavailable,
     UserIndex,
 )
-from catraca_server.tokens import Tokens
 
 STEP = 50
 """Sessions handled in one exchange with the store, so that a user with thousands holds nobody up."""

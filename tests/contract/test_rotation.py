@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 import pytest
 from tests.support.backends import Backend, Operations, soon, stores
 
-from catraca_server.domain import RETIRED_MAX, Check, InvalidReason, Verdict
-from catraca_server.requests import NewSession, SessionNotFound, TokenReused, Update
-from catraca_server.tokens import Tokens
+from catraca_server.domain.commands import NewSession, SessionNotFound, TokenReused, Update
+from catraca_server.domain.session import RETIRED_MAX, Check, InvalidReason, Verdict
+from catraca_server.domain.tokens import Tokens
 from catraca_server.users import Login
 
 GRACE, HOUR = 30_000, 3_600_000

@@ -14,8 +14,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from tests.support.backends import Backend, FakeBackend, Operations, stores
 from tests.support.model import DAY, GRACE, HOUR, MINUTE, SECOND, Expected, Life, Moment, Users
 
-from catraca_server.domain import Check, InvalidReason, Live, Verdict
-from catraca_server.requests import (
+from catraca_server.domain.commands import (
     EtagMismatch,
     InvalidRequest,
     NewSession,
@@ -25,7 +24,8 @@ from catraca_server.requests import (
     TokenReused,
     Update,
 )
-from catraca_server.tokens import _base62
+from catraca_server.domain.session import Check, InvalidReason, Live, Verdict
+from catraca_server.domain.tokens import _base62
 
 LONG = "CATRACA_TEST_LONG" in os.environ
 USERS = ("ana", "bia")

@@ -9,8 +9,8 @@ import pytest
 from tests.support.backends import Backend, soon, stores
 from tests.support.waiting import eventually_async
 
-from catraca_server.domain import Live, Session
-from catraca_server.requests import ATTRIBUTES_MAX_ENTRIES
+from catraca_server.domain.commands import ATTRIBUTES_MAX_ENTRIES
+from catraca_server.domain.session import Live, Session
 from catraca_server.store import ATTEMPT_LASTS, Creation, Entries, Entry, SessionStore, StoreUnavailable
 
 ID = "0000000000000000000001"

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from tests.support.backends import Backend, soon, stores
 
-from catraca_server.domain import Session
+from catraca_server.domain.session import Session
 from catraca_server.store import Entrance, Entry, UserIndex
 
 HOUR = 3_600_000

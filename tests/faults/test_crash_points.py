@@ -8,10 +8,10 @@ from itertools import count
 import pytest
 from tests.support.backends import Backend, Operations, Stores, soon
 
-from catraca_server.domain import Check
+from catraca_server.domain.commands import NewSession, SessionLimitReached, SessionNotFound, TokenInUse, Update
+from catraca_server.domain.session import Check
 from catraca_server.redis.link import Link, Question
 from catraca_server.redis.multiplexer import Answer
-from catraca_server.requests import NewSession, SessionLimitReached, SessionNotFound, TokenInUse, Update
 from catraca_server.store.keys import Keys
 from catraca_server.store.records import UnreadableRecord, decode
 from catraca_server.store.user_index import RedisUserIndex

@@ -16,7 +16,7 @@ from tests.support.valkey import Valkey
 from tests.support.waiting import eventually_async
 
 from catraca import AsyncSessionClient, errors
-from catraca_server.requests import Update
+from catraca_server.domain.commands import Update
 from catraca_server.store import NotDurable, StoreUnavailable
 from catraca_server.users import Login
 

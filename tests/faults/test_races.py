@@ -13,10 +13,10 @@ import pytest
 from tests.support.backends import Backend, Operations, Stores, soon
 from tests.support.history import Call, Checker
 
-from catraca_server.domain import Check, InvalidReason, Live
+from catraca_server.domain.commands import EtagMismatch, NewSession, SessionNotFound, Update
+from catraca_server.domain.session import Check, InvalidReason, Live
 from catraca_server.redis.link import Link, Question
 from catraca_server.redis.multiplexer import Answer
-from catraca_server.requests import EtagMismatch, NewSession, SessionNotFound, Update
 from catraca_server.users import Login
 
 SEEDS = 300 if "CATRACA_TEST_LONG" in os.environ else 12

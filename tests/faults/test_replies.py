@@ -12,7 +12,7 @@ from tests.support.fake_redis import NIL, OK, FakeRedis, array, bulk, integer
 from tests.support.proxy import Proxy
 from tests.support.waiting import PATIENCE, eventually_async
 
-from catraca_server.domain import Live, Session
+from catraca_server.domain.session import Live, Session
 from catraca_server.redis.link import Server
 from catraca_server.store import Entries, Entry, StoreUnavailable
 from catraca_server.store.records import encode

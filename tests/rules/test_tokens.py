@@ -10,7 +10,7 @@ from itertools import count
 import pytest
 from hypothesis import example, given, strategies as st
 
-from catraca_server.tokens import Credential, Tokens, brought_token_fault, is_session_id
+from catraca_server.domain.tokens import Credential, Tokens, brought_token_fault, is_session_id
 
 BASE62 = string.digits + string.ascii_letters
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NSJ9.c2lnbmF0dXJl"

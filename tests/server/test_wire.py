@@ -13,7 +13,7 @@ from google.rpc.status_pb2 import Status
 
 from catraca.v1 import session_service_pb2 as pb
 from catraca.v1.session_service_pb2_grpc import SessionServiceStub
-from catraca_server.requests import BATCH_MAX
+from catraca_server.domain.commands import BATCH_MAX
 
 TIMEOUT = 30
 LIMIT_BYTES = 256

@@ -12,9 +12,9 @@ from typing import Self
 from tests.support.backends import Operations, Stores
 from tests.support.waiting import eventually_async
 
-from catraca_server.domain import Check, Verdict
+from catraca_server.domain.commands import NewSession, SessionNotFound, Update
+from catraca_server.domain.session import Check, Verdict
 from catraca_server.redis.open import linked
-from catraca_server.requests import NewSession, SessionNotFound, Update
 from catraca_server.settings import load
 from catraca_server.store import StoreUnavailable
 from catraca_server.users import Login

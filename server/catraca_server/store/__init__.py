@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from catraca_server.domain import Live, Session
+from catraca_server.domain.session import Live, Session
 
 
 class StoreUnavailable(Exception):

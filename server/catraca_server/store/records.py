@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from catraca_server.domain import Retired, Session
+from catraca_server.domain.session import Retired, Session
 
 _LAST_MOMENT = 253_402_300_799_999
 """Unix milliseconds of the end of the year 9999, beyond which the API has no time."""

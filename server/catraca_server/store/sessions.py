@@ -7,7 +7,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from catraca_server.domain import Live, Session
+from catraca_server.domain.session import Live, Session
 from catraca_server.redis.link import Link, Question
 from catraca_server.redis.multiplexer import Answer
 from catraca_server.store import ATTEMPT_LASTS, Creation, Entries, Look

@@ -5,7 +5,7 @@ from importlib.resources import files
 from types import NoneType
 from typing import Any
 
-from catraca_server.domain import Session
+from catraca_server.domain.session import Session
 from catraca_server.redis.link import Link
 from catraca_server.redis.multiplexer import Answer, Command
 from catraca_server.store import Entrance, Entries, Entry, StoreUnavailable

@@ -6,8 +6,8 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from catraca_server.domain import Check, Live, Session
-from catraca_server.tokens import brought_token_fault
+from catraca_server.domain.session import Check, Live, Session
+from catraca_server.domain.tokens import brought_token_fault
 
 USER_ID_MAX_BYTES = 256
 ATTRIBUTES_MAX_ENTRIES = 64

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from functools import cached_property
 
-from catraca_server.tokens import Credential
+from catraca_server.domain.tokens import Credential
 
 TOUCH_INTERVAL_MAX = 60_000
 RETIRED_MAX = 32
