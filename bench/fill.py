@@ -122,7 +122,7 @@ def _session(tokens: Tokens, token: str, user: int) -> Session:
 
 
 async def _write(link: Server, session: Session) -> None:
-    """Does what a login does once there is room for it; see `catraca_server.users`."""
+    """Does what a login does once there is room for it; see `catraca_server.operations.users`."""
     store, index = RedisSessionStore(link, _KEYS, tells_expiry=True), RedisUserIndex(link, _KEYS)
     entrance = await index.enter(session, limit=0, mark_oldest=False, deadline=inf)
     assert entrance.entry is not None, "there is no limit"

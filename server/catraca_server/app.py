@@ -20,18 +20,18 @@ from catraca_server import admission, reflection
 from catraca_server.domain.commands import Policy
 from catraca_server.domain.tokens import Tokens
 from catraca_server.health import Health
+from catraca_server.operations.sessions import Sessions
+from catraca_server.operations.users import UserSessions
 from catraca_server.redis.embedded import EmbeddedStore, default_data_dir, find_binary
 from catraca_server.redis.multiplexer import START_PATIENCE
 from catraca_server.redis.open import linked
 from catraca_server.rpc import SERVICE_NAME, session_service_handlers
 from catraca_server.service import SessionService
-from catraca_server.sessions import Sessions
 from catraca_server.settings import Settings
 from catraca_server.store import StoreUnavailable
 from catraca_server.store.keys import Keys
 from catraca_server.store.sessions import RedisSessionStore
 from catraca_server.store.user_index import RedisUserIndex
-from catraca_server.users import UserSessions
 from catraca_server.workers import Order, WorkersFailed, claim, working
 
 logger = logging.getLogger(__name__)

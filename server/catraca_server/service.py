@@ -21,8 +21,8 @@ from catraca_server.domain.commands import (
 )
 from catraca_server.domain.session import Check, InvalidReason, Live, Verdict
 from catraca_server.domain.tokens import is_session_id
-from catraca_server.sessions import Sessions
-from catraca_server.users import UserSessions
+from catraca_server.operations.sessions import Sessions
+from catraca_server.operations.users import UserSessions
 
 _REASONS = {reason: pb.InvalidReason.Value(f"INVALID_REASON_{reason.name}") for reason in InvalidReason}
 

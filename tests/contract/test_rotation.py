@@ -10,7 +10,7 @@ from tests.support.backends import Backend, Operations, soon, stores
 from catraca_server.domain.commands import NewSession, SessionNotFound, TokenReused, Update
 from catraca_server.domain.session import RETIRED_MAX, Check, InvalidReason, Verdict
 from catraca_server.domain.tokens import Tokens
-from catraca_server.users import Login
+from catraca_server.operations.users import Login
 
 GRACE, HOUR = 30_000, 3_600_000
 BROUGHT = "a-token-that-was-brought"

@@ -9,7 +9,7 @@ from tests.support.backends import Backend, Operations, soon, stores
 
 from catraca_server.domain.commands import EtagMismatch, InvalidRequest, NewSession, SessionNotFound, Update
 from catraca_server.domain.session import Check, Live
-from catraca_server.users import Login
+from catraca_server.operations.users import Login
 
 SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
 

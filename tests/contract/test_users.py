@@ -10,9 +10,9 @@ from tests.support.backends import Backend, Operations, Stores, soon, stores
 
 from catraca_server.domain.commands import PAGE_MAX_BYTES, NewSession, SessionLimitReached, TokenInUse
 from catraca_server.domain.session import Check, Session
+from catraca_server.operations.users import STEP, Login
 from catraca_server.store import ATTEMPT_LASTS, ATTEMPT_MAY_WRITE, Creation, Entrance, Entries
 from catraca_server.store.user_index import RedisUserIndex
-from catraca_server.users import STEP, Login
 
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
 

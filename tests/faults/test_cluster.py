@@ -20,12 +20,12 @@ from tests.support.nodes import NODE_TIMEOUT, DataNode
 from tests.support.valkey import Valkey
 from tests.support.waiting import PATIENCE, eventually_async
 
+from catraca_server.operations.users import Login
 from catraca_server.redis import cluster as cluster_link
 from catraca_server.redis.cluster import REDIRECTIONS, Claim, Cluster as Link, View
 from catraca_server.redis.dialer import Address, RedisConnector, StoreRefused
 from catraca_server.redis.multiplexer import Connector
 from catraca_server.store import StoreUnavailable
-from catraca_server.users import Login
 
 ASKED = Address("10.0.0.9", 7009)
 PATIENT = "2s"

@@ -10,12 +10,12 @@ from tests.support.backends import Backend, Operations, Stores, soon
 
 from catraca_server.domain.commands import NewSession, SessionLimitReached, SessionNotFound, TokenInUse, Update
 from catraca_server.domain.session import Check
+from catraca_server.operations.users import Login
 from catraca_server.redis.link import Link, Question
 from catraca_server.redis.multiplexer import Answer
 from catraca_server.store.keys import Keys
 from catraca_server.store.records import UnreadableRecord, decode
 from catraca_server.store.user_index import RedisUserIndex
-from catraca_server.users import Login
 
 LIMIT = 3
 MINUTE, HOUR = 60_000, 3_600_000

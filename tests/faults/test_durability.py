@@ -17,8 +17,8 @@ from tests.support.waiting import eventually_async
 
 from catraca import AsyncSessionClient, errors
 from catraca_server.domain.commands import Update
+from catraca_server.operations.users import Login
 from catraca_server.store import NotDurable, StoreUnavailable
-from catraca_server.users import Login
 
 TIMEOUT = 0.25
 NOTICE = 0.05

@@ -21,11 +21,11 @@ from catraca.v1 import session_service_pb2 as pb
 from catraca_server.domain.commands import BATCH_MAX, PageToken, Policy
 from catraca_server.domain.session import Live, Session
 from catraca_server.domain.tokens import Credential, Tokens
+from catraca_server.operations.sessions import Sessions
+from catraca_server.operations.users import UserSessions
 from catraca_server.rpc import SERVICE_NAME, session_service_handlers
 from catraca_server.service import SessionService
-from catraca_server.sessions import Sessions
 from catraca_server.store import Creation, Entrance, Entries, Entry, Look
-from catraca_server.users import UserSessions
 
 TOKENS = 1_000_000
 BODIES = 1_000_000

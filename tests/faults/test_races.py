@@ -15,9 +15,9 @@ from tests.support.history import Call, Checker
 
 from catraca_server.domain.commands import EtagMismatch, NewSession, SessionNotFound, Update
 from catraca_server.domain.session import Check, InvalidReason, Live
+from catraca_server.operations.users import Login
 from catraca_server.redis.link import Link, Question
 from catraca_server.redis.multiplexer import Answer
-from catraca_server.users import Login
 
 SEEDS = 300 if "CATRACA_TEST_LONG" in os.environ else 12
 SERVERS, SESSIONS, PER_SESSION, LOGINS, LISTS, LOGOUTS = 3, 14, 12, 16, 8, 8

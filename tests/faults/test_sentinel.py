@@ -17,12 +17,12 @@ from tests.support.proxy import Proxy
 from tests.support.sentinel import NAME, Sentinels
 from tests.support.waiting import PATIENCE, eventually_async
 
+from catraca_server.operations.users import Login
 from catraca_server.redis import sentinel as sentinel_link
 from catraca_server.redis.dialer import Dialer, RedisConnector
 from catraca_server.redis.link import Server
 from catraca_server.redis.sentinel import Sentinels as Link, Watch
 from catraca_server.store import StoreUnavailable
-from catraca_server.users import Login
 
 NOTICE = 0.75
 """Seconds beyond the store's timeout within which an answer has to be there; much, because the machine is slow."""

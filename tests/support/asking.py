@@ -14,10 +14,10 @@ from tests.support.waiting import eventually_async
 
 from catraca_server.domain.commands import NewSession, SessionNotFound, Update
 from catraca_server.domain.session import Check, Verdict
+from catraca_server.operations.users import Login
 from catraca_server.redis.open import linked
 from catraca_server.settings import load
 from catraca_server.store import StoreUnavailable
-from catraca_server.users import Login
 
 _PAUSE = 0.002
 

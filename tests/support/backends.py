@@ -19,15 +19,15 @@ from tests.support.sentinel import Sentinels
 
 from catraca_server.domain.commands import Policy
 from catraca_server.domain.tokens import Tokens
+from catraca_server.operations.sessions import Sessions
+from catraca_server.operations.users import UserSessions
 from catraca_server.redis.dialer import Dialer, memory_connector
 from catraca_server.redis.link import Link, Server
 from catraca_server.redis.open import linked
-from catraca_server.sessions import Sessions
 from catraca_server.settings import load
 from catraca_server.store.keys import Keys
 from catraca_server.store.sessions import RedisSessionStore
 from catraca_server.store.user_index import RedisUserIndex
-from catraca_server.users import UserSessions
 
 STORE_TIMEOUT = 5
 """Seconds, for tests that are not about timeouts: a slow machine must not fail them."""
