@@ -16,17 +16,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
 
-from catraca_server import admission, reflection
+from catraca_server.api import accepting as admission, reflection
+from catraca_server.api.handlers import SERVICE_NAME, session_service_handlers
+from catraca_server.api.health import Health
+from catraca_server.api.session_service import SessionService
 from catraca_server.domain.commands import Policy
 from catraca_server.domain.tokens import Tokens
-from catraca_server.health import Health
 from catraca_server.operations.sessions import Sessions
 from catraca_server.operations.users import UserSessions
 from catraca_server.redis.embedded import EmbeddedStore, default_data_dir, find_binary
 from catraca_server.redis.multiplexer import START_PATIENCE
 from catraca_server.redis.open import linked
-from catraca_server.rpc import SERVICE_NAME, session_service_handlers
-from catraca_server.service import SessionService
 from catraca_server.settings import Settings
 from catraca_server.store import StoreUnavailable
 from catraca_server.store.keys import Keys

@@ -18,13 +18,13 @@ from tests.support.raw import field
 from tests.support.service import ServeProcess
 
 from catraca.v1 import session_service_pb2 as pb
+from catraca_server.api.handlers import SERVICE_NAME, session_service_handlers
+from catraca_server.api.session_service import SessionService
 from catraca_server.domain.commands import BATCH_MAX, PageToken, Policy
 from catraca_server.domain.session import Live, Session
 from catraca_server.domain.tokens import Credential, Tokens
 from catraca_server.operations.sessions import Sessions
 from catraca_server.operations.users import UserSessions
-from catraca_server.rpc import SERVICE_NAME, session_service_handlers
-from catraca_server.service import SessionService
 from catraca_server.store import Creation, Entrance, Entries, Entry, Look
 
 TOKENS = 1_000_000

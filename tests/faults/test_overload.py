@@ -14,7 +14,7 @@ from tests.support.waiting import PATIENCE
 
 from catraca import AsyncSessionClient
 from catraca.v1 import session_service_pb2 as pb
-from catraca_server.admission import PLACES
+from catraca_server.api.accepting import PLACES
 
 LIMIT = 250
 """Calls that a connection may have in flight, unless set otherwise."""

@@ -9,8 +9,8 @@ from tests.support.inprocess import METHODS, serving
 from tests.support.raw import field, varint
 
 from catraca.v1 import session_service_pb2 as pb
+from catraca_server.api.handlers import SERVICE_NAME
 from catraca_server.domain.commands import BATCH_MAX
-from catraca_server.rpc import SERVICE_NAME
 
 
 class Wire:

@@ -8,6 +8,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from catraca.v1.error_reason_pb2 import ErrorReason
+from catraca_server.api.statuses import failure
 from catraca_server.domain.commands import (
     EtagMismatch,
     InvalidRequest,
@@ -17,7 +18,6 @@ from catraca_server.domain.commands import (
     TokenReused,
     Violation,
 )
-from catraca_server.errors import failure
 from catraca_server.store import Overloaded, StoreUnavailable
 
 SECRET = "ctr_this-must-not-be-told"
@@ -64,7 +64,7 @@ def test_a_defect_is_logged_with_the_place_it_happened() -> None:
     """INTERNAL says nothing to the caller, so the log has to say where to look."""
     with pytest.MonkeyPatch.context() as patch:
         logged: list[str] = []
-        patch.setattr("catraca_server.errors.logger.critical", lambda text, *words: logged.append(text % words))
+        patch.setattr("catraca_server.api.statuses.logger.critical", lambda text, *words: logged.append(text % words))
         try:
             {"": 0}[SECRET]
         except KeyError as error:

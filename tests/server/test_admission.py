@@ -9,7 +9,7 @@ import grpc
 import pytest
 from tests.support.waiting import PATIENCE, eventually_async
 
-from catraca_server import admission
+from catraca_server.api import accepting as admission
 
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 

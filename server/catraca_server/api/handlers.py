@@ -13,9 +13,9 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from catraca.v1 import session_service_pb2 as pb
+from catraca_server.api.session_service import SessionService
+from catraca_server.api.statuses import Failure, failure
 from catraca_server.domain.commands import InvalidRequest
-from catraca_server.errors import Failure, failure
-from catraca_server.service import SessionService
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["SessionService"].full_name
 
