@@ -27,12 +27,12 @@ from catraca_server.operations.users import UserSessions
 from catraca_server.redis.embedded import EmbeddedStore, default_data_dir, find_binary
 from catraca_server.redis.multiplexer import START_PATIENCE
 from catraca_server.redis.open import linked
+from catraca_server.runtime.supervisor import Order, WorkersFailed, claim, working
 from catraca_server.settings import Settings
 from catraca_server.store import StoreUnavailable
 from catraca_server.store.keys import Keys
 from catraca_server.store.sessions import RedisSessionStore
 from catraca_server.store.user_index import RedisUserIndex
-from catraca_server.workers import Order, WorkersFailed, claim, working
 
 logger = logging.getLogger(__name__)
 

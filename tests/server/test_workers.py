@@ -210,7 +210,8 @@ def test_a_kill_of_the_supervisor_leaves_nothing(tmp_path: Path) -> None:
 
 STUCK = """
 import signal, threading
-from catraca_server import worker, workers
+from catraca_server.runtime import supervisor as workers
+from catraca_server.runtime import worker
 from catraca_server.settings import load
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -458,7 +459,7 @@ async def test_a_replaced_worker_has_the_secrets_of_the_others(valkey: Valkey, t
         token = (await sessions.create("12345")).token
         pepper.write_text("another-another-another-another-another")
         for victim in workers_of(process):
-            assert victim.cmdline()[1:] == ["-P", "-m", "catraca_server.worker"]
+            assert victim.cmdline()[1:] == ["-P", "-m", "catraca_server.runtime.worker"]
             victim.kill()
             await replaced(process, victim)
         assert await sessions.validate(token)

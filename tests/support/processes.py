@@ -21,7 +21,7 @@ def store_processes(data_dir: Path) -> list[psutil.Process]:
 
 def workers_of(process: ServeProcess) -> list[psutil.Process]:
     """Returns the workers that a service has now."""
-    return [each for each in _children(process) if alive(each) and "catraca_server.worker" in _command(each)]
+    return [each for each in _children(process) if alive(each) and "catraca_server.runtime.worker" in _command(each)]
 
 
 def connections_of(process: psutil.Process) -> list[tuple[str, int]]:

@@ -1,6 +1,6 @@
-"""One worker, as `python -m catraca_server.worker`: the service in a process of its own, as told by the supervisor.
+"""One worker, `python -m catraca_server.runtime.worker`: the service in a process of its own.
 
-`workers` has the supervisor's half and says how the two speak.
+`supervisor` has the other half and says how the two speak.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import uvloop
 
 from catraca_server import logs
 from catraca_server.app import StartError, serve_as_worker
-from catraca_server.workers import SERVING, STOP_PATIENCE, Order
+from catraca_server.runtime.supervisor import SERVING, STOP_PATIENCE, Order
 
 
 def main() -> int:

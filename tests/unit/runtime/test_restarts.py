@@ -2,7 +2,7 @@
 
 import pytest
 
-from catraca_server.workers import CRASH_LIMIT, STEADY, Restarts
+from catraca_server.runtime.supervisor import CRASH_LIMIT, STEADY, Restarts
 
 LONG, SHORT = STEADY, STEADY - 0.001
 

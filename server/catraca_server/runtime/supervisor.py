@@ -155,7 +155,7 @@ async def _run(order: Order, serving: asyncio.Event) -> _End:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             # Not the working directory's modules, whoever can write there.
-            *("-P", "-m", "catraca_server.worker"),
+            *("-P", "-m", "catraca_server.runtime.worker"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             # Ctrl-C is for the supervisor, which lets workers drain.

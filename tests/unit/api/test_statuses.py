@@ -70,7 +70,7 @@ def test_a_defect_is_logged_with_the_place_it_happened() -> None:
         except KeyError as error:
             failure(error)
     assert "KeyError" in logged[0]
-    assert "test_errors.py" in logged[0]
+    assert "test_statuses.py" in logged[0]
     assert SECRET not in logged[0].replace("[SECRET]", "")
 
 

@@ -1,0 +1,1 @@
+"""Processes: signals, workers and what keeps them running."""
