@@ -23,6 +23,7 @@ from catraca_server.domain.tokens import Tokens
 from catraca_server.redis.dialer import RedisConnector
 from catraca_server.redis.embedded import EmbeddedStore, find_binary
 from catraca_server.redis.link import Server
+from catraca_server.redis.url import StoreUrl
 from catraca_server.store.keys import Keys
 from catraca_server.store.sessions import RedisSessionStore
 from catraca_server.store.user_index import RedisUserIndex
@@ -64,7 +65,7 @@ async def _fill(data_dir: Path, sessions: int, users: int, sample: int, progress
         embedded = EmbeddedStore(data_dir, binary)
         await embedded.start()
         stack.push_async_callback(embedded.stop)
-        store = stack.enter_context(closing(redis.Redis.from_url(embedded.url)))
+        store = stack.enter_context(closing(redis.Redis.from_url(str(embedded.url))))
         empty = _used(store)
         begin = time.monotonic()
         some = await _log_in(embedded.url, sessions, users, sessions // sample, progress)
@@ -80,7 +81,7 @@ async def _fill(data_dir: Path, sessions: int, users: int, sample: int, progress
 
 
 async def _log_in(
-    url: str, sessions: int, users: int, step: int, progress: Callable[[int], None]
+    url: StoreUrl, sessions: int, users: int, step: int, progress: Callable[[int], None]
 ) -> Sequence[tuple[str, Session]]:
     """Writes the sessions, and returns one of every `step` with its token."""
     tokens = Tokens(secrets.token_bytes)
@@ -98,7 +99,7 @@ async def _log_in(
 
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as writers:
         for _ in range(_LINKS):
-            link = Server.at(RedisConnector(url), timeout=_TIMEOUT, on_change=lambda _: None)
+            link = Server.at(RedisConnector(url), timeout_seconds=_TIMEOUT, on_change=lambda _: None)
             await link.start()
             stack.push_async_callback(link.stop)
             for _ in range(_WRITERS):
@@ -123,7 +124,7 @@ def _session(tokens: Tokens, token: str, user: int) -> Session:
 
 async def _write(link: Server, session: Session) -> None:
     """Does what a login does once there is room for it; see `catraca_server.operations.users`."""
-    store, index = RedisSessionStore(link, _KEYS, tells_expiry=True), RedisUserIndex(link, _KEYS)
+    store, index = RedisSessionStore(link, _KEYS, has_pexpiretime=True), RedisUserIndex(link, _KEYS)
     entrance = await index.enter(session, limit=0, mark_oldest=False, deadline=inf)
     assert entrance.entry is not None, "there is no limit"
     expiry = session.expiry_if_active_at(session.create_time)

@@ -25,11 +25,12 @@ from catraca_server.domain.tokens import Tokens
 from catraca_server.operations.sessions import Sessions
 from catraca_server.operations.users import UserSessions
 from catraca_server.redis.embedded import EmbeddedStore, default_data_dir, find_binary
-from catraca_server.redis.multiplexer import START_PATIENCE
-from catraca_server.redis.open import linked
+from catraca_server.redis.errors import StoreUnavailable
+from catraca_server.redis.multiplexer import CONNECT_TIMEOUT_SECONDS
+from catraca_server.redis.open import open_link
+from catraca_server.redis.url import StoreKind, StoreUrl
 from catraca_server.runtime.supervisor import Order, WorkersFailed, claim, working
 from catraca_server.settings import Settings
-from catraca_server.store import StoreUnavailable
 from catraca_server.store.keys import Keys
 from catraca_server.store.sessions import RedisSessionStore
 from catraca_server.store.user_index import RedisUserIndex
@@ -200,17 +201,27 @@ async def _store(
         if embedded is not None:
             url = embedded.url
         else:
-            url = "memory:" if settings.store_url == "embedded:" else settings.store_url
+            is_embedded = settings.store_url.kind is StoreKind.EMBEDDED
+            url = StoreUrl.parse("memory:") if is_embedded else settings.store_url
         try:
-            link, tells_expiry = await stack.enter_async_context(linked(url, settings, health.store_changed))
+            opening = open_link(
+                url,
+                store_password=settings.store_password,
+                sentinel_password=settings.sentinel_password,
+                allow_eviction=settings.allow_eviction,
+                timeout_seconds=settings.store_timeout.seconds,
+                replica_acks=settings.replica_acks,
+                on_change=health.store_changed,
+            )
+            link, has_pexpiretime = await stack.enter_async_context(opening)
         except TimeoutError:
             raise StartError(
-                f"no answer from the store within {START_PATIENCE:g} s. The store is set by CATRACA_STORE_URL"
+                f"no answer from the store within {CONNECT_TIMEOUT_SECONDS:g} s. The store is set by CATRACA_STORE_URL"
             ) from None
         except StoreUnavailable as error:
             raise StartError(f"{error}. The store is set by CATRACA_STORE_URL") from error
         keys = Keys(settings.key_prefix)
-        yield RedisSessionStore(link, keys, tells_expiry=tells_expiry), RedisUserIndex(link, keys)
+        yield RedisSessionStore(link, keys, has_pexpiretime=has_pexpiretime), RedisUserIndex(link, keys)
 
 
 @asynccontextmanager
@@ -230,7 +241,7 @@ async def _embedded(settings: Settings, environment: Mapping[str, str]) -> Async
 
 
 def _find_embedded(settings: Settings, environment: Mapping[str, str]) -> EmbeddedStore | None:
-    if settings.store_url != "embedded:":
+    if settings.store_url.kind is not StoreKind.EMBEDDED:
         return None
     binary = find_binary(environment)
     if binary is None:

@@ -12,16 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+
+from catraca_server.redis.url import HIDDEN, StoreKind, StoreUrl, shows_password
 
 ENVIRONMENT_PREFIX = "CATRACA_"
 CONFIG_FILE_VARIABLE = "CATRACA_CONFIG"
-HIDDEN = "********"
-
-STORE_SCHEMES = (
-    *("embedded", "memory", "redis", "rediss", "unix"),
-    *("redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"),
-)
 
 _NO_SETTINGS = re.compile(r"CATRACA_(CONFIG|TARGET|API_KEY|API_KEY_FILE|VALKEY_SERVER|TEST_\w+|(SERVICE|PORT)_\w+)")
 """Variables that are not the server's: the client's, the tests', and what Kubernetes sets for a service so named."""
@@ -127,15 +122,6 @@ def _connection_age(text: str) -> Millis:
     return age
 
 
-def _store_url(text: str) -> str:
-    if urlsplit(text).scheme not in STORE_SCHEMES:
-        raise ValueError(
-            "must start with embedded:, memory:, redis://, rediss://, unix://, redis+sentinel://, rediss+sentinel://, "
-            "redis+cluster:// or rediss+cluster://"
-        )
-    return text
-
-
 def _optional_path(text: str) -> Path | None:
     return Path(text).expanduser() if text else None
 
@@ -159,9 +145,9 @@ class Settings:
         "250", _whole_number, "calls that a connection may have in flight; more are refused; 0: any number"
     )
     insecure: bool = _setting("false", _boolean, "listen on any address without TLS and caller authentication")
-    store_url: str = _setting(
+    store_url: StoreUrl = _setting(
         "embedded:",
-        _store_url,
+        StoreUrl.parse,
         "where sessions are: embedded:, memory:, redis://…, rediss://…, unix://…, redis+sentinel://… or redis+cluster://…",
     )
     store_password: str = _setting("", str, "password for the store, if not in store_url", secret=True)
@@ -234,7 +220,7 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str]) -> Loaded:
                 except ValueError as fault:
                     problems.append(f"{_called(name, origin)} {fault}")
                 break
-    if origins.get("store_url") == "flag" and "store_url" in values and _has_password(flags["store_url"]):
+    if origins.get("store_url") == "flag" and shows_password(flags["store_url"]):
         problems.append("--store-url must not hold a password: use CATRACA_STORE_URL or CATRACA_STORE_PASSWORD")
     if not problems:
         settings = Settings(**values)
@@ -295,13 +281,12 @@ def _contradictions(settings: Settings) -> list[str]:
             "who reaches the port could create and revoke sessions. Listen on 127.0.0.1, or say --insecure if the "
             "network itself keeps others out"
         )
-    scheme = urlsplit(settings.store_url).scheme
-    if settings.replica_acks and scheme in ("embedded", "memory"):
+    if settings.replica_acks and settings.store_url.kind in (StoreKind.EMBEDDED, StoreKind.MEMORY):
         problems.append(
-            f"replica_acks {settings.replica_acks} takes a store that has replicas, and {scheme}: has none: nothing "
-            "would ever be acknowledged. Use a Redis with replicas, or --replica-acks 0"
+            f"replica_acks {settings.replica_acks} takes a store that has replicas, and {settings.store_url} has none: "
+            "nothing would ever be acknowledged. Use a Redis with replicas, or --replica-acks 0"
         )
-    if settings.workers > 1 and scheme == "memory":
+    if settings.workers > 1 and settings.store_url.kind is StoreKind.MEMORY:
         problems.append(
             f"store_url memory: takes one worker, not {settings.workers}: each would have a store of its own, and not "
             "know the others' sessions. Use embedded: or a Redis, or --workers 1"
@@ -324,24 +309,4 @@ def _text(settings: Settings, setting: Field[Any]) -> str:
 
 
 def _hide(setting: Field[Any], text: str) -> str:
-    if setting.metadata["secret"]:
-        return HIDDEN
-    if setting.name == "store_url":
-        return without_password(text)
-    return text
-
-
-def without_password(url: str) -> str:
-    """Returns a store URL as it may be shown."""
-    try:
-        urlsplit(url)
-    except ValueError:
-        return HIDDEN
-    # Up to the last @, because a password may have characters in it that ought to be escaped, and must not be shown.
-    url = re.sub(r"(?<=://)([^:/@]*):.+@", rf"\1:{HIDDEN}@", url)
-    # Options that other clients take and this one refuses; they must not be shown on the way.
-    return re.sub(r"([?&]\w*password=)[^&#]+", rf"\1{HIDDEN}", url)
-
-
-def _has_password(url: str) -> bool:
-    return without_password(url) != url
+    return HIDDEN if setting.metadata["secret"] else text

@@ -22,7 +22,7 @@ ATTEMPT = 3_580_000_000_000_000
 @pytest.fixture(params=[True, False], ids=["PEXPIRETIME", "PTTL"])
 async def store(request: pytest.FixtureRequest, backend: Backend) -> AsyncIterator[SessionStore]:
     """The store on a backend, as on Redis 7 and later and as on Redis 6.2."""
-    async with stores(backend, tells_expiry=request.param) as opened:
+    async with stores(backend, has_pexpiretime=request.param) as opened:
         yield opened.sessions
 
 

@@ -17,7 +17,7 @@ SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
 @pytest.fixture(params=[True, False], ids=["PEXPIRETIME", "PTTL"])
 async def operations(request: pytest.FixtureRequest, backend: Backend) -> AsyncIterator[Operations]:
     """The operations on each backend, as on Redis 7 and later and as on Redis 6.2."""
-    async with stores(backend, tells_expiry=request.param) as opened:
+    async with stores(backend, has_pexpiretime=request.param) as opened:
         yield Operations.over(opened)
 
 

@@ -13,19 +13,21 @@ import pytest
 import redis
 from redis.exceptions import AskError
 from tests.support.asking import Asking, Service, service_on
-from tests.support.batchers import in_seconds
 from tests.support.cluster import Cluster, slot_of
 from tests.support.fake_redis import FakeRedis, bulk
+from tests.support.multiplexers import in_seconds
 from tests.support.nodes import NODE_TIMEOUT, DataNode
 from tests.support.valkey import Valkey
 from tests.support.waiting import PATIENCE, eventually_async
 
 from catraca_server.operations.users import Login
 from catraca_server.redis import cluster as cluster_link
-from catraca_server.redis.cluster import REDIRECTIONS, Claim, Cluster as Link, View
-from catraca_server.redis.dialer import Address, RedisConnector, StoreRefused
+from catraca_server.redis.cluster import REDIRECTIONS, Cluster as Link
+from catraca_server.redis.dialer import RedisConnector
+from catraca_server.redis.errors import StoreRefused, StoreUnavailable
 from catraca_server.redis.multiplexer import Connector
-from catraca_server.store import StoreUnavailable
+from catraca_server.redis.slots import Claim, View
+from catraca_server.redis.url import Address, StoreUrl
 
 ASKED = Address("10.0.0.9", 7009)
 PATIENT = "2s"
@@ -268,9 +270,9 @@ async def test_it_does_not_start_on_what_is_no_cluster(cluster: Cluster, valkey:
     with pytest.raises(StoreRefused, match=r"write redis\+cluster:// instead"):
         async with service_on(f"redis://{cluster.primaries[0].address}"):
             pass
-    single = {ASKED: RedisConnector(valkey.url, of_cluster=True, allow_replica=True)}
+    single = {ASKED: RedisConnector(StoreUrl.parse(valkey.url), of_cluster=True, allow_replica=True)}
     with pytest.raises(StoreRefused, match="write redis:// instead"):
-        await Link(single, single.__getitem__, timeout=PATIENCE, on_change=lambda _: None).start()
+        await Link(single, single.__getitem__, timeout_seconds=PATIENCE, on_change=lambda _: None).start()
 
 
 async def test_it_does_not_start_as_a_user_who_may_not_look(cluster: Cluster) -> None:
@@ -321,7 +323,9 @@ class FakeCluster:
                 await stack.enter_async_context(fake)
             changes: list[bool] = []
             first = Address(seed, 7000)
-            link = Link({first: self._connector(first)}, self._connector, timeout=timeout, on_change=changes.append)
+            link = Link(
+                {first: self._connector(first)}, self._connector, timeout_seconds=timeout, on_change=changes.append
+            )
             stack.push_async_callback(link.stop)
             await link.start()
             yield FakeLink(link, changes)
@@ -335,7 +339,7 @@ class FakeCluster:
         return sum(command[0] == b"CLUSTER" for command in self.nodes[name].commands)
 
     def _connector(self, address: Address) -> Connector:
-        return RedisConnector(self.nodes[address.host].url, of_cluster=True)
+        return RedisConnector(StoreUrl.parse(self.nodes[address.host].url), of_cluster=True)
 
     def _answering(self, name: str) -> Callable[[list[bytes]], bytes | None]:
         def answer(command: list[bytes]) -> bytes | None:
@@ -358,7 +362,7 @@ class FakeLink:
     async def get(self, *keys: str) -> list[str]:
         """Asks for keys, or for one that only the last half of the slots has."""
         questions = [(key, [("GET", key)]) for key in keys or (KEY,)]
-        return [answer.reply(0, bytes).decode() for answer in await self.link.ask(questions, in_seconds(PATIENCE))]
+        return [answer.get(0, bytes).decode() for answer in await self.link.execute(questions, in_seconds(PATIENCE))]
 
     async def comes_from(self, name: str) -> None:
         """Waits until nodes that answer with their names answer with this one."""
@@ -391,7 +395,7 @@ def naming(name: str, command: list[bytes]) -> bytes | None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks at the cluster more often than a server does."""
-    monkeypatch.setattr(cluster_link, "LOOK_PAUSE", 0.1)
+    monkeypatch.setattr(cluster_link, "REFRESH_PAUSE_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -444,7 +448,7 @@ async def test_nodes_that_send_in_circles(word: bytes, tmp_path: Path) -> None:
     fakes.give(("one", ALL))
     async with fakes.linked("one") as link:
         for keys in ((KEY,), (KEY, OTHER_KEY)):
-            with pytest.raises(StoreUnavailable, match="from one to the other"):
+            with pytest.raises(StoreUnavailable, match="redirect to each other without end"):
                 await link.get(*keys)
         times = [command for name in other for command in fakes.asked(name) if command == b"GET"]
         assert len(times) <= 3 * (REDIRECTIONS + 1)

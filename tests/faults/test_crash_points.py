@@ -11,8 +11,8 @@ from tests.support.backends import Backend, Operations, Stores, soon
 from catraca_server.domain.commands import NewSession, SessionLimitReached, SessionNotFound, TokenInUse, Update
 from catraca_server.domain.session import Check
 from catraca_server.operations.users import Login
-from catraca_server.redis.link import Link, Question
-from catraca_server.redis.multiplexer import Answer
+from catraca_server.redis.link import Link, Request
+from catraca_server.redis.replies import Replies
 from catraca_server.store.keys import Keys
 from catraca_server.store.records import UnreadableRecord, decode
 from catraca_server.store.user_index import RedisUserIndex
@@ -33,10 +33,12 @@ class Crashing(Link):
         self._inner = inner
         self._left = questions
 
-    async def ask(self, questions: Sequence[Question], deadline: float, *, durable: bool = False) -> Sequence[Answer]:
+    async def execute(
+        self, questions: Sequence[Request], deadline: float, *, durable: bool = False
+    ) -> Sequence[Replies]:
         """Asks, or crashes."""
         asked, self._left = questions[: max(self._left, 0)], self._left - len(questions)
-        answers = await self._inner.ask(asked, deadline, durable=durable) if asked else []
+        answers = await self._inner.execute(asked, deadline, durable=durable) if asked else []
         if self._left < 0:
             raise Crash
         return answers

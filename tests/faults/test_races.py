@@ -16,8 +16,8 @@ from tests.support.history import Call, Checker
 from catraca_server.domain.commands import EtagMismatch, NewSession, SessionNotFound, Update
 from catraca_server.domain.session import Check, InvalidReason, Live
 from catraca_server.operations.users import Login
-from catraca_server.redis.link import Link, Question
-from catraca_server.redis.multiplexer import Answer
+from catraca_server.redis.link import Link, Request
+from catraca_server.redis.replies import Replies
 
 SEEDS = 300 if "CATRACA_TEST_LONG" in os.environ else 12
 SERVERS, SESSIONS, PER_SESSION, LOGINS, LISTS, LOGOUTS = 3, 14, 12, 16, 8, 8
@@ -91,10 +91,12 @@ class Shaken(Link):
         self._inner = inner
         self._dice = dice
 
-    async def ask(self, questions: Sequence[Question], deadline: float, *, durable: bool = False) -> Sequence[Answer]:
+    async def execute(
+        self, questions: Sequence[Request], deadline: float, *, durable: bool = False
+    ) -> Sequence[Replies]:
         """Asks, sooner or later."""
         await self._dawdle()
-        answers = await self._inner.ask(questions, deadline, durable=durable)
+        answers = await self._inner.execute(questions, deadline, durable=durable)
         await self._dawdle()
         return answers
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from tests.support.backends import Stores
-from tests.support.batchers import in_seconds, running_batcher
 from tests.support.fake_redis import NIL, OK, FakeRedis, array, bulk, integer
+from tests.support.multiplexers import in_seconds, running_multiplexer
 from tests.support.proxy import Proxy
 from tests.support.waiting import PATIENCE, eventually_async
 
@@ -97,7 +97,7 @@ class Operation:
     right: bytes
     plausible: frozenset[str] = frozenset()
     """Which of REPLIES it might be answered with."""
-    tells_expiry: bool = True
+    has_pexpiretime: bool = True
 
 
 NUMBER = frozenset({"a number"})
@@ -121,7 +121,7 @@ OPERATIONS = {
         b"PEXPIRETIME", lambda made, until: made.sessions.read([ID], until), integer(EXPIRY), NUMBER
     ),
     "read the time to live": Operation(
-        b"PTTL", lambda made, until: made.sessions.read([ID], until), integer(1000), NUMBER, tells_expiry=False
+        b"PTTL", lambda made, until: made.sessions.read([ID], until), integer(1000), NUMBER, has_pexpiretime=False
     ),
     "create": Operation(
         b"EVAL", lambda made, until: made.sessions.create(SESSION, EXPIRY, 2, EXPIRY, until), bulk(b"created")
@@ -160,13 +160,13 @@ async def run(operation: Operation, reply: bytes, directory: Path, *, doubted: b
     """Runs an operation whose command has this reply; where that is `doubted`, waits for another connection."""
     async with (
         FakeRedis(directory / "fake.sock", answering(operation.command, reply)) as fake,
-        running_batcher(fake.url, timeout=0.2) as running,
+        running_multiplexer(fake.url, timeout_seconds=0.2) as running,
     ):
 
         async def another() -> bool:
             return fake.connected > 1
 
-        made = Stores.over(Server(running.batcher), tells_expiry=operation.tells_expiry)
+        made = Stores.over(Server(running.multiplexer), has_pexpiretime=operation.has_pexpiretime)
         try:
             await operation.run(made, in_seconds(PATIENCE))
         finally:
@@ -206,9 +206,9 @@ async def test_a_reply_too_many_is_seen(stray: bytes, tmp_path: Path) -> None:
     """A reply to nothing does not shift those that follow: the connection is given up, and the next is right."""
     async with (
         FakeRedis(tmp_path / "fake.sock", answering(b"PEXPIRETIME", integer(EXPIRY) + stray, integer(EXPIRY))) as fake,
-        running_batcher(fake.url) as running,
+        running_multiplexer(fake.url) as running,
     ):
-        store = Stores.over(Server(running.batcher)).sessions
+        store = Stores.over(Server(running.multiplexer)).sessions
         for _ in range(20):
             try:
                 ((_, found, _),) = await store.read([ID], in_seconds(PATIENCE))
@@ -226,11 +226,11 @@ async def test_an_answer_about_another_session_is_none(tmp_path: Path) -> None:
     async with (
         FakeRedis(tmp_path / "fake.sock", answering(b"GET", bulk(RECORD))) as fake,
         Proxy(tmp_path / "fake.sock", tmp_path / "proxy.sock") as proxy,
-        running_batcher(proxy.url) as running,
+        running_multiplexer(proxy.url) as running,
     ):
-        store = Stores.over(Server(running.batcher)).sessions
+        store = Stores.over(Server(running.multiplexer)).sessions
         proxy.hold()
-        first = asyncio.create_task(running.ask())
+        first = asyncio.create_task(running.execute())
         await proxy.holding(b"TIME")
         shifted = asyncio.create_task(store.read([other], in_seconds(PATIENCE)))
         proxy.release()

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import redis
 from tests.support.asking import Asking, Service, service_on
-from tests.support.batchers import in_seconds
 from tests.support.fake_redis import FakeRedis, array, bulk
+from tests.support.multiplexers import connector_to, in_seconds
 from tests.support.nodes import DataNode
 from tests.support.proxy import Proxy
 from tests.support.sentinel import NAME, Sentinels
@@ -19,10 +19,11 @@ from tests.support.waiting import PATIENCE, eventually_async
 
 from catraca_server.operations.users import Login
 from catraca_server.redis import sentinel as sentinel_link
-from catraca_server.redis.dialer import Dialer, RedisConnector
+from catraca_server.redis.dialer import Dialer
+from catraca_server.redis.errors import StoreUnavailable
 from catraca_server.redis.link import Server
-from catraca_server.redis.sentinel import Sentinels as Link, Watch
-from catraca_server.store import StoreUnavailable
+from catraca_server.redis.sentinel import PrimaryMonitor, Sentinels as Link
+from catraca_server.redis.url import StoreUrl
 
 NOTICE = 0.75
 """Seconds beyond the store's timeout within which an answer has to be there; much, because the machine is slow."""
@@ -151,7 +152,7 @@ async def test_a_sentinel_that_says_nothing(sentinels: Sentinels) -> None:
 
 async def test_a_name_that_no_sentinel_knows(sentinels: Sentinels) -> None:
     """It does not start, and says what was asked for and what the Sentinels said."""
-    with pytest.raises(StoreUnavailable, match="names a primary 'other': a Sentinel answered: No such master"):
+    with pytest.raises(StoreUnavailable, match="names a primary 'other': a Sentinel refused: No such master"):
         async with service_on(sentinels.url.replace(f"/{NAME}", "/other")):
             pass
 
@@ -202,14 +203,14 @@ class Fakes:
             ]
             changes: list[bool] = []
             link = Link(
-                NAME, [Dialer(each.url) for each in sentinels], lambda at: RedisConnector(self.servers[at.host].url)
+                NAME, [dialer(each.url) for each in sentinels], lambda at: connector_to(self.servers[at.host].url)
             )
-            server = Server.at(link, timeout=timeout, on_change=changes.append, replica_acks=replica_acks)
-            watch = Watch(link, server)
-            stack.push_async_callback(watch.stop)
+            server = Server.at(link, timeout_seconds=timeout, on_change=changes.append, replica_acks=replica_acks)
+            monitor = PrimaryMonitor(link, server)
+            stack.push_async_callback(monitor.stop)
             stack.push_async_callback(server.stop)
             await server.start()
-            watch.start()
+            monitor.start()
             yield FakeLink(server, changes)
 
     def connections(self) -> dict[str, int]:
@@ -244,6 +245,11 @@ class Fakes:
         return answer
 
 
+def dialer(url: str) -> Dialer:
+    """Returns what connects to a Sentinel."""
+    return Dialer(StoreUrl.parse(url))
+
+
 @dataclass
 class FakeLink:
     """A link to servers that are none, and what it told."""
@@ -253,8 +259,8 @@ class FakeLink:
 
     async def get(self, *, durable: bool = False) -> str:
         """Asks for a key."""
-        (answer,) = await self.server.ask([("key", [("GET", "key")])], in_seconds(PATIENCE), durable=durable)
-        found: bytes = answer.reply(0, bytes)
+        (answer,) = await self.server.execute([("key", [("GET", "key")])], in_seconds(PATIENCE), durable=durable)
+        found: bytes = answer.get(0, bytes)
         return found.decode()
 
     async def comes_from(self, name: str) -> None:
@@ -279,7 +285,7 @@ class FakeLink:
 @pytest.fixture
 def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
     """Servers and Sentinels to be linked, of which the latter are asked more often than by a server."""
-    monkeypatch.setattr(sentinel_link, "WATCH_PAUSE", 0.05)
+    monkeypatch.setattr(sentinel_link, "POLL_PAUSE_SECONDS", 0.05)
     return Fakes(tmp_path)
 
 
@@ -289,14 +295,14 @@ async def test_an_old_view_misleads_nobody(fakes: Fakes) -> None:
         fakes.opinions = [Opinion(1, "old"), Opinion(2, "new"), Opinion(1, "old")]
         await link.comes_from("new")
         fakes.asked.clear()
-        link.server.give_up("to have it look again")
+        link.server.invalidate("to have it look again")
         await link.comes_from("new")
         assert set(fakes.asked) == {"new"}
 
 
 async def test_one_that_knows_more_may_be_slower(fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A majority that has not heard yet is not the last word; the others have a moment to answer as well."""
-    monkeypatch.setattr(sentinel_link, "STRAGGLER_PATIENCE", PATIENCE)
+    monkeypatch.setattr(sentinel_link, "STRAGGLER_TIMEOUT_SECONDS", PATIENCE)
     fakes.opinions = [Opinion(1, "old"), Opinion(1, "old"), Opinion(2, "new")]
     async with (
         FakeRedis(tmp_path / "0", fakes.sentinel(0)) as one,
@@ -304,7 +310,7 @@ async def test_one_that_knows_more_may_be_slower(fakes: Fakes, tmp_path: Path, m
         FakeRedis(tmp_path / "2", fakes.sentinel(2)),
         Proxy(tmp_path / "2", tmp_path / "slow", delay=lambda: 0.05) as slow,
     ):
-        link = Link(NAME, [Dialer(url) for url in (one.url, two.url, slow.url)], lambda _: Dialer(one.url))
+        link = Link(NAME, [dialer(url) for url in (one.url, two.url, slow.url)], lambda _: dialer(one.url))
         assert (await link.primary()).host == "new"
 
 
@@ -341,11 +347,11 @@ async def test_a_primary_that_was_replaced_while_it_slept_is_not_asked(fakes: Fa
 
 async def test_both_connections_are_to_the_same_primary(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one for what waits for replicas does not stay behind when the other one moves, or the other way round."""
-    monkeypatch.setattr(sentinel_link, "WATCH_PAUSE", PATIENCE)
+    monkeypatch.setattr(sentinel_link, "POLL_PAUSE_SECONDS", PATIENCE)
     async with fakes.linked("old", "new", timeout=0.25, replica_acks=1) as link:
         assert [await link.get(), await link.get(durable=True)] == ["old", "old"]
         fakes.agree(2, "new")
-        link.server._durable.give_up("as it would after a timeout")
+        link.server._durable.invalidate("as it would after a timeout")
 
         async def has_moved() -> bool:
             return fakes.connections() == {"new": 2}
@@ -377,8 +383,8 @@ async def test_nothing_is_left_of_old_primaries(fakes: Fakes) -> None:
 async def test_a_sentinel_that_makes_no_sense(reply: bytes, tmp_path: Path) -> None:
     """What is no address is none."""
     async with FakeRedis(tmp_path / "0", lambda command: reply if command[0] == b"SENTINEL" else None) as fake:
-        with pytest.raises(StoreUnavailable, match="a Sentinel answered what is no primary"):
-            await Link(NAME, [Dialer(fake.url)], lambda _: Dialer(fake.url)).primary()
+        with pytest.raises(StoreUnavailable, match="malformed Sentinel reply"):
+            await Link(NAME, [dialer(fake.url)], lambda _: dialer(fake.url)).primary()
 
 
 async def test_sentinels_with_a_password(tmp_path: Path) -> None:
@@ -393,8 +399,8 @@ async def test_sentinels_with_a_password(tmp_path: Path) -> None:
         if not authenticated:
             return b"-NOAUTH Authentication required.\r\n"
         if command[1:2] == [b"GET-MASTER-ADDR-BY-NAME"]:
-            host, port = primary.url.removeprefix("redis://").split(":")
-            return array(bulk(host.encode()), bulk(port.encode()))
+            ((host, port),) = StoreUrl.parse(primary.url).addresses
+            return array(bulk(host.encode()), bulk(str(port).encode()))
         return array(bulk(b"config-epoch"), bulk(b"1")) if command[0] == b"SENTINEL" else None
 
     async with (

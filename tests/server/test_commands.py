@@ -457,7 +457,7 @@ async def test_health_that_is_none(tmp_path: Path) -> None:
         await fake.close()
 
         async def store_is_lost() -> bool:
-            return "store lost" in process.log
+            return "store disconnected" in process.log
 
         await eventually_async(store_is_lost, "the store is lost")
         environment = {"CATRACA_TARGET": process.target, "CATRACA_TIMEOUT": "10s"}

@@ -115,7 +115,7 @@ def test_a_killed_store_is_started_again(data_dir: Path) -> None:
 
         def noticed(deaths: int) -> bool:
             valid()
-            return process.log.count("the embedded store ended with status -9") == deaths
+            return process.log.count("embedded store ended with status -9") == deaths
 
         for deaths in (1, 2, 3):
             (store,) = store_processes(data_dir)
@@ -198,7 +198,7 @@ def test_a_start_waits_until_all_is_loaded(data_dir: Path, slow_loader: str, con
         assert connect.info("persistence")["loading"] == 0, "it listened before its store was ready"
         with SessionClient(process.target, timeout=10) as sessions:
             assert sessions.validate(token)
-        assert process.log.count("store found") == 1
+        assert process.log.count("store connected") == 1
         assert "store connection closed" not in process.log
 
 

@@ -164,5 +164,5 @@ def test_the_store_may_die_and_return_while_serving(own_valkey: Valkey) -> None:
             return True
 
         eventually(valid, "the session is valid again")
-    assert "store lost" in process.log
-    assert process.log.count("store found") == 2
+    assert "store disconnected" in process.log
+    assert process.log.count("store connected") == 2

@@ -43,7 +43,7 @@ def test_serve_takes_what_config_shows(file: Path) -> None:
 
 def test_secrets_are_hidden(file: Path) -> None:
     """`config show` hides passwords, wherever they stand."""
-    for url in ("redis://user:hunter2@localhost", "redis://:hunter2@localhost", "redis://localhost?password=hunter2"):
+    for url in ("redis://user:hunter2@localhost", "redis://:hunter2@localhost"):
         shown = catraca("config", "show", "--config", str(file), environment={"CATRACA_STORE_URL": url})
         assert shown.returncode == YES
         assert "CATRACA_STORE_PASSWORD=********  # file" in shown.stdout.splitlines()
@@ -65,7 +65,7 @@ def test_a_password_is_no_flag(url: str) -> None:
 def test_a_password_among_the_options_is_not_shown() -> None:
     """A URL that is refused for its options does not spill a password that is one of them."""
     refused = catraca("serve", environment={"CATRACA_STORE_URL": "redis://localhost?password=hunter2"})
-    assert refused.returncode == 3
+    assert refused.returncode == USAGE
     assert "(password)" in refused.stderr
     assert "hunter2" not in refused.stderr
 

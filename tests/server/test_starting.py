@@ -132,12 +132,12 @@ def test_store_url_of_no_redis(url: str) -> None:
         ("redis://localhost/sessions", "names no database by number"),
         ("redis://localhost?socket_timeout=5", "(socket_timeout)"),
         ("unix://", "names no socket"),
-        ("redis://localhost:port", "is no URL of a Redis"),
+        ("redis://localhost:port", "is not the URL of a Redis"),
     ],
 )
 def test_store_url_with_a_mistake(url: str, told: str) -> None:
     """A URL that says something that cannot be is refused with what that is."""
-    assert_refused(serve(store_url=url), UNAVAILABLE, told)
+    assert_refused(serve(store_url=url), USAGE, told)
 
 
 def test_no_store_at_the_url(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_pepper_that_cannot_be_used(tmp_path: Path) -> None:
 def test_a_binary_that_is_none(tmp_path: Path) -> None:
     """A CATRACA_VALKEY_SERVER that is no program is told as such."""
     refused = serve(store_url="embedded:", data_dir=str(tmp_path), valkey_server="/no/valkey-server")
-    assert_refused(refused, UNAVAILABLE, "CATRACA_VALKEY_SERVER=/no/valkey-server is no program")
+    assert_refused(refused, UNAVAILABLE, "CATRACA_VALKEY_SERVER=/no/valkey-server is not a program")
 
 
 def test_a_binary_that_is_no_store(tmp_path: Path) -> None:

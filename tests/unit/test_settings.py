@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from catraca_server.settings import HIDDEN, Loaded, Millis, Settings, SettingsError, load
+from catraca_server.redis.url import HIDDEN
+from catraca_server.settings import Loaded, Millis, Settings, SettingsError, load
 
 
 def problems(flags: dict[str, str] | None = None, environment: dict[str, str] | None = None) -> list[str]:
@@ -20,7 +21,7 @@ def test_without_anything_set_the_defaults_hold() -> None:
     assert loaded == Loaded(Settings(), {}, ())
     assert loaded.settings.host == "127.0.0.1"
     assert loaded.settings.port == 50051
-    assert loaded.settings.store_url == "embedded:"
+    assert str(loaded.settings.store_url) == "embedded:"
     assert loaded.settings.store_timeout == Millis(250)
     assert loaded.settings.default_ttl == Millis(86_400_000)
     assert loaded.settings.default_idle_timeout == Millis(1_800_000)

@@ -26,7 +26,7 @@ from catraca_server.domain.commands import (
     TokenInUse,
     TokenReused,
 )
-from catraca_server.store import NotDurable, Overloaded, StoreUnavailable
+from catraca_server.store import NotDurable, Overloaded, StoreProblem, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -77,12 +77,6 @@ _STATUSES: Mapping[type[Exception], tuple[grpc.StatusCode, ErrorReason.ValueType
             ErrorReason.ERROR_REASON_NOT_DURABLE,
             "too few replicas of the session store acknowledged the change in time, so it may be lost or not: retry",
         ),
-        # After NotDurable, which is one of its kind.
-        StoreUnavailable: (
-            grpc.StatusCode.UNAVAILABLE,
-            ErrorReason.ERROR_REASON_STORE_UNAVAILABLE,
-            "the session store did not answer in time, so nothing is known about the session: retry",
-        ),
         Overloaded: (
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             ErrorReason.ERROR_REASON_OVERLOADED,
@@ -90,6 +84,25 @@ _STATUSES: Mapping[type[Exception], tuple[grpc.StatusCode, ErrorReason.ValueType
         ),
     }
 )
+
+_SEE_LOG = "see the server's log for the reason"
+_STORE_PROBLEMS: Mapping[StoreProblem, tuple[str, str]] = MappingProxyType(
+    {
+        StoreProblem.NOT_IN_TIME: ("did not answer in time", "retry"),
+        StoreProblem.DISCONNECTED: ("closed the connection before it replied", "retry"),
+        StoreProblem.CANNOT_CONNECT: ("cannot be reached", f"retry, and {_SEE_LOG}"),
+        StoreProblem.REFUSED: ("refused the command", _SEE_LOG),
+        StoreProblem.FULL: ("has reached its maxmemory", "raise it or free memory, then retry"),
+        StoreProblem.READ_ONLY: ("accepts no writes at present", f"retry, and {_SEE_LOG}"),
+        StoreProblem.NOT_PRIMARY: ("is no longer a primary", "retry, the new primary is being looked for"),
+        StoreProblem.SLOT_UNCOVERED: ("has no node that serves the session's slot at present", "retry"),
+        StoreProblem.NOT_REPLICATED: ("has the change on too few replicas", "retry"),
+        StoreProblem.LOADING: ("is still loading its data", "retry"),
+        StoreProblem.MALFORMED_REPLY: ("sent a reply that makes no sense", f"retry, and {_SEE_LOG}"),
+        StoreProblem.SHUTTING_DOWN: ("is not used any more by this server, which is shutting down", "retry"),
+    }
+)
+"""What the session store did, and what to do now."""
 
 
 def failure(error: Exception) -> Failure:
@@ -100,6 +113,10 @@ def failure(error: Exception) -> Failure:
         if isinstance(error, error_type):
             details = [RetryInfo(retry_delay=RETRY_DELAY)] if error_type is Overloaded else []
             return _failure(*status, *details)
+    if isinstance(error, StoreUnavailable):
+        what, remedy = _STORE_PROBLEMS[error.problem]
+        message = f"the session store {what}, so nothing is known about the session: {remedy}"
+        return _failure(grpc.StatusCode.UNAVAILABLE, ErrorReason.ERROR_REASON_STORE_UNAVAILABLE, message)
     # Where it happened and not what it says: an unforeseen text may quote a request.
     where = "".join(traceback.format_tb(error.__traceback__))
     logger.critical("defect: %s\n%s", type(error).__name__, where)

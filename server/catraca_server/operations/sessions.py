@@ -21,7 +21,7 @@ from catraca_server.domain.session import (
     standing,
 )
 from catraca_server.domain.tokens import Credential, Tokens, is_session_id
-from catraca_server.store import Entries, Overloaded, SessionStore, StoreUnavailable, UserIndex
+from catraca_server.store import Entries, Overloaded, SessionStore, StoreProblem, StoreUnavailable, UserIndex
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,5 +202,5 @@ class Sessions:
             token = self._tokens.renew(token, retired.salt)
         if self._digest(token) != session.digest:
             # Each token follows from the one before, unless somebody changed the record by hand.
-            raise StoreUnavailable("a record whose salts do not yield its token")
+            raise StoreUnavailable("a record whose salts do not yield its token", StoreProblem.MALFORMED_REPLY)
         return token

@@ -36,6 +36,7 @@ from catraca_server.store import (
     Entry,
     Overloaded,
     SessionStore,
+    StoreProblem,
     StoreUnavailable,
     UserIndex,
 )
@@ -107,7 +108,7 @@ class UserSessions:
             case Creation.TAKEN:
                 raise TokenInUse
             case Creation.LATE:
-                raise StoreUnavailable("the session was not written in time")
+                raise StoreUnavailable("the session was not written in time", StoreProblem.NOT_IN_TIME)
             case Creation.CREATED | Creation.VOID:
                 # Void: somebody ended it as soon as it began, as they might have a moment later.
                 with contextlib.suppress(StoreUnavailable, Overloaded):

@@ -1,8 +1,7 @@
 """A link to a Redis Cluster: each key is on the primary that has its slot, and slots move.
 
-Which primary has which slot is read from the nodes (CLUSTER NODES) and kept as a map. Views of different nodes differ
-while something happens; of two claims to a slot the one of the higher configuration epoch is the newer, as the nodes
-themselves decide it. A node that answers MOVED or ASK has done nothing, so the question is put to the one it names.
+Which primary has which slot is read from the nodes (CLUSTER NODES) and kept as a map (see `slots`). A node that replies
+MOVED or ASK has done nothing, so the request is sent to the node that it names.
 """
 
 import asyncio
@@ -10,91 +9,52 @@ import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
-from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS
 from redis.exceptions import AskError, MovedError, RedisError, ResponseError
 
-from catraca_server.redis.dialer import Address, StoreRefused
-from catraca_server.redis.link import Question, Server
-from catraca_server.redis.multiplexer import START_PATIENCE, Answer, Connector
-from catraca_server.store import Overloaded, StoreUnavailable
+from catraca_server.redis.errors import Overloaded, StoreProblem, StoreRefused, StoreUnavailable
+from catraca_server.redis.link import Request, Server
+from catraca_server.redis.multiplexer import CONNECT_TIMEOUT_SECONDS, Connector
+from catraca_server.redis.replies import Replies
+from catraca_server.redis.slots import Claim, SlotMap, View
+from catraca_server.redis.url import Address
 
 logger = logging.getLogger(__name__)
 
-LOOK_PAUSE = 1.0
-"""Seconds between two looks at the cluster while nothing is known to be wrong."""
+REFRESH_PAUSE_SECONDS = 1.0
+"""Between two refreshes of the map while nothing is known to be wrong."""
 
-LOOK_PAUSE_IN_TROUBLE = 0.1
-"""Seconds between two looks while a node is lost, or a slot is nobody's."""
+REFRESH_PAUSE_IN_TROUBLE_SECONDS = 0.1
+"""Between two refreshes while a node is disconnected, or a slot uncovered."""
 
-LOOK_PART = 0.4
-"""Of the timeout, for a look while a node is being connected to, which has to be done within the timeout."""
+REFRESH_FRACTION = 0.4
+"""Of the timeout, for a refresh while a node is being connected to, which has to be done within the timeout."""
 
-SEED_PATIENCE = START_PATIENCE / 2
-"""Seconds for the seeds to answer, so that one that says nothing leaves time for the rest of the start."""
+SEED_TIMEOUT_SECONDS = CONNECT_TIMEOUT_SECONDS / 2
+"""For the seeds to answer, so that one that stays silent leaves time for the rest of the start."""
 
 REDIRECTIONS = 5
-"""Times that one question follows MOVED or ASK: more only if the nodes disagree."""
-
-
-class Claim(NamedTuple):
-    """What a node says of a primary."""
-
-    owner: Address
-    epoch: int
-    """The primary's configuration epoch."""
-    slots: tuple[range, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What one node says of who has which slots."""
-
-    claims: frozenset[Claim]
-    """Of primaries that are not known to have failed."""
-
-    @classmethod
-    def read(cls, text: bytes, asked: Address) -> "View":
-        """Reads a reply to CLUSTER NODES, which the node at `asked` gave. Raises StoreUnavailable."""
-        try:
-            lines = [line.split() for line in text.decode().splitlines()]
-            return cls(frozenset(_claim(words, asked) for words in lines if _may_be_asked(words[2].split(","))))
-        except (UnicodeDecodeError, ValueError, IndexError) as error:
-            raise StoreUnavailable("a reply to CLUSTER NODES that is none") from error
+"""Times that one request follows MOVED or ASK: more are only needed if the nodes disagree."""
 
 
 @dataclass(slots=True)
 class _Node:
     server: Server
-    found: bool = True
-    asked: bool = True
-    """Whether it was asked about a key since the last look."""
-
-
-@dataclass(slots=True)
-class _Slots:
-    """Who has which slot, as far as is known."""
-
-    owners: list[Address | None] = field(default_factory=lambda: [None] * REDIS_CLUSTER_HASH_SLOTS)
-    epochs: list[int] = field(default_factory=lambda: [-1] * REDIS_CLUSTER_HASH_SLOTS)
-
-    def learn(self, claims: Iterable[Claim]) -> None:
-        """Takes over what is not older than what is known."""
-        for owner, epoch, slots in claims:
-            for slot in chain.from_iterable(slots):
-                if epoch >= self.epochs[slot]:
-                    self.owners[slot], self.epochs[slot] = owner, epoch
+    connected: bool = True
+    used: bool = True
+    """Whether a request went to it since the last refresh."""
 
 
 class Cluster:
     """A link to all primaries of a cluster.
 
     `seeds` are nodes to ask about it first, whatever their role; `connector_to` makes a connector to a primary.
-    `on_change` is told when all slots can be asked about (True) and when some cannot (False).
+    `on_change` is told when all slots can be reached (True) and when some cannot (False).
     """
 
     def __init__(
@@ -102,216 +62,218 @@ class Cluster:
         seeds: Mapping[Address, Connector],
         connector_to: Callable[[Address], Connector],
         *,
-        timeout: float,
+        timeout_seconds: float,
         on_change: Callable[[bool], None],
         replica_acks: int = 0,
     ) -> None:
-        self.waits = replica_acks > 0
+        self.replicates = replica_acks > 0
         self._seeds = seeds
         self._connector_to = connector_to
-        self._timeout = timeout
+        self._timeout_seconds = timeout_seconds
         self._on_change = on_change
         self._replica_acks = replica_acks
-        self._slots = _Slots()
+        self._slots = SlotMap()
         self._nodes: dict[Address, _Node] = {}
         self._complete = False
         self._trouble = asyncio.Event()
-        self._looking: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Connects to every primary. Raises StoreUnavailable, also if slots are missing, or TimeoutError."""
-        async with asyncio.timeout(START_PATIENCE):
-            await self._first_look()
-            # One after the other, for the first reason why one cannot be used.
-            for address in sorted(self._owners()):
-                node = self._nodes[address] = self._made(address)
+        """Connects to every primary. Raises StoreUnavailable, also if slots are uncovered, or TimeoutError."""
+        async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+            await self._read_first_map()
+            # One after the other, to raise the first reason why one cannot be used.
+            for address in sorted(self._slots.owners()):
+                node = self._nodes[address] = self._new_node(address)
                 await node.server.start()
             # What the seeds said may have been old.
             await self._refresh()
-        self._looking = asyncio.create_task(self._keep_looking(), name="cluster-look")
+        self._refreshing = asyncio.create_task(self._keep_refreshing(), name="cluster-refresh")
 
     async def stop(self) -> None:
-        """Closes all connections. What still waits is failed."""
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
+        """Closes all connections, and fails what still waits."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.gather(self._refreshing, return_exceptions=True)
         await asyncio.gather(*(node.server.stop() for node in self._nodes.values()))
 
-    async def ask(self, questions: Sequence[Question], deadline: float, *, durable: bool = False) -> Sequence[Answer]:
-        """Asks each question of the node that has its key, all nodes at once."""
-        owners = [self._owner(key) for key, _ in questions]
+    async def execute(
+        self, requests: Sequence[Request], deadline: float, *, durable: bool = False
+    ) -> Sequence[Replies]:
+        """Sends each request to the node that has its key, all nodes at once."""
+        owners = [self._slots.owner(key) for key, _ in requests]
         by_owner: dict[Address, list[int]] = defaultdict(list)
         for at, owner in enumerate(owners):
             by_owner[owner].append(at)
 
-        async def ask_owner(owner: Address, places: Sequence[int]) -> None:
-            asked = [questions[at] for at in places]
-            answers.update(zip(places, await self._ask_node(owner, asked, deadline, durable=durable), strict=True))
+        async def execute_at(owner: Address, positions: Sequence[int]) -> None:
+            chosen = [requests[at] for at in positions]
+            found = await self._execute_at(owner, chosen, deadline, durable=durable)
+            replies.update(zip(positions, found, strict=True))
 
         async def follow(at: int) -> None:
-            answers[at] = await self._follow(questions[at], owners[at], answers[at], deadline, durable=durable)
+            replies[at] = await self._follow(requests[at], owners[at], replies[at], deadline, durable=durable)
 
-        answers: dict[int, Answer] = {}
-        await _all(ask_owner(owner, places) for owner, places in by_owner.items())
-        await _all(follow(at) for at, answer in answers.items() if _redirection(answer))
-        return [answers[at] for at in range(len(questions))]
+        replies: dict[int, Replies] = {}
+        await _all(execute_at(owner, positions) for owner, positions in by_owner.items())
+        await _all(follow(at) for at, found in replies.items() if _redirection(found))
+        return [replies[at] for at in range(len(requests))]
 
-    async def _ask_node(
-        self, address: Address, questions: Sequence[Question], deadline: float, *, durable: bool
-    ) -> Sequence[Answer]:
-        node = self._nodes.get(address) or self._join(address)
-        node.asked = True
-        return await node.server.ask(questions, deadline, durable=durable)
+    async def _execute_at(
+        self, address: Address, requests: Sequence[Request], deadline: float, *, durable: bool
+    ) -> Sequence[Replies]:
+        node = self._nodes.get(address) or self._add(address)
+        node.used = True
+        return await node.server.execute(requests, deadline, durable=durable)
 
     async def _follow(
-        self, question: Question, asked: Address, answer: Answer, deadline: float, *, durable: bool
-    ) -> Answer:
-        """Puts a question to the node that its answer sends it to, until one has an answer."""
-        key, commands = question
+        self, request: Request, address: Address, replies: Replies, deadline: float, *, durable: bool
+    ) -> Replies:
+        """Sends a request to the node that its replies redirect it to, until one executes it."""
+        key, commands = request
         for _ in range(REDIRECTIONS):
-            redirection = _redirection(answer)
+            redirection = _redirection(replies)
             if redirection is None:
-                return answer
-            # Without a host it is the one that was asked, at another port.
-            asked = Address(redirection.host or asked.host, redirection.port)
+                return replies
+            # Without a host it is the same host, at another port.
+            address = Address(redirection.host or address.host, redirection.port)
             if isinstance(redirection, MovedError):
-                self._slots.owners[key_slot(key.encode())] = asked
+                self._slots.move(key, address)
                 self._trouble.set()
-                (answer,) = await self._ask_node(asked, [question], deadline, durable=durable)
+                (replies,) = await self._execute_at(address, [request], deadline, durable=durable)
             else:
-                asking = [word for command in commands for word in (("ASKING",), command)]
-                (answer,) = await self._ask_node(asked, [(key, asking)], deadline, durable=durable)
-                answer = Answer(answer.now, answer.replies[1::2], answer.source)
-        if _redirection(answer):
-            raise StoreUnavailable("the nodes of the cluster send from one to the other")
-        return answer
+                asking = [each for command in commands for each in (("ASKING",), command)]
+                (replies,) = await self._execute_at(address, [(key, asking)], deadline, durable=durable)
+                replies = replace(replies, values=replies.values[1::2])
+        if _redirection(replies):
+            raise StoreUnavailable(
+                "the nodes of the cluster redirect to each other without end", StoreProblem.SLOT_UNCOVERED
+            )
+        return replies
 
-    def _owner(self, key: str) -> Address:
-        owner = self._slots.owners[key_slot(key.encode())]
-        if owner is None:
-            raise StoreUnavailable("no node has the slot")
-        return owner
-
-    def _join(self, address: Address) -> _Node:
-        logger.info("node %s has joined", address)
-        node = self._nodes[address] = self._made(address)
+    def _add(self, address: Address) -> _Node:
+        logger.info("cluster node added: %s", address)
+        node = self._nodes[address] = self._new_node(address)
         node.server.begin()
         return node
 
-    def _made(self, address: Address) -> _Node:
+    def _new_node(self, address: Address) -> _Node:
         connect_to_it = self._connector_to(address)
 
         async def connect() -> AbstractConnection:
             connection = await connect_to_it()
             try:
-                # It may have slept and been replaced, and does not know: the others do.
-                await self._look(self._timeout * LOOK_PART, but=address)
+                # It may have slept and been replaced without knowing it: the others know.
+                await self._read_views(self._timeout_seconds * REFRESH_FRACTION, but=address)
             except BaseException:
                 await connection.disconnect(nowait=True)
                 raise
             return connection
 
-        def changed(found: bool) -> None:
-            node.found = found
+        def changed(connected: bool) -> None:
+            node.connected = connected
             self._trouble.set()
-            self._tell()
+            self._report()
 
-        server = Server.at(connect, timeout=self._timeout, on_change=changed, replica_acks=self._replica_acks)
+        server = Server.at(
+            connect,
+            timeout_seconds=self._timeout_seconds,
+            on_change=changed,
+            replica_acks=self._replica_acks,
+        )
         node = _Node(server)
         return node
 
-    def _owners(self) -> set[Address]:
-        return {owner for owner in self._slots.owners if owner is not None}
-
-    def _tell(self) -> None:
-        """Says whether all slots can be asked about, if that has changed."""
-        complete = None not in self._slots.owners and all(
-            owner in self._nodes and self._nodes[owner].found for owner in self._owners()
+    def _report(self) -> None:
+        """Tells whether all slots can be reached, if that has changed."""
+        complete = not self._slots.uncovered() and all(
+            owner in self._nodes and self._nodes[owner].connected for owner in self._slots.owners()
         )
         if complete is not self._complete:
             self._complete = complete
             self._on_change(complete)
 
-    async def _first_look(self) -> None:
-        """Asks all seeds for their view. Raises StoreUnavailable if there is none, or slots are missing."""
-        errors = await self._ask_seeds(SEED_PATIENCE)
+    async def _read_first_map(self) -> None:
+        """Asks all seeds for their view. Raises StoreUnavailable if there is none, or slots are uncovered."""
+        errors = await self._ask_seeds(SEED_TIMEOUT_SECONDS)
         if len(errors) == len(self._seeds):
-            # What says most about what to do.
+            # The one that says most about what to do.
             raise next((error for error in errors if isinstance(error, StoreRefused)), errors[0])
-        if missing := self._slots.owners.count(None):
+        if missing := self._slots.uncovered():
             raise StoreUnavailable(
                 f"the cluster is not complete: {missing} of {REDIS_CLUSTER_HASH_SLOTS} slots are on no node that is "
-                "up, as CLUSTER NODES tells"
+                "up, says CLUSTER NODES",
+                StoreProblem.SLOT_UNCOVERED,
             )
 
-    async def _ask_seeds(self, patience: float) -> Sequence[BaseException]:
+    async def _ask_seeds(self, timeout_seconds: float) -> Sequence[BaseException]:
         """Learns from all seeds that answer in time. Returns what was wrong with the others."""
-        asking = (_view_of(*seed, patience) for seed in self._seeds.items())
-        views = await asyncio.gather(*asking, return_exceptions=True)
+        reading = (_view_of(address, connect, timeout_seconds) for address, connect in self._seeds.items())
+        views = await asyncio.gather(*reading, return_exceptions=True)
         self._slots.learn(chain.from_iterable(view.claims for view in views if isinstance(view, View)))
         return [view for view in views if isinstance(view, BaseException)]
 
-    async def _keep_looking(self) -> None:
-        """Looks at once when something happens, else now and then."""
+    async def _keep_refreshing(self) -> None:
+        """Refreshes the map at once when something happens, and otherwise now and then."""
         while True:
-            # Whatever happens, happens to many at once; one look is enough for all.
-            await asyncio.sleep(LOOK_PAUSE_IN_TROUBLE)
+            # Whatever happens, happens to many callers at once; one refresh is enough for all.
+            await asyncio.sleep(REFRESH_PAUSE_IN_TROUBLE_SECONDS)
             if self._complete:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_PAUSE):
+                    async with asyncio.timeout(REFRESH_PAUSE_SECONDS):
                         await self._trouble.wait()
             self._trouble.clear()
             try:
                 await self._refresh()
             except Exception:
-                logger.exception("defect in looking at the cluster; going on with what is known")
+                logger.exception("defect in refreshing the map of the cluster; going on with what is known")
 
     async def _refresh(self) -> None:
-        """Learns of changes, connects to nodes that have got slots, and lets go of those that have none."""
-        if not await self._look(self._timeout):
-            # All that was known may have been replaced while nobody could look.
-            await self._ask_seeds(self._timeout)
-        owners = self._owners()
+        """Learns of changes, connects to nodes that have received slots, and drops those that have none."""
+        if not await self._read_views(self._timeout_seconds):
+            # All that was known may have been replaced while nobody could be asked.
+            await self._ask_seeds(self._timeout_seconds)
+        owners = self._slots.owners()
         for address in owners - self._nodes.keys():
-            self._join(address)
+            self._add(address)
         for address in self._nodes.keys() - owners:
-            if self._nodes[address].asked:
-                # It is getting its first slot, or has just given away its last.
-                self._nodes[address].asked = False
+            if self._nodes[address].used:
+                # It is receiving its first slot, or has just given away its last.
+                self._nodes[address].used = False
             else:
-                logger.info("node %s has no slots any more", address)
+                logger.info("cluster node dropped, it has no slots any more: %s", address)
                 await self._nodes.pop(address).server.stop()
-        self._tell()
+        self._report()
 
-    async def _look(self, timeout: float, *, but: Address | None = None) -> bool:
-        """Asks all nodes for their view, or all but one. One that does not answer has none. Whether any has."""
-        deadline = asyncio.get_running_loop().time() + timeout
+    async def _read_views(self, timeout_seconds: float, *, but: Address | None = None) -> bool:
+        """Asks all nodes for their view, or all but one; skips those that do not answer. Returns whether any did."""
+        deadline = asyncio.get_running_loop().time() + timeout_seconds
         learnt: set[Claim] = set()
 
-        async def look_at(address: Address, node: _Node) -> None:
+        async def read_view(address: Address, node: _Node) -> None:
             with contextlib.suppress(StoreUnavailable, Overloaded):
-                (answer,) = await node.server.ask([("", [("CLUSTER", "NODES")])], deadline)
+                (replies,) = await node.server.execute([("", [("CLUSTER", "NODES")])], deadline)
                 # Nearly all say the same, and there are many slots.
-                claims = View.read(answer.reply(0, bytes), address).claims - learnt
+                claims = View.read(replies.get(0, bytes), address).claims - learnt
                 learnt.update(claims)
                 self._slots.learn(claims)
 
-        await asyncio.gather(*(look_at(address, node) for address, node in self._nodes.items() if address != but))
+        await asyncio.gather(*(read_view(address, node) for address, node in self._nodes.items() if address != but))
         return bool(learnt)
 
 
-async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Does all at once; one alone without the cost of that."""
-    todo = list(work)
-    if len(todo) == 1:
-        await todo[0]
+async def _all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Awaits all at once; one alone without the cost of that."""
+    pending = list(coroutines)
+    if len(pending) == 1:
+        await pending[0]
     else:
-        await asyncio.gather(*todo)
+        await asyncio.gather(*pending)
 
 
-async def _view_of(seed: Address, connect: Connector, patience: float) -> View:
+async def _view_of(seed: Address, connect: Connector, timeout_seconds: float) -> View:
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(timeout_seconds):
             connection = await connect()
             try:
                 await connection.send_command("CLUSTER", "NODES")
@@ -321,31 +283,9 @@ async def _view_of(seed: Address, connect: Connector, patience: float) -> View:
     except ResponseError as error:
         raise StoreRefused(f"{seed} refused CLUSTER NODES ({error}): check that the user may run it") from error
     except (RedisError, OSError) as error:
-        raise StoreUnavailable(f"no answer at {seed} ({type(error).__name__})") from error
+        raise StoreUnavailable(f"no answer at {seed} ({type(error).__name__})", StoreProblem.CANNOT_CONNECT) from error
 
 
-def _redirection(answer: Answer) -> AskError | None:
-    """Returns what sends an answer's question elsewhere; MovedError is a kind of AskError."""
-    return next((reply for reply in answer.replies if isinstance(reply, AskError)), None)
-
-
-def _may_be_asked(flags: Sequence[str]) -> bool:
-    """Whether a node is a primary, and not known to have failed; `fail?` is what one node alone thinks of it."""
-    return "master" in flags and not {"fail", "noaddr", "handshake"}.intersection(flags)
-
-
-def _claim(words: Sequence[str], asked: Address) -> Claim:
-    """Reads `id ip:port@bus,hostname flags primary ping pong epoch link slot slot…`."""
-    return Claim(_address(words[1], asked), int(words[6]), tuple(_slots(word) for word in words[8:] if word[0] != "["))
-
-
-def _address(word: str, asked: Address) -> Address:
-    """Reads `ip:port@bus,hostname`; a node that has not been met yet does not know its own ip."""
-    host, _, port = word.partition(",")[0].partition("@")[0].rpartition(":")
-    return Address(host or asked.host, int(port))
-
-
-def _slots(word: str) -> range:
-    """Reads `5` or `0-5460`."""
-    first, _, last = word.partition("-")
-    return range(int(first), int(last or first) + 1)
+def _redirection(replies: Replies) -> AskError | None:
+    """Returns the reply that redirects a request to another node; MovedError is a kind of AskError."""
+    return next((value for value in replies.values if isinstance(value, AskError)), None)

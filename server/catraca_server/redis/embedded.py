@@ -1,9 +1,9 @@
 """The embedded store: a real Valkey (or Redis) of our own, on a private Unix socket, supervised.
 
-Everything it has lies in one directory, mode 0700: the append-only file, the socket, its log, and a lock that the store
-process holds as well as ours, so that two can never work on the same data, also not for the moment in which the store
-of a killed server still writes its last. The append-only file is synced every second: a crash of our process loses
-nothing, one of the store's own or a power failure at most the last two seconds.
+Everything it has is in one directory, mode 0700: the append-only file, the socket, its log, and a lock. The store
+process holds the lock as well as ours does, so that two never work on the same data, not even in the moment in which
+the store of a killed server still finishes writing. The append-only file is synced every second: a crash of our process
+loses nothing; a crash of the store or a power failure loses at most the last two seconds.
 """
 
 import asyncio
@@ -16,25 +16,26 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from catraca_server.redis.dialer import RedisConnector, StoreRefused, unix_url
-from catraca_server.store import StoreUnavailable
+from catraca_server.redis.dialer import RedisConnector
+from catraca_server.redis.errors import StoreRefused, StoreUnavailable
+from catraca_server.redis.url import StoreUrl
 
 logger = logging.getLogger(__name__)
 
-SOCKET_PATH_LIMIT = 103
+SOCKET_PATH_LIMIT_BYTES = 103
 """The shortest of the systems' limits on the path of a Unix socket (macOS: 104 with its NUL)."""
 
-LOCK_PATIENCE = 5.0
-"""Seconds for the store of a server that was just killed to finish."""
+LOCK_TIMEOUT_SECONDS = 5.0
+"""For the store of a server that was just killed to finish."""
 
-START_PATIENCE = 10.0
-"""Seconds for the store to listen. Loading its data afterwards may take as long as it takes."""
+LISTEN_TIMEOUT_SECONDS = 10.0
+"""For the store to listen. Loading its data afterwards has no limit."""
 
-STOP_PATIENCE = 10.0
-"""Seconds for the store to write its last and stop."""
+STOP_TIMEOUT_SECONDS = 10.0
+"""For the store to finish writing and stop."""
 
-_POLL = 0.02
-_RESTART_PAUSE = 0.2
+_POLL_SECONDS = 0.02
+_RESTART_PAUSE_SECONDS = 0.2
 _OPTIONS = {
     "port": "0",
     "unixsocket": "valkey.sock",
@@ -53,7 +54,7 @@ _OPTIONS = {
 def default_data_dir(environment: Mapping[str, str]) -> Path:
     """Returns where the embedded store's data is unless configured: under the XDG state directory."""
     state = environment.get("XDG_STATE_HOME", "")
-    # The XDG specification has relative paths ignored.
+    # The XDG specification says to ignore relative paths.
     base = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
     return base / "catraca"
 
@@ -63,7 +64,7 @@ def find_binary(environment: Mapping[str, str]) -> Path | None:
     if configured := environment.get("CATRACA_VALKEY_SERVER"):
         found = shutil.which(configured)
         if found is None:
-            raise StoreRefused(f"CATRACA_VALKEY_SERVER={configured} is no program: name a valkey-server binary")
+            raise StoreRefused(f"CATRACA_VALKEY_SERVER={configured} is not a program: name a valkey-server binary")
         return Path(found)
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
@@ -88,9 +89,9 @@ class EmbeddedStore:
         self._supervisor: asyncio.Task[None] | None = None
 
     @property
-    def url(self) -> str:
-        """Where it listens, as a store URL."""
-        return unix_url(str(self._data_dir / _OPTIONS["unixsocket"]))
+    def url(self) -> StoreUrl:
+        """Where it listens."""
+        return StoreUrl.at_socket(str(self._data_dir / _OPTIONS["unixsocket"]))
 
     async def start(self) -> None:
         """Starts the process and returns once it answers. Raises StoreRefused."""
@@ -105,7 +106,7 @@ class EmbeddedStore:
         self._supervisor = asyncio.create_task(self._supervise(), name="embedded-store")
 
     async def stop(self) -> None:
-        """Stops the process, after it has written everything, and gives the directory free."""
+        """Stops the process, after it has written everything, and releases the directory."""
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
@@ -113,10 +114,10 @@ class EmbeddedStore:
         if process is not None and process.returncode is None:
             process.terminate()
             try:
-                async with asyncio.timeout(STOP_PATIENCE):
+                async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
                     await process.wait()
             except TimeoutError:
-                logger.error("the embedded store did not stop within %g s and is killed", STOP_PATIENCE)  # noqa: TRY400
+                logger.error("embedded store did not stop in time and is killed, after %g s", STOP_TIMEOUT_SECONDS)  # noqa: TRY400
                 process.kill()
                 await process.wait()
         if self._lock is not None:
@@ -125,10 +126,10 @@ class EmbeddedStore:
 
     def _prepare_directory(self) -> None:
         socket = self._data_dir / _OPTIONS["unixsocket"]
-        if len(os.fsencode(socket)) > SOCKET_PATH_LIMIT:
+        if len(os.fsencode(socket)) > SOCKET_PATH_LIMIT_BYTES:
             raise StoreRefused(
                 f"data directory {self._data_dir} has too long a path for a socket in it "
-                f"(over {SOCKET_PATH_LIMIT} bytes): choose a shorter --data-dir"
+                f"(over {SOCKET_PATH_LIMIT_BYTES} bytes): choose a shorter --data-dir"
             )
         try:
             self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -141,7 +142,7 @@ class EmbeddedStore:
 
     async def _take_lock(self) -> None:
         assert self._lock is not None
-        deadline = asyncio.get_running_loop().time() + LOCK_PATIENCE
+        deadline = asyncio.get_running_loop().time() + LOCK_TIMEOUT_SECONDS
         while True:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -153,13 +154,13 @@ class EmbeddedStore:
                         f"data directory {self._data_dir} is in use by another catraca: stop that one, "
                         "or choose another --data-dir"
                     ) from None
-                await asyncio.sleep(_POLL)
+                await asyncio.sleep(_POLL_SECONDS)
             else:
                 return
 
     async def _launch(self) -> None:
         assert self._lock is not None
-        options = [word for name, value in _OPTIONS.items() for word in (f"--{name}", value)]
+        options = [arg for name, value in _OPTIONS.items() for arg in (f"--{name}", value)]
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-I", "-S", str(Path(__file__).with_name("launcher.py"))),
@@ -168,9 +169,9 @@ class EmbeddedStore:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
-            # Ctrl-C is for us; the store goes on until the last call has been answered.
+            # Ctrl-C stops us; the store has to run until the last call has been answered.
             start_new_session=True,
-            # The lock is free again once both processes have let go of it.
+            # The lock is free again once both processes have closed it.
             pass_fds=(self._lock,),
         )
 
@@ -178,10 +179,10 @@ class EmbeddedStore:
         """Waits until the process answers, however much it has to load. Raises StoreRefused if it ends instead."""
         assert self._process is not None
         connect = RedisConnector(self.url)
-        deadline = asyncio.get_running_loop().time() + START_PATIENCE
+        deadline = asyncio.get_running_loop().time() + LISTEN_TIMEOUT_SECONDS
         while self._process.returncode is None:
             try:
-                async with asyncio.timeout(START_PATIENCE):
+                async with asyncio.timeout(LISTEN_TIMEOUT_SECONDS):
                     connection = await connect()
             except StoreRefused:
                 raise
@@ -189,16 +190,16 @@ class EmbeddedStore:
                 listening = (self._data_dir / _OPTIONS["unixsocket"]).exists()
                 if not listening and asyncio.get_running_loop().time() > deadline:
                     raise StoreRefused(f"the embedded store does not listen: {error}") from error
-                await asyncio.sleep(_POLL)
+                await asyncio.sleep(_POLL_SECONDS)
             else:
                 await connection.disconnect()
                 return
         raise StoreRefused(
-            f"the embedded store ({self._binary}) ended while starting: {self._last_words()}. Look at "
+            f"the embedded store ({self._binary}) ended while starting: {self._last_log_line()}. Look at "
             f"{self._data_dir / _OPTIONS['logfile']}; an empty --data-dir starts anew, without the sessions"
         )
 
-    def _last_words(self) -> str:
+    def _last_log_line(self) -> str:
         with contextlib.suppress(OSError):
             lines = (self._data_dir / _OPTIONS["logfile"]).read_text(errors="replace").splitlines()
             if lines:
@@ -210,6 +211,6 @@ class EmbeddedStore:
         while True:
             assert self._process is not None
             status = await self._process.wait()
-            logger.error("the embedded store ended with status %d: %s; starting it again", status, self._last_words())
-            await asyncio.sleep(_RESTART_PAUSE)
+            logger.error("embedded store ended with status %d, starting it again: %s", status, self._last_log_line())
+            await asyncio.sleep(_RESTART_PAUSE_SECONDS)
             await self._launch()

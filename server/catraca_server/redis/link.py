@@ -1,52 +1,59 @@
-"""How the store's two faces reach Redis: they ask about keys over a link, which knows who has them.
+"""How the store reaches Redis: it makes requests about keys over a link, which knows what server has them.
 
 A `Server` is a link to one server; which one that is may change (see `sentinel`). A cluster (see `cluster`) is a link
-to many, and each key is on one of them. Both ask through batchers, and neither knows what it asks.
+to many, and each key is on one of them. Both use multiplexers, and neither knows what the requests are about.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
-from catraca_server.redis.multiplexer import Answer, Batcher, Command, Connector
+from catraca_server.redis.errors import StoreProblem
+from catraca_server.redis.multiplexer import Command, Connector, Multiplexer
+from catraca_server.redis.replies import Replies
 
-Question: TypeAlias = tuple[str, Sequence[Command]]
+Request: TypeAlias = tuple[str, Sequence[Command]]
 """A key, and commands about that key: either one that writes, or any number that only read."""
 
 
 class Link(Protocol):
     """The way to a store."""
 
-    waits: bool = False
-    """Whether `durable` takes replicas at all."""
+    replicates: bool = False
+    """Whether `durable` waits for replicas at all."""
 
-    async def ask(self, questions: Sequence[Question], deadline: float, *, durable: bool = False) -> Sequence[Answer]:
-        """Asks, and returns an answer to each question, in order.
+    async def execute(
+        self, requests: Sequence[Request], deadline: float, *, durable: bool = False
+    ) -> Sequence[Replies]:
+        """Returns the replies to each request, in order.
 
-        With `durable` it answers only once as many replicas as the operator wants have what was written; what was
-        written before by others counts only if these questions write something, too. Raises StoreUnavailable,
-        NotDurable if too few have it, Overloaded; of many questions some may have been answered then.
+        With `durable` it returns only once as many replicas as the operator wants have what was written; what others
+        wrote before counts only if these requests write something, too. Raises StoreUnavailable, NotDurable if too few
+        have it, Overloaded; some of many requests may have been executed then.
         """
 
 
 class Server:
-    """A link to one server: by one batcher, or by two, so that only what has to wait for replicas does."""
+    """A link to one server: over one multiplexer, or over two, so that only what needs replicas waits for them."""
 
-    def __init__(self, plain: Batcher, durable: Batcher | None = None) -> None:
-        self.waits = durable is not None
+    def __init__(self, plain: Multiplexer, durable: Multiplexer | None = None) -> None:
+        self.replicates = durable is not None
         self._plain = plain
         self._durable = durable or plain
 
     @classmethod
     def at(
-        cls, connect: Connector, *, timeout: float, on_change: Callable[[bool], None], replica_acks: int = 0
+        cls, connect: Connector, *, timeout_seconds: float, on_change: Callable[[bool], None], replica_acks: int = 0
     ) -> "Server":
         """Returns a link to whatever `connect` connects to."""
-        plain = Batcher(connect, timeout=timeout, on_change=on_change)
+        plain = Multiplexer(connect, timeout_seconds=timeout_seconds, on_change=on_change)
         if not replica_acks:
             return cls(plain)
         # Its health is that of the other: they fail together.
-        return cls(plain, Batcher(connect, timeout=timeout, on_change=lambda _: None, replica_acks=replica_acks))
+        durable = Multiplexer(
+            connect, timeout_seconds=timeout_seconds, on_change=lambda _: None, replica_acks=replica_acks
+        )
+        return cls(plain, durable)
 
     async def start(self) -> None:
         """Connects. Raises what `connect` raises, or TimeoutError."""
@@ -55,24 +62,25 @@ class Server:
             self._durable.begin()
 
     def begin(self) -> None:
-        """Starts to connect, and to answer once it has; `on_change` is told only if that fails."""
-        for batcher in {self._plain, self._durable}:
-            batcher.begin()
+        """Starts to connect, and to answer once connected; `on_change` is told only if that fails."""
+        for multiplexer in {self._plain, self._durable}:
+            multiplexer.begin()
 
     async def stop(self) -> None:
-        """Closes its connections. What still waits is failed."""
-        await asyncio.gather(*(batcher.stop() for batcher in {self._plain, self._durable}))
+        """Closes its connections, and fails what still waits."""
+        await asyncio.gather(*(multiplexer.stop() for multiplexer in {self._plain, self._durable}))
 
-    def give_up(self, why: str) -> None:
+    def invalidate(self, why: str, problem: StoreProblem = StoreProblem.MALFORMED_REPLY) -> None:
         """Has its connections closed and new ones made."""
-        for batcher in {self._plain, self._durable}:
-            batcher.give_up(why)
+        for multiplexer in {self._plain, self._durable}:
+            multiplexer.invalidate(why, problem)
 
-    async def ask(self, questions: Sequence[Question], deadline: float, *, durable: bool = False) -> Sequence[Answer]:
-        """Asks all questions at once."""
-        batcher = self._durable if durable else self._plain
-        if len(questions) == 1:
-            return (await batcher.ask(questions[0][1], deadline),)
-        answer = await batcher.ask([command for _, commands in questions for command in commands], deadline)
-        replies = iter(answer.replies)
-        return [Answer(answer.now, [next(replies) for _ in commands], answer.source) for _, commands in questions]
+    async def execute(
+        self, requests: Sequence[Request], deadline: float, *, durable: bool = False
+    ) -> Sequence[Replies]:
+        """Sends all requests at once."""
+        multiplexer = self._durable if durable else self._plain
+        if len(requests) == 1:
+            return (await multiplexer.execute(requests[0][1], deadline),)
+        commands = [command for _, commands in requests for command in commands]
+        return (await multiplexer.execute(commands, deadline)).split([len(commands) for _, commands in requests])

@@ -1,88 +1,86 @@
-"""The link to the store that the settings ask for: made, connected, closed again. A part of the composition root."""
+"""A store URL becomes a link: made, connected, closed again."""
 
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from urllib.parse import urlsplit
 
 from catraca_server.redis.cluster import Cluster
 from catraca_server.redis.dialer import (
-    FIRST_VERSION_THAT_TELLS_EXPIRY,
-    Address,
+    FIRST_VERSION_WITH_PEXPIRETIME,
     Dialer,
-    Group,
     RedisConnector,
     memory_connector,
 )
 from catraca_server.redis.link import Link, Server
-from catraca_server.redis.multiplexer import Connector
-from catraca_server.redis.sentinel import Sentinels, Watch
-from catraca_server.settings import Settings
+from catraca_server.redis.sentinel import PrimaryMonitor, Sentinels
+from catraca_server.redis.url import Address, StoreKind, StoreUrl
 
 logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def linked(url: str, settings: Settings, on_change: Callable[[bool], None]) -> AsyncIterator[tuple[Link, bool]]:
-    """Connects to the store at a URL. Yields the link, and whether the store tells expiries (PEXPIRETIME).
+async def open_link(
+    url: StoreUrl,
+    *,
+    store_password: str = "",
+    sentinel_password: str = "",
+    allow_eviction: bool = False,
+    timeout_seconds: float,
+    replica_acks: int = 0,
+    on_change: Callable[[bool], None],
+) -> AsyncIterator[tuple[Link, bool]]:
+    """Connects to the store at a URL. Yields the link, and whether the store has PEXPIRETIME.
 
-    `on_change` is told when the store is found (True) or lost (False). Raises StoreUnavailable, and TimeoutError if
-    there is no answer at all.
+    `on_change` is told when the store is connected (True) or disconnected (False). Raises StoreUnavailable, and
+    TimeoutError if there is no answer at all.
     """
-    connectors: dict[str, RedisConnector] = {}
+    connectors: dict[StoreUrl, RedisConnector] = {}
 
-    def connector(node: str, *, of_cluster: bool = False) -> RedisConnector:
-        made = RedisConnector(
-            node,
-            password=settings.store_password,
-            allow_eviction=settings.allow_eviction,
-            of_cluster=of_cluster,
+    def connector(server: StoreUrl, *, of_cluster: bool = False) -> RedisConnector:
+        made = RedisConnector(server, password=store_password, allow_eviction=allow_eviction, of_cluster=of_cluster)
+        return connectors.setdefault(server, made)
+
+    def sentinel_connector(address: Address) -> Dialer:
+        return Dialer(url.sentinel(address), password=sentinel_password, configured_by="CATRACA_SENTINEL_PASSWORD")
+
+    def seed_connector(address: Address) -> RedisConnector:
+        """Returns a connector to a node that is only asked about the cluster."""
+        return RedisConnector(
+            url.server(address), password=store_password, allow_eviction=True, of_cluster=True, allow_replica=True
         )
-        return connectors.setdefault(node, made)
 
-    def connector_in(group: Group, *, of_cluster: bool) -> Callable[[Address], RedisConnector]:
-        return lambda address: connector(group.url(address), of_cluster=of_cluster)
-
-    timeout, acks = settings.store_timeout.seconds, settings.replica_acks
     async with AsyncExitStack() as stack:
         link: Server | Cluster
-        match urlsplit(url).scheme.partition("+")[2]:
-            case "sentinel":
-                group = Group.read(url)
+        match url.kind:
+            case StoreKind.SENTINEL:
                 sentinels = Sentinels(
-                    group.name,
-                    [_sentinel(group.sentinel_url(address), settings) for address in group.addresses],
-                    connector_in(group, of_cluster=False),
+                    url.primary_name,
+                    [sentinel_connector(address) for address in url.addresses],
+                    lambda address: connector(url.server(address)),
                 )
-                link = Server.at(sentinels, timeout=timeout, on_change=on_change, replica_acks=acks)
-                watch = Watch(sentinels, link)
-                stack.push_async_callback(watch.stop)
-                watch.start()
-            case "cluster":
-                group = Group.read(url)
+                link = Server.at(
+                    sentinels, timeout_seconds=timeout_seconds, on_change=on_change, replica_acks=replica_acks
+                )
+                monitor = PrimaryMonitor(sentinels, link)
+                stack.push_async_callback(monitor.stop)
+                monitor.start()
+            case StoreKind.CLUSTER:
                 link = Cluster(
-                    {address: _seed(group.url(address), settings) for address in group.addresses},
-                    connector_in(group, of_cluster=True),
-                    timeout=timeout,
+                    {address: seed_connector(address) for address in url.addresses},
+                    lambda address: connector(url.server(address), of_cluster=True),
+                    timeout_seconds=timeout_seconds,
                     on_change=on_change,
-                    replica_acks=acks,
+                    replica_acks=replica_acks,
                 )
-            case _ if url == "memory:":
+            case StoreKind.MEMORY:
                 logger.warning("SESSIONS ARE KEPT IN MEMORY and forgotten when this process ends; not for production")
-                link = Server.at(memory_connector(), timeout=timeout, on_change=on_change)
-            case _:
-                link = Server.at(connector(url), timeout=timeout, on_change=on_change, replica_acks=acks)
+                link = Server.at(memory_connector(), timeout_seconds=timeout_seconds, on_change=on_change)
+            case StoreKind.STANDALONE:
+                link = Server.at(
+                    connector(url), timeout_seconds=timeout_seconds, on_change=on_change, replica_acks=replica_acks
+                )
+            case StoreKind.EMBEDDED:
+                raise ValueError("the embedded store has to be started first, and has a URL of its own then")
         stack.push_async_callback(link.stop)
         await link.start()
-        yield link, all(each.version >= FIRST_VERSION_THAT_TELLS_EXPIRY for each in connectors.values())
-
-
-def _sentinel(url: str, settings: Settings) -> Connector:
-    return Dialer(url, password=settings.sentinel_password, told_by="CATRACA_SENTINEL_PASSWORD")
-
-
-def _seed(url: str, settings: Settings) -> Connector:
-    """Returns a connector to a node that is only asked about the cluster."""
-    return RedisConnector(
-        url, password=settings.store_password, allow_eviction=True, of_cluster=True, allow_replica=True
-    )
+        yield link, all(each.version >= FIRST_VERSION_WITH_PEXPIRETIME for each in connectors.values())

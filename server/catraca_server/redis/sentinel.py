@@ -1,4 +1,4 @@
-"""Finding the primary that Sentinels watch, and noticing that it has become another one."""
+"""Finding the primary that Sentinels monitor, and noticing when another server becomes the primary."""
 
 import asyncio
 import contextlib
@@ -9,25 +9,26 @@ from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
-from catraca_server.redis.dialer import Address
+from catraca_server.redis.errors import StoreProblem, StoreUnavailable
 from catraca_server.redis.link import Server
 from catraca_server.redis.multiplexer import Command, Connector
-from catraca_server.store import StoreUnavailable
+from catraca_server.redis.replies import described
+from catraca_server.redis.url import Address
 
-WATCH_PAUSE = 1.0
-"""Seconds between two looks at who the primary is, while the one in use answers: it may have been cut off."""
+POLL_PAUSE_SECONDS = 1.0
+"""Between two polls of who the primary is, while the one in use answers: it may have been cut off."""
 
-STRAGGLER_PATIENCE = 0.05
-"""Seconds for the other Sentinels, once a majority has answered."""
+STRAGGLER_TIMEOUT_SECONDS = 0.05
+"""For the other Sentinels, once a majority has answered."""
 
-_Asked: TypeAlias = "asyncio.Task[tuple[int, Address]]"
+_Opinion: TypeAlias = "asyncio.Task[tuple[int, Address]]"
 
 
 class Sentinels:
     """Connects to the primary that a group of Sentinels names.
 
-    All are asked at once; a majority has to answer, and the newest answer counts: by the configuration epoch, which
-    every failover raises. So one Sentinel that has been cut off, and does not know yet, misleads nobody.
+    All are asked at once; a majority has to answer, and the newest answer counts, by the configuration epoch, which
+    every failover raises. So a Sentinel that has been cut off without knowing it misleads nobody.
     """
 
     def __init__(
@@ -40,56 +41,59 @@ class Sentinels:
         self._sentinels = sentinels
         self._primary_at = primary_at
         self._connected_to: Address | None = None
-        self.on_move: Callable[[str], None] = lambda _: None
-        """Told that a connection was made to another primary than the last one: let go of those to the last one."""
+        self.on_move: Callable[[str, StoreProblem], None] = lambda _, __: None
+        """Called when a connection is made to another primary than before: those to the former one are to be closed."""
 
     async def __call__(self) -> AbstractConnection:
-        """Returns a new connection to the primary. Raises StoreUnavailable; takes as long as it takes."""
+        """Returns a new connection to the primary, without a timeout of its own. Raises StoreUnavailable."""
         address = await self.primary()
         connection = await self._primary_at(address)()
         try:
-            # It may have slept and been replaced before it answered, and does not know.
-            await self._confirm(address)
+            # It may have slept and been replaced before it answered, without knowing it.
+            await self._check_still_primary(address)
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
         if self._connected_to not in (None, address):
-            self.on_move(_moved_to(address))
+            self.on_move(_moved_to(address), StoreProblem.NOT_PRIMARY)
         self._connected_to = address
         return connection
 
     async def primary(self) -> Address:
-        """Asks who the primary is. Raises StoreUnavailable if no majority answers, or nobody knows it."""
-        asked = [asyncio.create_task(self._ask(sentinel)) for sentinel in self._sentinels]
+        """Asks who the primary is. Raises StoreUnavailable if no majority answers."""
+        opinions = [asyncio.create_task(self._ask(sentinel)) for sentinel in self._sentinels]
         try:
-            await self._wait_for_majority(asked)
-            # Which may be those who have not heard yet.
-            await asyncio.wait(asked, timeout=STRAGGLER_PATIENCE)
-            return max(task.result() for task in asked if _has_answered(task))[1]
+            await self._wait_for_majority(opinions)
+            # The majority may be those who have not heard of a failover yet.
+            await asyncio.wait(opinions, timeout=STRAGGLER_TIMEOUT_SECONDS)
+            return max(task.result() for task in opinions if _has_answered(task))[1]
         finally:
-            for task in asked:
+            for task in opinions:
                 task.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
+            await asyncio.gather(*opinions, return_exceptions=True)
 
-    async def _wait_for_majority(self, asked: Sequence[_Asked]) -> None:
+    async def _wait_for_majority(self, opinions: Sequence[_Opinion]) -> None:
         failures: list[str] = []
-        for done in asyncio.as_completed(asked):
+        for done in asyncio.as_completed(opinions):
             try:
                 await done
             except StoreUnavailable as error:
                 failures.append(str(error))
-            if 2 * sum(map(_has_answered, asked)) > len(asked):
+            if 2 * sum(map(_has_answered, opinions)) > len(opinions):
                 return
-        raise StoreUnavailable(f"no majority of the Sentinels names a primary {self._name!r}: {'; '.join(failures)}")
+        raise StoreUnavailable(
+            f"no majority of the Sentinels names a primary {self._name!r}: {'; '.join(failures)}",
+            StoreProblem.CANNOT_CONNECT,
+        )
 
-    async def _confirm(self, address: Address) -> None:
+    async def _check_still_primary(self, address: Address) -> None:
         if await self.primary() != address:
-            raise StoreUnavailable(f"{address} is the primary no more")
+            raise StoreUnavailable(f"{address} is no longer the primary", StoreProblem.NOT_PRIMARY)
 
-    async def news(self) -> str | None:
-        """Returns what is new if the primary is another one than was connected to last."""
+    async def change(self) -> str | None:
+        """Returns what has changed, if the primary is not the server that was connected to last."""
         with contextlib.suppress(StoreUnavailable, TimeoutError):
-            async with asyncio.timeout(WATCH_PAUSE):
+            async with asyncio.timeout(POLL_PAUSE_SECONDS):
                 address = await self.primary()
             if address != self._connected_to:
                 return _moved_to(address)
@@ -99,61 +103,64 @@ class Sentinels:
         try:
             connection = await sentinel()
         except (RedisError, OSError) as error:
-            raise StoreUnavailable(str(error)) from error
+            raise StoreUnavailable(str(error), StoreProblem.CANNOT_CONNECT) from error
         try:
-            # The Sentinel that leads a failover has two opinions until it is over: MASTER has the new epoch and the
-            # old address. Of both commands, each has one thing right. Sent as one, they tell of the same moment.
+            # The Sentinel that leads a failover contradicts itself until it is over: MASTER has the new epoch and the
+            # old address. Each command has one of the two right; sent together, they speak of the same moment.
             ask_address: Command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._name)
             ask_epoch: Command = ("SENTINEL", "MASTER", self._name)
             await connection.send_packed_command([pack_command(ask_address) + pack_command(ask_epoch)])
             address = await connection.read_response(disable_decoding=True)
-            return _told(address, await connection.read_response(disable_decoding=True))
+            return _epoch_and_address(address, await connection.read_response(disable_decoding=True))
         except ResponseError as error:
-            raise StoreUnavailable(f"a Sentinel answered: {error}") from error
+            raise StoreUnavailable(f"a Sentinel refused: {described(error)}", StoreProblem.REFUSED) from error
         except (RedisError, OSError) as error:
-            raise StoreUnavailable(f"a Sentinel did not answer: {type(error).__name__}") from error
+            raise StoreUnavailable(
+                f"a Sentinel did not answer: {type(error).__name__}", StoreProblem.CANNOT_CONNECT
+            ) from error
         finally:
             await connection.disconnect(nowait=True)
 
 
-class Watch:
-    """Notices what a connection that still answers does not tell: that its server was cut off and replaced."""
+class PrimaryMonitor:
+    """Notices what a connection that still answers does not show: that its server was cut off and replaced."""
 
     def __init__(self, sentinels: Sentinels, server: Server) -> None:
         self._sentinels = sentinels
         self._server = server
-        sentinels.on_move = server.give_up
-        self._watching: asyncio.Task[None] | None = None
+        sentinels.on_move = server.invalidate
+        self._polling: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Starts to look every now and then."""
-        self._watching = asyncio.create_task(self._watch(), name="sentinel-watch")
+        """Starts to poll the Sentinels."""
+        self._polling = asyncio.create_task(self._poll(), name="sentinel-poll")
 
     async def stop(self) -> None:
-        """Looks no more."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        """Ends that."""
+        if self._polling is not None:
+            self._polling.cancel()
+            await asyncio.gather(self._polling, return_exceptions=True)
 
-    async def _watch(self) -> None:
+    async def _poll(self) -> None:
         while True:
-            await asyncio.sleep(WATCH_PAUSE)
-            if news := await self._sentinels.news():
-                self._server.give_up(news)
+            await asyncio.sleep(POLL_PAUSE_SECONDS)
+            if change := await self._sentinels.change():
+                self._server.invalidate(change, StoreProblem.NOT_PRIMARY)
 
 
-def _has_answered(asked: _Asked) -> bool:
-    return asked.done() and asked.exception() is None
+def _has_answered(opinion: _Opinion) -> bool:
+    return opinion.done() and opinion.exception() is None
 
 
 def _moved_to(address: Address) -> str:
     return f"the Sentinels have made {address} the primary"
 
 
-def _told(address: Any, known: Any) -> tuple[int, Address]:
-    """Reads what a Sentinel knows of a primary: its configuration epoch and address."""
+def _epoch_and_address(address: Any, properties: Any) -> tuple[int, Address]:
+    """Reads what a Sentinel knows about a primary: its configuration epoch and address."""
     try:
         host, port = address
-        return int(dict(zip(known[::2], known[1::2], strict=True))[b"config-epoch"]), Address(host.decode(), int(port))
+        epoch = int(dict(zip(properties[::2], properties[1::2], strict=True))[b"config-epoch"])
+        return epoch, Address(host.decode(), int(port))
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise StoreUnavailable("a Sentinel answered what is no primary") from error
+        raise StoreUnavailable("malformed Sentinel reply", StoreProblem.MALFORMED_REPLY) from error

@@ -17,18 +17,12 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from catraca_server.domain.session import Live, Session
-
-
-class StoreUnavailable(Exception):
-    """The store did not answer, not in time, or not as itself. The text is for the log, not for callers."""
-
-
-class NotDurable(StoreUnavailable):
-    """A write was done and too few replicas acknowledged it in time: a failover might lose it."""
-
-
-class Overloaded(Exception):
-    """More is waiting for the store than it can be expected to answer in time."""
+from catraca_server.redis.errors import (
+    NotDurable as NotDurable,
+    Overloaded as Overloaded,
+    StoreProblem as StoreProblem,
+    StoreUnavailable as StoreUnavailable,
+)
 
 
 class Look(NamedTuple):

@@ -8,8 +8,8 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from catraca_server.domain.session import Live, Session
-from catraca_server.redis.link import Link, Question
-from catraca_server.redis.multiplexer import Answer
+from catraca_server.redis.link import Link, Request
+from catraca_server.redis.replies import Replies
 from catraca_server.store import ATTEMPT_LASTS, Creation, Entries, Look
 from catraca_server.store.keys import Keys
 from catraca_server.store.records import UnreadableRecord, decode, encode
@@ -32,14 +32,14 @@ _VOID = b'{"void":'
 class RedisSessionStore:
     """The `SessionStore` of every Redis, Valkey and fakeredis.
 
-    `tells_expiry`: whether the store has PEXPIRETIME (Redis 7.0). One that has not is asked for the time left, which
+    `has_pexpiretime`: whether the store has PEXPIRETIME (Redis 7.0). One that has not is asked for the time left, which
     is exact but for the milliseconds that pass while it answers.
     """
 
-    def __init__(self, link: Link, keys: Keys, *, tells_expiry: bool) -> None:
+    def __init__(self, link: Link, keys: Keys, *, has_pexpiretime: bool) -> None:
         self._link = link
         self._keys = keys
-        self._tells_expiry = tells_expiry
+        self._has_pexpiretime = has_pexpiretime
 
     async def create(
         self, session: Session, expiry: int, attempt: int, written_by: int, deadline: float
@@ -49,24 +49,24 @@ class RedisSessionStore:
         words = (record, expiry, written_by, attempt, session.user_id)
         answer = await self._write(session.session_id, _CREATE, *words, deadline=deadline)
         try:
-            return Creation(answer.reply(0, bytes).decode()), Live(session, expiry, record)
+            return Creation(answer.get(0, bytes).decode()), Live(session, expiry, record)
         except ValueError:
-            answer.distrust("a reply to a creation that is none")
+            answer.invalidate("a reply to a creation that is none")
 
     async def read(self, session_ids: Sequence[str], deadline: float) -> Sequence[Look]:
         """Reads sessions, with the expiry they have."""
-        expiry_command = "PEXPIRETIME" if self._tells_expiry else "PTTL"
+        expiry_command = "PEXPIRETIME" if self._has_pexpiretime else "PTTL"
         keys = [self._keys.session(session_id) for session_id in session_ids]
-        answers = await self._link.ask([(key, (("GET", key), (expiry_command, key))) for key in keys], deadline)
+        answers = await self._link.execute([(key, (("GET", key), (expiry_command, key))) for key in keys], deadline)
         return [self._look(session_id, answer) for session_id, answer in zip(session_ids, answers, strict=True)]
 
     async def touch(self, touches: Sequence[tuple[Live, int]], deadline: float) -> Sequence[bool]:
         """Moves expiries to a later time, of sessions that still are what was read."""
-        questions: list[Question] = []
+        questions: list[Request] = []
         for live, expiry in touches:
             key = self._keys.session(live.session.session_id)
             questions.append((key, [("EVAL", _TOUCH, 1, key, live.stored_as, expiry)]))
-        return [answer.reply(0, int) == 1 for answer in await self._link.ask(questions, deadline)]
+        return [answer.get(0, int) == 1 for answer in await self._link.execute(questions, deadline)]
 
     async def replace(self, before: Live, after: Live, deadline: float, *, durable: bool = True) -> Live | None:
         """Writes a session's next version if it still is what was read."""
@@ -74,25 +74,25 @@ class RedisSessionStore:
         expiry: int | str = "" if after.expiry == before.expiry else after.expiry
         words = (before.stored_as, record, expiry, before.expiry)
         answer = await self._write(before.session.session_id, _REPLACE, *words, deadline=deadline, durable=durable)
-        return Live(after.session, after.expiry, record) if answer.reply(0, int) else None
+        return Live(after.session, after.expiry, record) if answer.get(0, int) else None
 
     async def delete(self, session_id: str, deadline: float) -> bool:
         """Deletes what is under a session's key."""
-        deleted = bool((await self._write(session_id, _DELETE, deadline=deadline)).reply(0, int))
+        deleted = bool((await self._write(session_id, _DELETE, deadline=deadline)).get(0, int))
         if not deleted:
             await self.confirm([session_id], deadline)
         return deleted
 
     async def kill(self, user_id: str, entries: Entries, deadline: float) -> Sequence[str]:
         """Ends the sessions of a user that are in these entries."""
-        questions: list[Question] = []
+        questions: list[Request] = []
         for entry in entries.found:
             attempt = entry.attempt if entry.is_recent(entries.now) else ""
             settled = int(entry.is_settled(entries.now))
             key = self._keys.session(entry.session_id)
             questions.append((key, [("EVAL", _KILL, 1, key, user_id, attempt, settled, ATTEMPT_LASTS)]))
-        answers = await self._link.ask(questions, deadline, durable=True)
-        ended = [bool(answer.reply(0, int)) for answer in answers]
+        answers = await self._link.execute(questions, deadline, durable=True)
+        ended = [bool(answer.get(0, int)) for answer in answers]
         await self.confirm(
             [entry.session_id for entry, by_us in zip(entries.found, ended, strict=True) if not by_us], deadline
         )
@@ -100,22 +100,22 @@ class RedisSessionStore:
 
     async def confirm(self, session_ids: Sequence[str], deadline: float) -> None:
         """Makes sure that what was read of these sessions lasts."""
-        if self._link.waits and session_ids:
+        if self._link.replicates and session_ids:
             keys = [self._keys.session(session_id) for session_id in session_ids]
             questions = [(key, [("EVAL", _CONFIRM, 1, key)]) for key in keys]
-            for answer in await self._link.ask(questions, deadline, durable=True):
-                answer.reply(0, int)
+            for answer in await self._link.execute(questions, deadline, durable=True):
+                answer.get(0, int)
 
     async def _write(
         self, session_id: str, script: bytes, *words: str | bytes | int, deadline: float, durable: bool = True
-    ) -> Answer:
+    ) -> Replies:
         key = self._keys.session(session_id)
-        (answer,) = await self._link.ask([(key, [("EVAL", script, 1, key, *words)])], deadline, durable=durable)
+        (answer,) = await self._link.execute([(key, [("EVAL", script, 1, key, *words)])], deadline, durable=durable)
         return answer
 
-    def _look(self, session_id: str, answer: Answer) -> Look:
+    def _look(self, session_id: str, answer: Replies) -> Look:
         """Reads the two replies about a session."""
-        now, record = answer.now, answer.replies[0]
+        now, record = answer.now_ms, answer.values[0]
         if record is None or (type(record) is bytes and record.startswith(_VOID)):
             return Look(now, None, gone=True)
         try:
@@ -125,19 +125,19 @@ class RedisSessionStore:
             return Look(now, None, gone=False)
         if session.session_id != session_id:
             logger.critical("asked for session %s, was answered with %s", session_id, session.session_id)
-            answer.distrust("an answer named another session than was asked for")
-        expiry = answer.reply(1, int)
+            answer.invalidate("an answer named another session than was asked for")
+        expiry = answer.get(1, int)
         if expiry < 0:
             # It expired between the two commands; or somebody took its expiry away, and it must not pass for ever.
             return Look(now, None, gone=False)
-        if not self._tells_expiry:
+        if not self._has_pexpiretime:
             expiry += now
         # Whoever moved the expiry of a key by hand has not moved the session's end.
         return Look(now, Live(session, min(expiry, session.absolute_expire_time), record), gone=False)
 
 
-def _record(answer: Answer) -> Any:
-    reply = answer.replies[0]
+def _record(answer: Replies) -> Any:
+    reply = answer.values[0]
     if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
         raise UnreadableRecord("not a string")
-    return answer.reply(0, bytes)
+    return answer.get(0, bytes)

@@ -18,7 +18,7 @@ from catraca_server.domain.commands import (
     TokenReused,
     Violation,
 )
-from catraca_server.store import Overloaded, StoreUnavailable
+from catraca_server.store import NotDurable, Overloaded, StoreProblem, StoreUnavailable
 
 SECRET = "ctr_this-must-not-be-told"
 MAX_TRAILERS = 8192
@@ -34,7 +34,11 @@ MAX_TRAILERS = 8192
         (SessionLimitReached(SECRET), grpc.StatusCode.RESOURCE_EXHAUSTED, "SESSION_LIMIT_REACHED"),
         (TokenReused(SECRET), grpc.StatusCode.FAILED_PRECONDITION, "TOKEN_REUSED"),
         (EtagMismatch(SECRET), grpc.StatusCode.ABORTED, "ETAG_MISMATCH"),
-        (StoreUnavailable(SECRET), grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE"),
+        (NotDurable(SECRET), grpc.StatusCode.UNAVAILABLE, "NOT_DURABLE"),
+        *(
+            (StoreUnavailable(SECRET, problem), grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
+            for problem in StoreProblem
+        ),
         (Overloaded(SECRET), grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
         (KeyError(SECRET), grpc.StatusCode.INTERNAL, "INTERNAL"),
     ],
@@ -58,6 +62,12 @@ def test_each_exception_has_its_status(
     assert SECRET not in made.message
     assert SECRET.encode() not in value
     assert SECRET not in caplog.text
+
+
+def test_each_problem_of_the_store_is_told_apart() -> None:
+    """A caller reads what happened: a full store, one that is down and one that is slow need different hands."""
+    messages = {failure(StoreUnavailable(SECRET, problem)).message for problem in StoreProblem}
+    assert len(messages) == len(StoreProblem)
 
 
 def test_a_defect_is_logged_with_the_place_it_happened() -> None:

@@ -1,28 +1,25 @@
 """Store URLs: what they say, what is refused and why, and that passwords in them stay hidden."""
 
+import pickle
 from typing import Any
 
 import pytest
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 
-from catraca_server.redis.dialer import Address, Dialer, Group, StoreRefused, unix_url
-from catraca_server.redis.open import linked
-from catraca_server.settings import HIDDEN, STORE_SCHEMES, SettingsError, load, without_password
+from catraca_server.redis.dialer import Dialer, connection_to
+from catraca_server.redis.url import HIDDEN, STORE_SCHEMES, Address, StoreKind, StoreUrl, hide_passwords
+from catraca_server.settings import SettingsError, load
 
 SECRET = "hunter2"
 
 
-def made(url: str, **fields: str) -> tuple[type, dict[str, Any]]:
-    """Returns which connection a URL means, and with what."""
-    dialer = Dialer(url, **fields)
-    return dialer._class, dialer._options
-
-
-async def refusal(url: str) -> str:
-    """Returns why the service does not start with a URL."""
-    with pytest.raises(StoreRefused) as caught:
-        async with linked(url, load({}, {}).settings, lambda _: None):
-            pass
+def refusal(url: str) -> str:
+    """Returns why a URL is refused, which settings say about it as well."""
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  what it says is what is tested
+        StoreUrl.parse(url)
+    with pytest.raises(SettingsError) as in_settings:
+        load({}, {"CATRACA_STORE_URL": url})
+    assert in_settings.value.problems == [f"CATRACA_STORE_URL {caught.value}"]
     return str(caught.value)
 
 
@@ -32,7 +29,7 @@ async def refusal(url: str) -> str:
 @pytest.mark.parametrize(
     ("url", "kind", "options"),
     [
-        ("redis://", Connection, {}),
+        ("redis://", Connection, {"host": "localhost"}),
         ("redis://host", Connection, {"host": "host"}),
         ("redis://[::1]:7000/3", Connection, {"host": "::1", "port": 7000, "db": 3}),
         ("redis://host/?db=3", Connection, {"host": "host", "db": 3}),
@@ -50,24 +47,25 @@ async def refusal(url: str) -> str:
             },
         ),
         ("unix:///run/redis.sock?db=1", UnixDomainSocketConnection, {"path": "/run/redis.sock", "db": 1}),
-        (unix_url("/a dir/a?b#c.sock"), UnixDomainSocketConnection, {"path": "/a dir/a?b#c.sock"}),
+        (str(StoreUrl.at_socket("/a dir/a?b#c.sock")), UnixDomainSocketConnection, {"path": "/a dir/a?b#c.sock"}),
     ],
 )
 def test_what_a_url_of_one_server_says(url: str, kind: type, options: dict[str, Any]) -> None:
     """The kind of connection, where to, as whom, and nothing that was not asked for."""
-    assert made(url) == (kind, options)
+    defaults = {"db": 0} if "path" in options else {"db": 0, "port": 6379}
+    assert connection_to(StoreUrl.parse(url)) == (kind, {**defaults, **options})
 
 
 def test_a_password_of_its_own_goes_before_one_in_the_url() -> None:
     """CATRACA_STORE_PASSWORD is for who has the URL from somewhere else."""
-    assert made("redis://ana:old@host", password="new")[1]["password"] == "new"
+    assert Dialer(StoreUrl.parse("redis://ana:old@host"), password="new")._options["password"] == "new"
 
 
 def test_certificates_are_checked_unless_told_otherwise() -> None:
-    """TLS that does not say whom it talks to is none."""
-    checked = SSLConnection(**made("rediss://host")[1]).ssl_context
+    """TLS with a server that could be anybody protects nothing."""
+    checked = SSLConnection(**options_of("rediss://host")).ssl_context
     assert (checked.cert_reqs.name, checked.check_hostname) == ("CERT_REQUIRED", True)
-    loose = SSLConnection(**made("rediss://host?ssl_cert_reqs=none&ssl_check_hostname=false")[1]).ssl_context
+    loose = SSLConnection(**options_of("rediss://host?ssl_cert_reqs=none&ssl_check_hostname=false")).ssl_context
     assert (loose.cert_reqs.name, loose.check_hostname) == ("CERT_NONE", False)
 
 
@@ -85,7 +83,7 @@ def test_certificates_are_checked_unless_told_otherwise() -> None:
 )
 def test_the_servers_that_a_url_names(url: str, addresses: list[Address]) -> None:
     """As many as it has, each with its port."""
-    assert Group.read(url).addresses == addresses
+    assert StoreUrl.parse(url).addresses == tuple(addresses)
 
 
 @pytest.mark.parametrize(
@@ -102,23 +100,39 @@ def test_the_servers_that_a_url_names(url: str, addresses: list[Address]) -> Non
 )
 def test_the_urls_that_follow_from_one_of_sentinels(url: str, server: str, sentinel: str) -> None:
     """User, password and database are those of the servers; TLS is for the Sentinels as well."""
-    group = Group.read(url)
-    assert group.name == "main"
-    assert (group.url(Address("h", 9)), group.sentinel_url(Address("h", 9))) == (server, sentinel)
+    group = StoreUrl.parse(url)
+    assert (group.kind, group.primary_name) == (StoreKind.SENTINEL, "main")
+    assert group.server(Address("h", 9)) == StoreUrl.parse(server)
+    assert group.sentinel(Address("h", 9)) == StoreUrl.parse(sentinel)
 
 
 def test_the_url_that_follows_from_one_of_a_cluster() -> None:
     """All nodes have the same user, password and TLS."""
-    group = Group.read("rediss+cluster://ana:pw@one:1,two:2/?ssl_ca_certs=/ca.pem")
-    assert group.url(Address("::1", 9)) == "rediss://ana:pw@[::1]:9/?ssl_ca_certs=/ca.pem"
-    kind, options = made(group.url(Address("::1", 9)))
-    assert kind is SSLConnection
-    assert options == {"host": "::1", "port": 9, "username": "ana", "password": "pw", "ssl_ca_certs": "/ca.pem"}
+    cluster = StoreUrl.parse("rediss+cluster://ana:pw@one:1,two:2/?ssl_ca_certs=/ca.pem")
+    node = cluster.server(Address("::1", 9))
+    assert node == StoreUrl.parse("rediss://ana:pw@[::1]:9/?ssl_ca_certs=/ca.pem")
+    assert str(node) == f"rediss://ana:{HIDDEN}@[::1]:9/"
 
 
-def test_a_group_does_not_show_its_password() -> None:
-    """Not even when somebody prints it."""
-    assert SECRET not in repr(Group.read(f"redis+cluster://ana:{SECRET}@one:1"))
+def test_sentinels_are_told_no_secret_of_the_servers() -> None:
+    """What they are connected with has neither the user nor the password of the servers."""
+    sentinel = StoreUrl.parse(f"redis+sentinel://ana:{SECRET}@one:1/main").sentinel(Address("one", 1))
+    assert connection_to(sentinel) == (Connection, {"host": "one", "port": 1, "db": 0})
+
+
+@pytest.mark.parametrize("url", [f"redis+cluster://ana:{SECRET}@one:1", f"redis://ana:{SECRET}@one", "unix:///a.sock"])
+def test_a_url_reaches_a_worker_as_it_is(url: str) -> None:
+    """It is sent there with its password, which no text of it shows."""
+    parsed = StoreUrl.parse(url)
+    received = pickle.loads(pickle.dumps(parsed))  # noqa: S301  it was made a line above
+    assert (received, received.password, str(received)) == (parsed, parsed.password, str(parsed))
+    for node in (parsed, parsed.server(Address("h", 9))):
+        assert SECRET not in f"{node} {node!r} {[node]}"
+
+
+def options_of(url: str) -> dict[str, Any]:
+    """Returns what a connection to a URL is made with."""
+    return connection_to(StoreUrl.parse(url))[1]
 
 
 # Refusals
@@ -141,39 +155,65 @@ def test_a_group_does_not_show_its_password() -> None:
         ("redis+sentinel://one:26379/", "names no primary"),
         ("redis+sentinel://one:26379/main/2", "?db=1 for another database"),
         ("redis+sentinel://one:26379/main?timeout=1", "options that mean nothing here (timeout)"),
-        ("redis+sentinel://one:26379/main?db=one", "is no URL of a Redis"),
+        ("redis+sentinel://one:26379/main?db=one", "names no database by number"),
         ("redis+cluster://one:7000?socket_timeout=5&x=1", "options that mean nothing here (socket_timeout, x)"),
         ("redis+cluster://one:7000/2", "a cluster has only one"),
         ("redis+cluster://one:7000?db=0", "a cluster has only one"),
+        ("redis://host/sessions", "names no database by number: write redis://host:6379/0"),
+        ("redis://host?socket_timeout=5", "options that mean nothing here (socket_timeout)"),
+        ("redis://host:port", "is not the URL of a Redis: write redis://host:6379/0"),
+        ("redis://host:0", "is not the URL of a Redis"),
+        ("redis://one:1,two:2", "is not the URL of a Redis"),
+        ("redis://host?ssl_ca_certs=/ca.pem", "has options for TLS and does not use it: write rediss"),
+        ("rediss://host?ssl_cert_reqs=maybe", "ssl_cert_reqs that is not one of none, optional, required"),
+        ("rediss://host?ssl_check_hostname=maybe", "ssl_check_hostname that is neither true nor false"),
+        ("redis://host#0", "has a character in it that must be escaped"),
+        ("unix://", "names no socket: write unix:///path/to/redis.sock"),
+        ("unix://run/redis.sock", "names no socket: write unix:///path/to/redis.sock"),
+        ("memory://", "says more than can be meant: write memory: and nothing after it"),
+        ("embedded:/data", "says more than can be meant: write embedded: and nothing after it"),
     ],
 )
-async def test_a_url_of_several_servers_with_a_mistake(url: str, told: str) -> None:
-    """It is refused with what is wrong and how it should be, before anybody is asked for anything."""
-    said = await refusal(url)
+def test_a_url_with_a_mistake(url: str, told: str) -> None:
+    """It is refused with what is wrong and how it should be, before anybody is connected to."""
+    said = refusal(url)
     assert told in said
     assert url in said
 
 
 @pytest.mark.parametrize("scheme", [scheme for scheme in STORE_SCHEMES if scheme not in ("embedded", "memory")])
-async def test_no_password_is_shown(scheme: str) -> None:
+def test_no_password_is_shown(scheme: str) -> None:
     """Not in the settings, not in a refusal, and not from a command line, however it is written."""
     for password in (SECRET, f"a{SECRET}/b", f"a@{SECRET}", f"a:{SECRET}", f"{SECRET}?a", f"{SECRET}#a", f"[{SECRET}"):
-        url = f"{scheme}://ana:{password}@one:7000,two:7001/main?unknown=1"
-        assert SECRET not in without_password(url)
-        with pytest.raises(SettingsError) as caught:
-            load({"store_url": url}, {})
-        assert SECRET not in str(caught.value)
+        for url in (f"{scheme}://ana:{password}@one:7000,two:7001/main?unknown=1", f"{scheme}://ana:{password}@one/1"):
+            assert SECRET not in hide_passwords(url)
+            with pytest.raises(SettingsError) as caught:
+                load({"store_url": url}, {})
+            assert SECRET not in str(caught.value)
     url = f"{scheme}://ana:{SECRET}@one:7000,two:7001/main?unknown=1"
+    assert HIDDEN in refusal(url)
+    assert SECRET not in refusal(url)
+
+
+@pytest.mark.parametrize("password", [f"1?{SECRET}", f"1#{SECRET}", f"1/{SECRET}", f"1/?x={SECRET}"])
+def test_a_password_that_ends_early_is_refused(password: str) -> None:
+    """Characters that were not escaped would make a host of the user and a database or an option of the password."""
+    told = refusal(f"redis://ana:{password}@host")
+    assert "must be escaped: write %23 for #" in told
+    assert SECRET not in told
+
+
+def test_settings_show_a_url_as_it_was_written() -> None:
+    """But for its password."""
+    url = f"redis+sentinel://ana:{SECRET}@one:7000,two:7001/main?db=1"
     assert load({}, {"CATRACA_STORE_URL": url}).settings.shown()["store_url"] == url.replace(SECRET, HIDDEN)
-    assert HIDDEN in await refusal(url)
-    assert SECRET not in await refusal(url)
 
 
 @pytest.mark.parametrize("option", ["password", "sentinel_password"])
 def test_no_password_is_shown_that_is_an_option(option: str) -> None:
     """What other clients take there is refused here, without showing it."""
     url = f"redis+sentinel://one:1/main?{option}={SECRET}&db=1"
-    assert without_password(url) == f"redis+sentinel://one:1/main?{option}={HIDDEN}&db=1"
+    assert hide_passwords(url) == f"redis+sentinel://one:1/main?{option}={HIDDEN}&db=1"
 
 
 @pytest.mark.parametrize(
@@ -181,8 +221,8 @@ def test_no_password_is_shown_that_is_an_option(option: str) -> None:
 )
 def test_what_is_no_password_is_shown(url: str) -> None:
     """A URL without one stays as it is, and may stand on a command line."""
-    assert without_password(url) == url
-    assert load({"store_url": url}, {}).settings.store_url == url
+    assert hide_passwords(url) == url
+    assert str(load({"store_url": url}, {}).settings.store_url) == url
 
 
 @pytest.mark.parametrize("store_url", ["embedded:", "memory:"])
@@ -190,9 +230,3 @@ def test_replicas_that_cannot_be(store_url: str) -> None:
     """Who asks for acknowledgements of replicas with a store that has none is told so at once."""
     with pytest.raises(SettingsError, match=r"replica_acks 1 takes a store that has replicas"):
         load({"store_url": store_url, "replica_acks": "1"}, {})
-
-
-def test_sentinels_are_told_no_secret_of_the_servers() -> None:
-    """What they are connected with has neither the user nor the password of the servers."""
-    group = Group.read(f"redis+sentinel://ana:{SECRET}@one:1/main")
-    assert made(group.sentinel_url(Address("one", 1))) == (Connection, {"host": "one", "port": 1})

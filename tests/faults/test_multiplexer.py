@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from tests.support.batchers import Running, running_batcher
 from tests.support.fake_redis import OK, FakeRedis, bulk
+from tests.support.multiplexers import RunningMultiplexer, running_multiplexer
 from tests.support.proxy import Proxy
 from tests.support.valkey import Valkey
 from tests.support.waiting import PATIENCE, eventually_async
 
-from catraca_server.redis.multiplexer import BATCH_LIMIT, HEARTBEAT, QUEUE_LIMIT, Answer
+from catraca_server.redis.multiplexer import BATCH_LIMIT, HEARTBEAT_SECONDS, QUEUE_LIMIT
+from catraca_server.redis.replies import Replies
 from catraca_server.store import NotDurable, Overloaded, StoreUnavailable
 
 
@@ -33,7 +34,7 @@ def echoing(reply: bytes) -> Callable[[list[bytes]], bytes | None]:
 # Callers that come, go and lose patience
 
 
-async def storm(running: Running, seed: int, callers: int, questions: int) -> tuple[int, int, int]:
+async def storm(running: RunningMultiplexer, seed: int, callers: int, questions: int) -> tuple[int, int, int]:
     """Has callers ask, a third of them cancelled at any moment and some with hardly any time.
 
     Asserts that whatever is answered answers what was asked. Returns how many were answered, cancelled and refused.
@@ -44,8 +45,8 @@ async def storm(running: Running, seed: int, callers: int, questions: int) -> tu
     async def question(number: int) -> None:
         words = [f"{number}.{part}" for part in range(chance.randint(1, 5))]
         within = 0.001 if chance.random() < 0.1 else PATIENCE
-        answer = await running.ask(*(("ECHO", word) for word in words), within=within)
-        assert answer.replies == [word.encode() for word in words]
+        answer = await running.execute(*(("ECHO", word) for word in words), within=within)
+        assert answer.values == [word.encode() for word in words]
 
     async def caller(first: int) -> None:
         nonlocal answered, cancelled, refused
@@ -70,9 +71,9 @@ async def test_replies_never_shift(proxy: Proxy) -> None:
     """Whoever is cancelled, whenever, everybody else gets the answer to what they asked, and the connection stays."""
     chance = random.Random(0)  # noqa: S311
     proxy.delay = lambda: chance.random() * 0.003
-    async with running_batcher(proxy.url) as running:
+    async with running_multiplexer(proxy.url) as running:
         answered, cancelled, refused = await storm(running, seed=1, callers=100, questions=20_000)
-        assert (await running.ask(("ECHO", "after"))).replies == [b"after"]
+        assert (await running.execute(("ECHO", "after"))).values == [b"after"]
         assert proxy.accepted == 1
         assert running.changes == [True]
     assert answered > 10_000
@@ -90,14 +91,14 @@ async def test_replies_never_shift_across_connections(proxy: Proxy) -> None:
             await asyncio.sleep(chance.random() * 0.05)
             chance.choice((proxy.reset, proxy.half_close))()
 
-    async with running_batcher(proxy.url, timeout=0.25) as running:
+    async with running_multiplexer(proxy.url, timeout_seconds=0.25) as running:
         breaking = asyncio.create_task(break_it())
         answered, _, refused = await storm(running, seed=3, callers=100, questions=20_000)
         breaking.cancel()
 
         async def answers() -> bool:
             with contextlib.suppress(StoreUnavailable):
-                return (await running.ask(("ECHO", "after"))).replies == [b"after"]
+                return (await running.execute(("ECHO", "after"))).values == [b"after"]
             return False
 
         # The last break may still be on its way.
@@ -109,33 +110,33 @@ async def test_replies_never_shift_across_connections(proxy: Proxy) -> None:
 
 async def test_the_queue_is_bounded(proxy: Proxy) -> None:
     """What is more than can wait is refused at once, and what was accepted is answered in the end."""
-    async with running_batcher(proxy.url) as running:
+    async with running_multiplexer(proxy.url) as running:
         proxy.hold()
-        in_flight = asyncio.create_task(running.ask(*[("PING",)] * BATCH_LIMIT))
+        in_flight = asyncio.create_task(running.execute(*[("PING",)] * BATCH_LIMIT))
         await proxy.holding(b"PING")
-        waiting = [asyncio.create_task(running.ask(*[("PING",)] * 1_024)) for _ in range(QUEUE_LIMIT // 1_024)]
+        waiting = [asyncio.create_task(running.execute(*[("PING",)] * 1_024)) for _ in range(QUEUE_LIMIT // 1_024)]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
-            await running.ask(("PING",))
+            await running.execute(("PING",))
         waiting.pop().cancel()
         proxy.release()
         for task in (in_flight, *waiting):
-            assert set((await task).replies) == {b"PONG"}
-        assert (await running.ask(("PING",))).replies == [b"PONG"]
+            assert set((await task).values) == {b"PONG"}
+        assert (await running.execute(("PING",))).values == [b"PONG"]
 
 
 async def test_a_deadline_is_kept(proxy: Proxy) -> None:
     """Who has little time is told so when it is over; who has more is answered when the store is back."""
-    async with running_batcher(proxy.url) as running:
+    async with running_multiplexer(proxy.url) as running:
         proxy.hold()
-        patient = asyncio.create_task(running.ask(("ECHO", "patient")))
+        patient = asyncio.create_task(running.execute(("ECHO", "patient")))
         before = asyncio.get_running_loop().time()
         with pytest.raises(StoreUnavailable, match="by the deadline"):
-            await running.ask(("ECHO", "hasty"), within=0.05)
+            await running.execute(("ECHO", "hasty"), within=0.05)
         assert 0.05 <= asyncio.get_running_loop().time() - before < PATIENCE / 2
         assert not patient.done()
         proxy.release()
-        assert (await patient).replies == [b"patient"]
+        assert (await patient).values == [b"patient"]
         assert running.changes == [True]
 
 
@@ -144,18 +145,18 @@ async def test_what_nobody_waits_for_is_not_sent(tmp_path: Path) -> None:
     async with (
         FakeRedis(tmp_path / "fake.sock", echoing(OK)) as fake,
         Proxy(tmp_path / "fake.sock", tmp_path / "proxy.sock") as proxy,
-        running_batcher(proxy.url) as running,
+        running_multiplexer(proxy.url) as running,
     ):
         proxy.hold()
-        first = asyncio.create_task(running.ask(("ECHO", "first")))
+        first = asyncio.create_task(running.execute(("ECHO", "first")))
         await proxy.holding(b"first")
-        gone = asyncio.create_task(running.ask(("ECHO", "gone")))
-        late = asyncio.create_task(running.ask(("ECHO", "late"), within=0.01))
-        last = asyncio.create_task(running.ask(("ECHO", "last")))
+        gone = asyncio.create_task(running.execute(("ECHO", "gone")))
+        late = asyncio.create_task(running.execute(("ECHO", "late"), within=0.01))
+        last = asyncio.create_task(running.execute(("ECHO", "last")))
         await asyncio.wait([late])
         gone.cancel()
         with pytest.raises(StoreUnavailable):
-            await running.ask(("ECHO", "too late"), within=0)
+            await running.execute(("ECHO", "too late"), within=0)
         proxy.release()
         await asyncio.gather(first, last)
         assert [command[1] for command in fake.commands if command[0] == b"ECHO"] == [b"first", b"last"]
@@ -164,22 +165,22 @@ async def test_what_nobody_waits_for_is_not_sent(tmp_path: Path) -> None:
 
 async def test_stopping_leaves_nobody_waiting(proxy: Proxy) -> None:
     """Who waits when it stops is told at once, whether the question was on its way or not."""
-    async with running_batcher(proxy.url) as running:
+    async with running_multiplexer(proxy.url) as running:
         proxy.hold()
-        in_flight = asyncio.create_task(running.ask(("ECHO", "in flight")))
+        in_flight = asyncio.create_task(running.execute(("ECHO", "in flight")))
         await proxy.holding(b"in flight")
-        waiting = asyncio.create_task(running.ask(("ECHO", "waiting")))
+        waiting = asyncio.create_task(running.execute(("ECHO", "waiting")))
         await asyncio.sleep(0)
-        await running.batcher.stop()
+        await running.multiplexer.stop()
         results = await asyncio.gather(in_flight, waiting, return_exceptions=True)
         assert [type(result) for result in results] == [StoreUnavailable] * 2
         with pytest.raises(StoreUnavailable):
-            await running.ask()
+            await running.execute()
 
 
 async def test_stopping_at_once_closes_the_connection(proxy: Proxy) -> None:
     """A batcher that is stopped before it was asked anything leaves no connection behind."""
-    async with running_batcher(proxy.url):
+    async with running_multiplexer(proxy.url):
         assert proxy.connections == 1
 
     async def none_left() -> bool:
@@ -194,12 +195,12 @@ async def test_stopping_at_once_closes_the_connection(proxy: Proxy) -> None:
 @pytest.mark.parametrize("fault", ["reset", "half_close", "hold", "lose_replies"])
 async def test_a_broken_connection_is_replaced(fault: str, proxy: Proxy) -> None:
     """However the connection breaks, the question in flight is told unknown and the next connection is as good."""
-    async with running_batcher(proxy.url, timeout=0.1) as running:
+    async with running_multiplexer(proxy.url, timeout_seconds=0.1) as running:
         if fault == "lose_replies":
             proxy.lose_replies(True)
         else:
             proxy.hold()
-        asked = asyncio.create_task(running.ask(("ECHO", "asked")))
+        asked = asyncio.create_task(running.execute(("ECHO", "asked")))
         if fault in ("reset", "half_close"):
             await proxy.holding(b"asked")
             proxy.reset() if fault == "reset" else proxy.half_close()
@@ -208,7 +209,7 @@ async def test_a_broken_connection_is_replaced(fault: str, proxy: Proxy) -> None
         proxy.lose_replies(False)
         proxy.release()
         await running.recovered()
-        assert (await running.ask(("ECHO", "after"))).replies == [b"after"]
+        assert (await running.execute(("ECHO", "after"))).values == [b"after"]
         assert proxy.accepted >= 2
 
         async def one_connection() -> bool:
@@ -219,7 +220,7 @@ async def test_a_broken_connection_is_replaced(fault: str, proxy: Proxy) -> None
 
 async def test_a_dead_store_is_noticed_without_asking(proxy: Proxy) -> None:
     """An idle batcher sees the store go and come back, tells it, and refuses meanwhile without waiting."""
-    async with running_batcher(proxy.url, timeout=0.1) as running:
+    async with running_multiplexer(proxy.url, timeout_seconds=0.1) as running:
         proxy.refuse(True)
         proxy.hold()
 
@@ -227,7 +228,7 @@ async def test_a_dead_store_is_noticed_without_asking(proxy: Proxy) -> None:
             return running.changes == list(expected)
 
         await eventually_async(lambda: told(True, False), "the store is seen to be gone")
-        asked = asyncio.create_task(running.ask(("PING",)))
+        asked = asyncio.create_task(running.execute(("PING",)))
         await asyncio.sleep(0)
         assert isinstance(asked.exception() if asked.done() else None, StoreUnavailable), "it was made to wait"
         proxy.refuse(False)
@@ -239,18 +240,18 @@ async def test_every_new_connection_is_examined(tmp_path: Path) -> None:
     """A store that has become a replica while it was away is not used, and again once it is a primary."""
     async with (
         FakeRedis(tmp_path / "fake.sock", echoing(b"")) as fake,
-        running_batcher(fake.url, timeout=0.1) as running,
+        running_multiplexer(fake.url, timeout_seconds=0.1) as running,
     ):
         fake.info["role"] = "slave"
         with pytest.raises(StoreUnavailable):
-            await running.ask(("ECHO", "no answer"))
+            await running.execute(("ECHO", "no answer"))
 
         async def lost() -> bool:
             return running.changes == [True, False]
 
         await eventually_async(lost, "the replica is refused")
         with pytest.raises(StoreUnavailable, match="is a replica"):
-            await running.ask()
+            await running.execute()
         fake.info["role"] = "master"
         await running.recovered()
 
@@ -264,21 +265,21 @@ async def test_a_primary_that_becomes_a_replica_is_noticed(asking: bool, tmp_pat
     store = Valkey(tmp_path)
     store.start()
     with contextlib.closing(store):
-        async with running_batcher(store.url) as running:
-            assert (await running.ask(("GET", "key"))).replies == [None]
+        async with running_multiplexer(store.url) as running:
+            assert (await running.execute(("GET", "key"))).values == [None]
             store.command("REPLICAOF", "127.0.0.1", "1")
             demoted = time.monotonic()
 
             async def is_noticed() -> bool:
                 if asking:
                     with contextlib.suppress(StoreUnavailable):
-                        await running.ask(("GET", "key"))
+                        await running.execute(("GET", "key"))
                 return running.changes == [True, False]
 
             await eventually_async(is_noticed, "the replica is noticed")
-            assert time.monotonic() - demoted < HEARTBEAT + 0.75
+            assert time.monotonic() - demoted < HEARTBEAT_SECONDS + 0.75
             with pytest.raises(StoreUnavailable, match="is a replica"):
-                await running.ask(("GET", "key"))
+                await running.execute(("GET", "key"))
             store.command("REPLICAOF", "NO", "ONE")
             await running.recovered()
             assert running.changes == [True, False, True]
@@ -290,12 +291,12 @@ async def test_a_replica_gives_itself_away(of_script: bytes, tmp_path: Path) -> 
     replies = [b"-%sREADONLY You can't write against a read only replica.\r\n" % of_script, bulk(b"OK")]
     async with (
         FakeRedis(tmp_path / "fake.sock", lambda command: replies.pop(0) if command[0] == b"ECHO" else None) as fake,
-        running_batcher(fake.url) as running,
+        running_multiplexer(fake.url) as running,
     ):
-        answer = await running.ask(("ECHO", "first"))
+        answer = await running.execute(("ECHO", "first"))
         with pytest.raises(StoreUnavailable):
-            answer.reply(0, bytes)
-        assert (await running.ask(("ECHO", "second"))).reply(0, bytes) == b"OK"
+            answer.get(0, bytes)
+        assert (await running.execute(("ECHO", "second"))).get(0, bytes) == b"OK"
         assert fake.connected == 2
 
 
@@ -304,9 +305,9 @@ async def test_whoever_may_not_ask_for_the_role_goes_without(tmp_path: Path) -> 
     refused = b"-NOPERM this user has no permissions to run the 'role' command\r\n"
     async with (
         FakeRedis(tmp_path / "fake.sock", lambda command: refused if command[0] == b"ROLE" else None) as fake,
-        running_batcher(fake.url) as running,
+        running_multiplexer(fake.url) as running,
     ):
-        assert (await running.ask(("GET", "key"))).replies == [None]
+        assert (await running.execute(("GET", "key"))).values == [None]
         assert fake.connected == 1
 
 
@@ -328,8 +329,8 @@ async def test_how_many_replicas_have_it(reply: bytes, expected: type[Exception]
     """What fewer replicas have than have to is not durable; and a reply that is no number says nothing."""
     async with (
         FakeRedis(tmp_path / "fake.sock", lambda command: reply if command[0] == b"WAIT" else None) as fake,
-        running_batcher(fake.url, replica_acks=2) as running,
+        running_multiplexer(fake.url, replica_acks=2) as running,
     ):
-        asked = asyncio.gather(running.ask(("GET", "key")), running.ask(("GET", "key")), return_exceptions=True)
-        assert [type(each) for each in await asked] == [expected or Answer] * 2
+        asked = asyncio.gather(running.execute(("GET", "key")), running.execute(("GET", "key")), return_exceptions=True)
+        assert [type(each) for each in await asked] == [expected or Replies] * 2
         assert [command[1:2] for command in fake.commands if command[0] == b"WAIT"] == [[b"2"]]
