@@ -11,6 +11,7 @@ from catraca_server.redis.url import StoreUrl
 
 OK = b"+OK\r\n"
 NIL = b"$-1\r\n"
+HANG_UP = b""" closes the connection instead of replying """
 
 
 def bulk(data: bytes) -> bytes:
@@ -32,7 +33,7 @@ class FakeRedis:
     """Listens on a Unix socket. `answer` may answer a command, or return None to leave it to the defaults.
 
     By default it is a new enough primary with a clock and without keys. `info` changes what INFO says. An empty answer
-    is none at all.
+    is none at all, and HANG_UP closes the connection.
     """
 
     def __init__(
@@ -83,6 +84,8 @@ class FakeRedis:
                 command = await _command(reader)
                 self.commands.append(command)
                 answer = self._answer(command) if self._answer else None
+                if answer is HANG_UP:
+                    break
                 writer.write(self._default(command) if answer is None else answer)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # the client has gone, or the test is over

@@ -109,12 +109,15 @@ class UserSessions:
                 raise TokenInUse
             case Creation.LATE:
                 raise StoreUnavailable("the session was not written in time", StoreProblem.NOT_IN_TIME)
-            case Creation.CREATED | Creation.VOID:
+            case Creation.FOUND if new.token:
+                # Another call may have brought it, and only one may be told that it did it. Nobody else mints this one.
+                raise StoreUnavailable("the token may have been used by another call", StoreProblem.DISCONNECTED)
+            case Creation.CREATED | Creation.FOUND | Creation.VOID:
                 # Void: somebody ended it as soon as it began, as they might have a moment later.
                 with contextlib.suppress(StoreUnavailable, Overloaded):
                     # It is created; the entry settles by itself in a while.
                     settled = await self._index.settle(new.user_id, entry, deadline)
-                    if outcome is Creation.CREATED and not settled:
+                    if outcome is not Creation.VOID and not settled:
                         # Ended, by now or before it was written, which a brought token may survive that is brought
                         # again and again: the index has to name it all the same.
                         await self._index.extend(session, deadline)

@@ -135,6 +135,7 @@ class Cluster:
             redirection = _redirection(replies)
             if redirection is None:
                 return replies
+            repeated = replies.repeated
             # Without a host it is the same host, at another port.
             address = Address(redirection.host or address.host, redirection.port)
             if isinstance(redirection, MovedError):
@@ -145,6 +146,8 @@ class Cluster:
                 asking = [each for command in commands for each in (("ASKING",), command)]
                 (replies,) = await self._execute_at(address, [(key, asking)], deadline, durable=durable)
                 replies = replace(replies, values=replies.values[1::2])
+            # The first sending may have been executed where the slot was then.
+            replies = replace(replies, repeated=replies.repeated or repeated)
         if _redirection(replies):
             raise StoreUnavailable(
                 "the nodes of the cluster redirect to each other without end", StoreProblem.SLOT_UNCOVERED

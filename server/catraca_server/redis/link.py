@@ -30,6 +30,9 @@ class Link(Protocol):
         With `durable` it returns only once as many replicas as the operator wants have what was written; what others
         wrote before counts only if these requests write something, too. Raises StoreUnavailable, NotDurable if too few
         have it, Overloaded; some of many requests may have been executed then.
+
+        A request whose connection is closed is repeated, and its replies say so (see `Replies.repeated`). A write that
+        then finds its work done writes nothing, and `durable` says nothing about it.
         """
 
 

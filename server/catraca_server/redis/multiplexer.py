@@ -6,6 +6,12 @@ its commands and a deadline, and awaits a future. The owner takes everything tha
 replies in order and hands them out; if a handler has gone by then, its reply is read all the same and dropped. Any
 doubt about the connection (a timeout, a reset, a reply that makes no sense) closes it and fails what was in flight.
 
+A connection that the other side closed (Redis' `timeout`, CLIENT KILL, a restart) is no such doubt: it is replaced, and
+what was in flight is sent once more on the new one, within its deadline, because a request may be repeated by the
+promises of the store. There is no waiting for a store that is down: if the new connection fails, so do the requests.
+The first sending may have been executed, so a write may find its own work done. The replies say that they are to a
+repeated request, and only the store knows what they mean then (see `Replies.repeated`).
+
 So a slow moment makes the next batch larger instead of opening connections, and 1,000 callers cost little more than
 one. Each batch starts with TIME: all replies carry the store's clock, which is the one that decides.
 """
@@ -19,11 +25,14 @@ from typing import Any
 from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
     BusyLoadingError,
     ConnectionError as RedisConnectionError,
     NoPermissionError,
     RedisError,
     ResponseError,
+    TimeoutError as RedisTimeoutError,
 )
 
 from catraca_server.redis.errors import NotDurable, Overloaded, StoreProblem, StoreUnavailable
@@ -59,6 +68,9 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 LOG_PAUSE_SECONDS = 1.0
 """Between two log lines about commands that the store refused."""
 
+REPEATS = 2
+"""Times that a request is sent again because its connection was closed: an accident may happen twice in a row."""
+
 WAIT_FRACTION = 0.4
 """Of the timeout, for replicas to acknowledge: a caller that had to wait for one batch still hears about the next."""
 
@@ -69,11 +81,13 @@ _ROLE = pack_command(("ROLE",))
 class _Request:
     """Commands that wait for their replies."""
 
-    __slots__ = ("count", "packed", "replies")
+    __slots__ = ("count", "packed", "replies", "sent")
 
     def __init__(self, commands: Sequence[Command]) -> None:
         self.packed = b"".join(map(pack_command, commands))
         self.count = len(commands)
+        self.sent = 0
+        """How many times."""
         self.replies: asyncio.Future[Replies] = asyncio.get_running_loop().create_future()
 
     def resolve(self, replies: Replies) -> None:
@@ -107,6 +121,8 @@ class Multiplexer:
         self._waiting: deque[_Request] = deque()
         self._waiting_commands = 0
         self._in_flight: list[_Request] = []
+        self._received: list[Replies] = []
+        """Of the first requests in flight."""
         self._wake = asyncio.Event()
         self._disconnected: StoreUnavailable | None = StoreUnavailable("not connected yet", StoreProblem.CANNOT_CONNECT)
         self._invalidated: StoreUnavailable | None = None
@@ -180,14 +196,16 @@ class Multiplexer:
         while True:
             if connection is None:
                 connection = await self._reconnect()
-            # What in-flight requests are told if a defect, or our own end, comes between.
-            failure = StoreUnavailable("the connection was closed before the reply", StoreProblem.DISCONNECTED)
+            failure = StoreUnavailable("shutting down", StoreProblem.SHUTTING_DOWN)
             try:
                 await self._serve(connection)
             except (RedisError, OSError, StoreUnavailable) as error:
                 failure = _failure_of(error)
+                if failure.problem is StoreProblem.DISCONNECTED:
+                    self._repeat_in_flight()
                 logger.warning("store connection closed: %s: %s", failure.problem.value, failure)
             except Exception:
+                failure = StoreUnavailable("a defect of catraca, see the log", StoreProblem.MALFORMED_REPLY)
                 logger.exception("defect in the store's owner; starting over with a new connection")
             finally:
                 await connection.disconnect(nowait=True)
@@ -222,6 +240,9 @@ class Multiplexer:
                 heartbeat.cancel()
             self._wake.clear()
             self._check_valid()
+            if _is_closed(connection):
+                # Seen before anything is written, so that nothing is lost with it.
+                raise StoreUnavailable("the idle connection was closed", StoreProblem.DISCONNECTED)
             self._take()
             async with asyncio.timeout(self._timeout_seconds):
                 await self._exchange(connection)
@@ -233,6 +254,7 @@ class Multiplexer:
             request = self._waiting.popleft()
             self._waiting_commands -= request.count
             if not request.replies.done():
+                request.sent += 1
                 self._in_flight.append(request)
                 commands += request.count
 
@@ -246,17 +268,16 @@ class Multiplexer:
         if asks_role:
             self._check_role(await _reply(connection))
         now_ms = _milliseconds(await _reply(connection))
-        received = [
-            Replies(now_ms, [await _reply(connection) for _ in range(request.count)], self)
-            for request in self._in_flight
-        ]
+        for request in self._in_flight:
+            values = [await _reply(connection) for _ in range(request.count)]
+            self._received.append(Replies(now_ms, values, self, repeated=request.sent > 1))
         too_few = self._too_few_replicas(await _reply(connection)) if waits else None
-        for request, replies in zip(self._in_flight, received, strict=True):
+        for request, replies in zip(self._in_flight, self._received, strict=True):
             if too_few is None:
                 request.resolve(replies)
             else:
                 request.fail(NotDurable(too_few.detail))
-        self._in_flight = []
+        self._in_flight, self._received = [], []
 
     def _check_role(self, reply: Any) -> None:
         """Notices that a primary has become a replica, which may lag behind and replies as if nothing had happened."""
@@ -300,10 +321,26 @@ class Multiplexer:
             self._waiting.popleft().fail(_again(why))
         self._waiting_commands = 0
 
+    def _repeat_in_flight(self) -> None:
+        """Has what was in flight on a closed connection sent first on the next one, but for what is answered."""
+        if not self._replica_acks:
+            for request, replies in zip(self._in_flight, self._received, strict=False):
+                request.resolve(replies)
+        repeated = [request for request in self._in_flight if request.sent <= REPEATS and not request.replies.done()]
+        self._waiting.extendleft(reversed(repeated))
+        self._waiting_commands += sum(request.count for request in repeated)
+        self._in_flight = [request for request in self._in_flight if request.sent > REPEATS]
+
     def _fail_in_flight(self, failure: StoreUnavailable) -> None:
         for request in self._in_flight:
             request.fail(_again(failure))
-        self._in_flight = []
+        self._in_flight, self._received = [], []
+
+
+def _is_closed(connection: AbstractConnection) -> bool:
+    """Whether the other side has closed a connection, as far as can be told without using it."""
+    reader = getattr(connection, "_reader", None)  # redis-py has no public way to ask
+    return isinstance(reader, asyncio.StreamReader) and (reader.at_eof() or reader.exception() is not None)
 
 
 def _again(error: StoreUnavailable) -> StoreUnavailable:
@@ -316,8 +353,10 @@ def _failure_of(error: RedisError | OSError | StoreUnavailable) -> StoreUnavaila
     match error:
         case StoreUnavailable():
             return _again(error)
-        case TimeoutError():
+        case TimeoutError() | RedisTimeoutError():
             return StoreUnavailable("no reply within the timeout", StoreProblem.NOT_IN_TIME)
+        case AuthenticationError() | AuthorizationError():
+            return StoreUnavailable("the store no longer accepts the user or password", StoreProblem.REFUSED)
         case BusyLoadingError():
             return StoreUnavailable("the store is loading its data", StoreProblem.LOADING)
         case OSError() | RedisConnectionError():

@@ -45,6 +45,9 @@ class Replies:
     """The store's clock, in Unix milliseconds, when it began the batch."""
     values: Sequence[Any]
     source: Source = field(repr=False)
+    repeated: bool = False
+    """Whether the request was sent before, on a connection that was closed before its reply, and may have been executed
+    then. Of commands that only read it makes no difference. One that writes may have found its own work."""
 
     def split(self, counts: Sequence[int]) -> Sequence["Replies"]:
         """Returns the same replies in parts: the first so many, the next so many."""

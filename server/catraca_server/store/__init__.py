@@ -5,6 +5,9 @@ Promises common to all methods of `SessionStore`:
 - `deadline` is a time of the event loop's clock (`loop.time()`). A method answers by then or raises.
 - `StoreUnavailable` means that nothing is known: of a read, what is there; of a write, whether it was done. Repeating
   either is safe.
+- A request whose connection to Redis was closed is repeated, and the first sending may have been executed. Where a
+  repeated write cannot tell its own work from that of another call, it is `StoreUnavailable`; a wrong answer it never
+  is. Reading, touching, entering, settling, extending and forgetting come to the same when they are repeated.
 - Each change to a session is one atomic step on one key, and every key has an expiry at every instant.
 - Answers come from the primary, and were read after the question was asked.
 - `NotDurable` means that fewer replicas than the operator wants have a change. Creations and ends, of sessions and of
@@ -83,6 +86,9 @@ class Creation(Enum):
     """What came of writing a new session."""
 
     CREATED = "created"
+    FOUND = "found"
+    """The very same record was there when the request was repeated: written by its first sending, or by another call
+    that brought the same token, for the same session, in the same millisecond."""
     TAKEN = "taken"
     """Another session has the id."""
     VOID = "void"

@@ -10,7 +10,7 @@ from redis.exceptions import ResponseError
 from catraca_server.domain.session import Live, Session
 from catraca_server.redis.link import Link, Request
 from catraca_server.redis.replies import Replies
-from catraca_server.store import ATTEMPT_LASTS, Creation, Entries, Look
+from catraca_server.store import ATTEMPT_LASTS, Creation, Entries, Look, StoreProblem, StoreUnavailable
 from catraca_server.store.keys import Keys
 from catraca_server.store.records import UnreadableRecord, decode, encode
 
@@ -49,9 +49,17 @@ class RedisSessionStore:
         words = (record, expiry, written_by, attempt, session.user_id)
         answer = await self._write(session.session_id, _CREATE, *words, deadline=deadline)
         try:
-            return Creation(answer.get(0, bytes).decode()), Live(session, expiry, record)
+            outcome = Creation(answer.get(0, bytes).decode())
         except ValueError:
-            answer.invalidate("a reply to a creation that is none")
+            answer.invalidate("malformed reply to a creation")
+        if outcome is Creation.FOUND and not answer.repeated:
+            outcome = Creation.TAKEN
+        elif outcome is Creation.FOUND:
+            await self.confirm([session.session_id], deadline)
+        elif outcome is Creation.TAKEN and answer.repeated:
+            # By the first sending, perhaps, and changed since.
+            raise _unknown()
+        return outcome, Live(session, expiry, record)
 
     async def read(self, session_ids: Sequence[str], deadline: float) -> Sequence[Look]:
         """Reads sessions, with the expiry they have."""
@@ -74,12 +82,24 @@ class RedisSessionStore:
         expiry: int | str = "" if after.expiry == before.expiry else after.expiry
         words = (before.stored_as, record, expiry, before.expiry)
         answer = await self._write(before.session.session_id, _REPLACE, *words, deadline=deadline, durable=durable)
-        return Live(after.session, after.expiry, record) if answer.get(0, int) else None
+        outcome = answer.get(0, int)
+        if answer.repeated and outcome != 1:
+            if outcome != 2:
+                # Whether the first sending was overtaken, or came first and was overwritten, cannot be told.
+                raise _unknown()
+            if durable:
+                await self.confirm([before.session.session_id], deadline)
+            return Live(after.session, after.expiry, record)
+        return Live(after.session, after.expiry, record) if outcome == 1 else None
 
     async def delete(self, session_id: str, deadline: float) -> bool:
         """Deletes what is under a session's key."""
-        deleted = bool((await self._write(session_id, _DELETE, deadline=deadline)).get(0, int))
+        answer = await self._write(session_id, _DELETE, deadline=deadline)
+        deleted = bool(answer.get(0, int))
         if not deleted:
+            if answer.repeated:
+                # There was nothing: deleted by the first sending, by another call, or never there.
+                raise _unknown()
             await self.confirm([session_id], deadline)
         return deleted
 
@@ -93,6 +113,9 @@ class RedisSessionStore:
             questions.append((key, [("EVAL", _KILL, 1, key, user_id, attempt, settled, ATTEMPT_LASTS)]))
         answers = await self._link.execute(questions, deadline, durable=True)
         ended = [bool(answer.get(0, int)) for answer in answers]
+        if any(answer.repeated and not by_us for answer, by_us in zip(answers, ended, strict=True)):
+            # Ended by the first sending, which would have to tell it, or by another call, which tells it.
+            raise _unknown()
         await self.confirm(
             [entry.session_id for entry, by_us in zip(entries.found, ended, strict=True) if not by_us], deadline
         )
@@ -134,6 +157,13 @@ class RedisSessionStore:
             expiry += now
         # Whoever moved the expiry of a key by hand has not moved the session's end.
         return Look(now, Live(session, min(expiry, session.absolute_expire_time), record), gone=False)
+
+
+def _unknown() -> StoreUnavailable:
+    return StoreUnavailable(
+        "the connection was closed before the reply, and repeating the request does not tell what it did",
+        StoreProblem.DISCONNECTED,
+    )
 
 
 def _record(answer: Replies) -> Any:

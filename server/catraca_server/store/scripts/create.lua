@@ -5,12 +5,16 @@
 -- ARGV[3]  until when it may be written, Unix ms: an attempt that got stuck must not write after it was given up
 -- ARGV[4]  the attempt, as the user's index numbered it
 -- ARGV[5]  the user
--- Returns created, taken, late, or void: this attempt was revoked before it got here.
+-- Returns created, taken, late, or void: this attempt was revoked before it got here; found: the record is there already,
+-- which the caller takes for its own work only where it knows that it has asked before.
 local clock = redis.call('TIME')
 if clock[1] * 1000 + math.floor(clock[2] / 1000) > tonumber(ARGV[3]) then
   return 'late'
 end
 local held = redis.call('GET', KEYS[1])
+if held == ARGV[1] then
+  return 'found'
+end
 if held and string.sub(held, 1, 8) ~= '{"void":' then
   return 'taken'
 end

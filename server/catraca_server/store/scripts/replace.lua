@@ -4,9 +4,11 @@
 -- ARGV[2]  the next record
 -- ARGV[3]  the new expiry, Unix ms; empty: as it is
 -- ARGV[4]  the expiry as it was read, Unix ms; compared only if there is a new one
--- Returns 1 if it was written, 0 if the session has changed, was touched, or is gone.
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
-  return 0
+-- Returns 1 if it was written, 2 if the next record is there already, 0 if the session has changed otherwise, was
+-- touched, or is gone.
+local held = redis.call('GET', KEYS[1])
+if held ~= ARGV[1] then
+  return held == ARGV[2] and 2 or 0
 end
 if ARGV[3] == '' then
   redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
