@@ -18,6 +18,7 @@ import redis
 import uvloop
 
 from bench.processes import StartError
+from catraca_server.domain.call import Call
 from catraca_server.domain.session import Session
 from catraca_server.domain.tokens import Tokens
 from catraca_server.redis.dialer import RedisConnector
@@ -116,20 +117,20 @@ def _session(tokens: Tokens, token: str, user: int) -> Session:
         user_id=f"user-{user}",
         digest=credential.digest,
         attributes={"device": "phone", "plan": "family"},
-        create_time=now,
-        absolute_expire_time=now + _DAY,
-        idle_timeout=_HALF_HOUR,
+        create_time_ms=now,
+        absolute_expire_time_ms=now + _DAY,
+        idle_timeout_ms=_HALF_HOUR,
     )
 
 
 async def _write(link: Server, session: Session) -> None:
     """Does what a login does once there is room for it; see `catraca_server.operations.users`."""
     store, index = RedisSessionStore(link, _KEYS, has_pexpiretime=True), RedisUserIndex(link, _KEYS)
-    entrance = await index.enter(session, limit=0, mark_oldest=False, deadline=inf)
-    assert entrance.entry is not None, "there is no limit"
-    expiry = session.expiry_if_active_at(session.create_time)
-    await store.create(session, expiry, entrance.entry.attempt, session.create_time + _HALF_HOUR, inf)
-    await index.settle(session.user_id, entrance.entry, inf)
+    call = Call(deadline=inf)
+    reservation = await index.reserve(session, limit=0, evict_oldest=False, call=call)
+    assert reservation.entry is not None, "there is no limit"
+    await store.create(session, reservation.entry, call)
+    await index.commit(session.user_id, reservation.entry, call)
 
 
 def _await_rewrite(store: redis.Redis) -> None:

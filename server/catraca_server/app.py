@@ -20,8 +20,9 @@ from catraca_server.api import accepting as admission, reflection
 from catraca_server.api.handlers import SERVICE_NAME, session_service_handlers
 from catraca_server.api.health import Health
 from catraca_server.api.session_service import SessionService
-from catraca_server.domain.commands import Policy
+from catraca_server.domain.limits import Policy
 from catraca_server.domain.tokens import Tokens
+from catraca_server.operations.ending import Ending
 from catraca_server.operations.sessions import Sessions
 from catraca_server.operations.users import UserSessions
 from catraca_server.redis.embedded import EmbeddedStore, default_data_dir, find_binary
@@ -171,18 +172,21 @@ def _service(
 ) -> SessionService:
     tokens = Tokens(secrets.token_bytes, pepper)
     policy = Policy(
-        default_ttl=settings.default_ttl.milliseconds,
-        default_idle_timeout=settings.default_idle_timeout.milliseconds,
-        max_ttl=settings.max_ttl.milliseconds,
-        rotation_grace=settings.rotation_grace.milliseconds,
+        default_ttl_ms=settings.default_ttl.milliseconds,
+        default_idle_timeout_ms=settings.default_idle_timeout.milliseconds,
+        max_ttl_ms=settings.max_ttl.milliseconds,
+        rotation_grace_ms=settings.rotation_grace.milliseconds,
         max_sessions_per_user=settings.max_sessions_per_user,
         evict_oldest=settings.session_limit_policy == "evict-oldest",
     )
-    return SessionService(Sessions(store, index, tokens, policy), UserSessions(store, index, tokens, policy))
+    ending = Ending(store, index)
+    return SessionService(
+        Sessions(store, index, ending, tokens, policy), UserSessions(store, index, ending, tokens, policy)
+    )
 
 
 def _register(server: grpc.aio.Server, service: SessionService, health: Health, settings: Settings) -> None:
-    handlers = session_service_handlers(service, store_timeout=settings.store_timeout.seconds)
+    handlers = session_service_handlers(service, store_timeout_seconds=settings.store_timeout.seconds)
     server.add_generic_rpc_handlers((handlers,))
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     if settings.reflection:

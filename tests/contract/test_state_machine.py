@@ -14,18 +14,19 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from tests.support.backends import Backend, FakeBackend, Operations, stores
 from tests.support.model import DAY, GRACE, HOUR, MINUTE, SECOND, Expected, Life, Moment, Users
 
-from catraca_server.domain.commands import (
+from catraca_server.domain.call import Call
+from catraca_server.domain.commands import NewSession, Update
+from catraca_server.domain.errors import (
     EtagMismatch,
     InvalidRequest,
-    NewSession,
     SessionLimitReached,
     SessionNotFound,
     TokenInUse,
     TokenReused,
-    Update,
 )
-from catraca_server.domain.session import Check, InvalidReason, Live, Verdict
+from catraca_server.domain.session import StoredSession
 from catraca_server.domain.tokens import _base62
+from catraca_server.domain.validation import InvalidReason, Validation, ValidationRequest
 
 LONG = "CATRACA_TEST_LONG" in os.environ
 USERS = ("ana", "bia")
@@ -64,16 +65,16 @@ class SessionMachine(RuleBasedStateMachine):
         return self.travelled if self.moves_past else 0
 
     @property
-    def deadline(self) -> float:
-        """Returns a deadline that is never reached."""
-        return self.runner.get_loop().time() + 60
+    def call(self) -> Call:
+        """Returns a call whose deadline is never reached."""
+        return Call(deadline=self.runner.get_loop().time() + 60)
 
     @initialize(limit=st.sampled_from([0, 0, 1, 3]), evict=st.booleans())
     def open(self, limit: int, evict: bool) -> None:
         """Starts with an empty store, under some policy."""
         self.run(self.backend.command("FLUSHALL"))
         opened = self.run(self.stack.enter_async_context(stores(self.backend)))
-        self.do = Operations.over(opened, max_sessions_per_user=limit, evict_oldest=evict, rotation_grace=GRACE)
+        self.do = Operations.over(opened, max_sessions_per_user=limit, evict_oldest=evict, rotation_grace_ms=GRACE)
 
     def teardown(self) -> None:
         """Closes the store."""
@@ -82,17 +83,17 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(
         target=made,
         user_id=st.sampled_from(USERS),
-        ttl=st.sampled_from([500, 5 * SECOND, MINUTE, HOUR, DAY, 30 * DAY]),
-        idle_timeout=st.sampled_from(IDLE_TIMEOUTS),
+        ttl_ms=st.sampled_from([500, 5 * SECOND, MINUTE, HOUR, DAY, 30 * DAY]),
+        idle_timeout_ms=st.sampled_from(IDLE_TIMEOUTS),
         brought=st.sampled_from(("", "", *BROUGHT)),
     )
-    def create(self, user_id: str, ttl: int, idle_timeout: int, brought: str) -> Expected | None:
+    def create(self, user_id: str, ttl_ms: int, idle_timeout_ms: int, brought: str) -> Expected | None:
         """Logs somebody in, sometimes with a token that is in use, sometimes over the limit."""
-        new = NewSession(user_id, ttl, idle_timeout, {"user": user_id}, brought)
+        new = NewSession(user_id, ttl_ms, idle_timeout_ms, {"user": user_id}, brought)
         holder = next((each for each in reversed(self.users.all) if brought and self.was_brought(each, brought)), None)
         before = self.now()
         try:
-            login = self.run(self.do.users.create(new, self.deadline))
+            login = self.run(self.do.users.create(new, self.call))
         except TokenInUse:
             assert holder is not None
             assert holder.life((before, self.now())) is not Life.DEAD
@@ -104,27 +105,27 @@ class SessionMachine(RuleBasedStateMachine):
         if holder is not None:
             assert holder.life(now) is not Life.ALIVE, "a live session's token was given to another"
             holder.over = True
-        session = login.live.session
+        session = login.stored.session
         expected = Expected(
             session.session_id,
             user_id,
             login.token,
             {"user": user_id},
-            session.create_time + self.offset,
-            session.absolute_expire_time + self.offset,
-            idle_timeout,
+            session.create_time_ms + self.offset,
+            session.absolute_expire_time_ms + self.offset,
+            idle_timeout_ms,
             active=now,
         )
         assert before <= expected.born <= now[1]
-        assert expected.end - expected.born == ttl
-        self.was_evicted(user_id, login.evicted, now)
+        assert expected.end - expected.born == ttl_ms
+        self.was_evicted(user_id, login.evicted_session_ids, now)
         self.users.all.append(expected)
         return expected
 
     @staticmethod
     def was_brought(expected: Expected, token: str) -> bool:
         """Whether a session began with this token."""
-        return token in (expected.token, *(retired for retired, _ in expected.retired))
+        return token in (expected.token, *(retired for retired, _ in expected.rotated_tokens))
 
     def was_full(self, user_id: str, now: Moment) -> None:
         """Checks a rejection: there are as many as allowed."""
@@ -162,68 +163,70 @@ class SessionMachine(RuleBasedStateMachine):
     )
     def validate(self, asked: list[tuple[Expected | None, str, bool, int]]) -> None:
         """Asks about tokens, current and rotated out, for the right user and for another, several at once."""
-        checks, about = [], []
+        requests, about = [], []
         for made, whose, skip_touch, age in asked:
             if made is not None:
                 expected = self.users.by_id(made.session_id)
                 other = USERS[1 - USERS.index(expected.user_id)]
                 user_id = {"nobody": "", "owner": expected.user_id, "other": other}[whose]
-                checks.append(Check(self.token_of(expected, age), user_id, skip_touch))
+                requests.append(ValidationRequest(self.token_of(expected, age), user_id, skip_touch))
                 about.append(expected)
         before = self.now()
-        verdicts = self.run(self.do.sessions.validate(checks, self.deadline))
+        validations = self.run(self.do.sessions.validate(requests, self.call))
         now = (before, self.now())
         # In one batch a check may be answered before or after another one of the same session had its effect.
         were_active = {each.session_id: each.active for each in about}
-        reused = {each.session_id for each, verdict in zip(about, verdicts, strict=True) if _is_reuse(verdict)}
-        for check, expected, verdict in zip(checks, about, verdicts, strict=True):
-            self.learn(check, expected, verdict, now, in_doubt=expected.session_id in reused)
-        for check, expected, verdict in zip(checks, about, verdicts, strict=True):
-            if verdict.live is not None and not check.skip_touch:
+        reused = {each.session_id for each, validation in zip(about, validations, strict=True) if _is_reuse(validation)}
+        for check, expected, validation in zip(requests, about, validations, strict=True):
+            self.learn(check, expected, validation, now, in_doubt=expected.session_id in reused)
+        for check, expected, validation in zip(requests, about, validations, strict=True):
+            if validation.stored is not None and not check.skip_touch:
                 expected.active = now
             if expected.session_id in reused:
                 expected.over = True
-        for expected, verdict in zip(about, verdicts, strict=True):
-            if verdict.live is not None:
-                self.agrees(expected, verdict.live, were_active[expected.session_id])
-                assert 0 <= verdict.cache_ttl <= max(1, expected.touch_interval)
+        for expected, validation in zip(about, validations, strict=True):
+            if validation.stored is not None:
+                self.agrees(expected, validation.stored, were_active[expected.session_id])
+                assert 0 <= validation.cache_ttl_ms <= max(1, expected.touch_interval_ms)
 
     @staticmethod
     def token_of(expected: Expected, age: int) -> str:
         """Returns the token that is so many rotations old, or the oldest."""
-        tokens = [expected.token, *(token for token, _ in reversed(expected.retired))]
+        tokens = [expected.token, *(token for token, _ in reversed(expected.rotated_tokens))]
         return tokens[min(age, len(tokens) - 1)]
 
-    def learn(self, check: Check, expected: Expected, verdict: Verdict, now: Moment, *, in_doubt: bool) -> None:
+    def learn(
+        self, check: ValidationRequest, expected: Expected, validation: Validation, now: Moment, *, in_doubt: bool
+    ) -> None:
         """Checks an answer against what the model knows, and learns from it what it could not know."""
         life, grace = expected.life(now), expected.grace(check.token, now)
-        if verdict.reason is InvalidReason.NOT_FOUND:
+        if validation.reason is InvalidReason.NOT_FOUND:
             assert life is not Life.ALIVE or in_doubt, "a live session was denied"
             if not in_doubt:  # else it is over once all of the batch has been looked at
                 expected.over = True
-        elif _is_reuse(verdict):
+        elif _is_reuse(validation):
             assert life is not Life.DEAD
             assert grace in (Life.DEAD, Life.EITHER), "a good token was taken for a stolen one"
         else:
             assert life is not Life.DEAD, "a dead session was let through"
             assert grace is not Life.DEAD, "a token was let through after its grace"
             if check.user_id not in ("", expected.user_id):
-                assert verdict == Verdict(None, InvalidReason.USER_MISMATCH)
+                assert validation == Validation(None, InvalidReason.USER_MISMATCH)
             else:
-                assert verdict.live is not None
-                assert verdict.rotated == (check.token != expected.token)
+                assert validation.stored is not None
+                assert validation.token_rotated == (check.token != expected.token)
 
-    def agrees(self, expected: Expected, live: Live, was_active: Moment) -> None:
+    def agrees(self, expected: Expected, stored: StoredSession, was_active: Moment) -> None:
         """Checks what is told of a live session that was last active at `was_active` or at what is known now."""
-        session = live.session
+        session = stored.session
         assert (session.session_id, session.user_id) == (expected.session_id, expected.user_id)
         assert session.attributes == expected.attributes
         assert session.version == expected.versions
-        assert session.create_time + self.offset == expected.born
-        assert session.absolute_expire_time + self.offset == expected.end
-        assert session.idle_timeout == expected.idle_timeout
-        assert live.expiry <= live.expire_time <= session.absolute_expire_time
-        told = live.last_active_time + self.offset
+        assert session.create_time_ms + self.offset == expected.born
+        assert session.absolute_expire_time_ms + self.offset == expected.end
+        assert session.idle_timeout_ms == expected.idle_timeout_ms
+        assert stored.expiry_ms <= stored.expire_time_ms <= session.absolute_expire_time_ms
+        told = stored.last_active_time_ms + self.offset
         if expected.end - expected.active[1] > expected.mark:
             assert was_active[0] - expected.mark - 1 <= told <= expected.active[1]
 
@@ -235,12 +238,12 @@ class SessionMachine(RuleBasedStateMachine):
         expected = self.users.by_id(made.session_id)
         before = self.now()
         try:
-            live = self.run(self.do.sessions.get(expected.session_id, self.deadline))
+            stored = self.run(self.do.sessions.get(expected.session_id, self.call))
         except SessionNotFound:
             self.ended(expected, (before, self.now()))
         else:
             assert expected.life((before, self.now())) is not Life.DEAD
-            self.agrees(expected, live, expected.active)
+            self.agrees(expected, stored, expected.active)
 
     def ended(self, expected: Expected, now: Moment) -> None:
         """Learns that a session is not there."""
@@ -251,7 +254,7 @@ class SessionMachine(RuleBasedStateMachine):
         made=made,
         entries=st.dictionaries(st.sampled_from(["a", "b"]), st.sampled_from([None, "x", "y"]), max_size=2),
         end=st.sampled_from([None, None, SECOND, HOUR, 20 * DAY]),
-        idle_timeout=st.sampled_from([None, None, *IDLE_TIMEOUTS]),
+        idle_timeout_ms=st.sampled_from([None, None, *IDLE_TIMEOUTS]),
         stale=st.booleans(),
     )
     def update(
@@ -259,7 +262,7 @@ class SessionMachine(RuleBasedStateMachine):
         made: Expected | None,
         entries: dict[str, str | None],
         end: int | None,
-        idle_timeout: int | None,
+        idle_timeout_ms: int | None,
         stale: bool,
     ) -> None:
         """Changes attributes and times, sometimes with an etag that is no longer right."""
@@ -270,32 +273,32 @@ class SessionMachine(RuleBasedStateMachine):
         end = None if end is None else before + end
         etag = f"{expected.born - self.offset:x}-{expected.versions - stale:x}"
         stored_end = None if end is None else end - self.offset
-        update = Update(expected.session_id, etag, None, entries, stored_end, idle_timeout)
+        update = Update(expected.session_id, etag, None, entries, stored_end, idle_timeout_ms)
         try:
-            live = self.run(self.do.sessions.update(update, self.deadline))
+            stored = self.run(self.do.sessions.update(update, self.call))
         except SessionNotFound:
             self.ended(expected, (before, self.now()))
         except EtagMismatch:
             assert stale
         except InvalidRequest:
             # It has been idle for longer already, or the end is no longer ahead.
-            assert idle_timeout is not None or end is not None
+            assert idle_timeout_ms is not None or end is not None
         else:
             now = (before, self.now())
             assert not stale
             assert expected.life(now) is not Life.DEAD
             expected.versions += 1
             expected.end = expected.end if end is None else end
-            expected.idle_timeout = expected.idle_timeout if idle_timeout is None else idle_timeout
+            expected.idle_timeout_ms = expected.idle_timeout_ms if idle_timeout_ms is None else idle_timeout_ms
             # What is known of the activity is what was written down of it.
-            told = live.last_active_time + self.offset
+            told = stored.last_active_time_ms + self.offset
             assert told <= expected.active[1] or expected.end - told < expected.mark
             expected.active = (min(told, expected.active[0]), expected.active[1])
             for key, value in entries.items():
                 expected.attributes.pop(key, None)
                 if value is not None:
                     expected.attributes[key] = value
-            self.agrees(expected, live, expected.active)
+            self.agrees(expected, stored, expected.active)
 
     @rule(made=made, age=st.integers(0, 3))
     def rotate(self, made: Expected | None, age: int) -> None:
@@ -306,7 +309,7 @@ class SessionMachine(RuleBasedStateMachine):
         token = self.token_of(expected, age)
         before = self.now()
         try:
-            rotation = self.run(self.do.sessions.rotate(token, self.deadline))
+            rotation = self.run(self.do.sessions.rotate(token, self.call))
         except SessionNotFound:
             self.ended(expected, (before, self.now()))
         except TokenReused:
@@ -322,7 +325,7 @@ class SessionMachine(RuleBasedStateMachine):
             else:
                 assert expected.grace(token, now) is not Life.DEAD
                 assert rotation.token == expected.token
-            self.agrees(expected, rotation.live, expected.active)
+            self.agrees(expected, rotation.stored, expected.active)
 
     @rule(made=made, by_token=st.booleans(), age=st.integers(0, 3))
     def revoke(self, made: Expected | None, by_token: bool, age: int) -> None:
@@ -332,9 +335,9 @@ class SessionMachine(RuleBasedStateMachine):
         expected = self.users.by_id(made.session_id)
         before = self.now()
         if by_token:
-            revoked = self.run(self.do.sessions.revoke_token(self.token_of(expected, age), self.deadline))
+            revoked = self.run(self.do.sessions.revoke_token(self.token_of(expected, age), self.call))
         else:
-            revoked = self.run(self.do.sessions.revoke(expected.session_id, self.deadline))
+            revoked = self.run(self.do.sessions.revoke(expected.session_id, self.call))
         assert expected.life((before, self.now())) is not (Life.DEAD if revoked else Life.ALIVE)
         expected.over = True
 
@@ -344,7 +347,7 @@ class SessionMachine(RuleBasedStateMachine):
         before = self.now()
         least, most = self.users.count(user_id, (before, before))
         except_id = spared.session_id if spared is not None else ""
-        revoked = self.run(self.do.users.revoke(user_id, except_id, self.deadline))
+        revoked = self.run(self.do.users.revoke(user_id, except_id, self.call))
         spares = spared is not None and self.users.by_id(except_id).user_id == user_id
         assert least - spares <= revoked <= most
         for each in self.users.of(user_id):
@@ -358,8 +361,8 @@ class SessionMachine(RuleBasedStateMachine):
         found: list[str] = []
         cursor = None
         while True:
-            page = self.run(self.do.users.page(user_id, cursor, size, self.deadline))
-            found += [live.session.session_id for live in page.sessions]
+            page = self.run(self.do.users.page(user_id, cursor, size, self.call))
+            found += [stored.session.session_id for stored in page.sessions]
             cursor = page.next_before
             if cursor is None:
                 break
@@ -378,10 +381,10 @@ class SessionMachine(RuleBasedStateMachine):
         body = made.session_id + _base62(secrets.randbits(256), 43)
         forged = f"ctr_{body}{_base62(zlib.crc32(body.encode()), 6)}"
         if revoking:
-            assert not self.run(self.do.sessions.revoke_token(forged, self.deadline))
+            assert not self.run(self.do.sessions.revoke_token(forged, self.call))
         else:
-            (verdict,) = self.run(self.do.sessions.validate([Check(forged)], self.deadline))
-            assert verdict == Verdict(None, InvalidReason.NOT_FOUND)
+            (validation,) = self.run(self.do.sessions.validate([ValidationRequest(forged)], self.call))
+            assert validation == Validation(None, InvalidReason.NOT_FOUND)
 
     @rule(
         span=st.sampled_from([1, 30, 100, SECOND, 3 * SECOND, 20 * SECOND, MINUTE, 5 * MINUTE, HOUR, 5 * HOUR, 9 * DAY])
@@ -397,10 +400,10 @@ class SessionMachine(RuleBasedStateMachine):
         if made is None:
             return
         end = made.end
-        if grace and made.retired:
-            end = made.retired[-1][1][0]
-        elif made.idle_timeout:
-            end = min(end, made.active[0] + made.idle_timeout)
+        if grace and made.rotated_tokens:
+            end = made.rotated_tokens[-1][1][0]
+        elif made.idle_timeout_ms:
+            end = min(end, made.active[0] + made.idle_timeout_ms)
         span = end + distance - self.now()
         if span > 0:
             self.wait(span)
@@ -411,8 +414,8 @@ class SessionMachine(RuleBasedStateMachine):
         assert all(ttl >= 0 for ttl in self.run(self.backend.keys()).values())
 
 
-def _is_reuse(verdict: Verdict) -> bool:
-    return verdict.reason is InvalidReason.TOKEN_REUSED
+def _is_reuse(validation: Validation) -> bool:
+    return validation.reason is InvalidReason.TOKEN_REUSED
 
 
 @pytest.fixture

@@ -6,17 +6,18 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from tests.support.backends import Backend, soon, stores
+from tests.support.backends import Backend, a_call, stores
 from tests.support.waiting import eventually_async
 
-from catraca_server.domain.commands import ATTRIBUTES_MAX_ENTRIES
-from catraca_server.domain.session import Live, Session
-from catraca_server.store import ATTEMPT_LASTS, Creation, Entries, Entry, SessionStore, StoreUnavailable
+from catraca_server.domain.limits import ATTRIBUTES_MAX_ENTRIES
+from catraca_server.domain.session import Session, StoredSession
+from catraca_server.store import Creation, IndexEntries, IndexEntry, Replacement, SessionStore, StoreUnavailable
+from catraca_server.store.attempts import ATTEMPT_LIFETIME_MS, WRITE_WINDOW_MS, committed_score, sequence_at
 
 ID = "0000000000000000000001"
 OTHER_ID = "0000000000000000000002"
 HOUR = 3_600_000
-ATTEMPT = 3_580_000_000_000_000
+SEQUENCE = sequence_at(1_790_000_000_000_000)
 
 
 @pytest.fixture(params=[True, False], ids=["PEXPIRETIME", "PTTL"])
@@ -34,43 +35,47 @@ async def a_session(backend: Backend, session_id: str = ID, **changes: object) -
         "user_id": "12345",
         "digest": "d" * 43,
         "attributes": {"device": "phone"},
-        "create_time": now,
-        "absolute_expire_time": now + HOUR,
-        "idle_timeout": HOUR // 2,
+        "create_time_ms": now,
+        "absolute_expire_time_ms": now + HOUR,
+        "idle_timeout_ms": HOUR // 2,
     }
     return Session(**{**fields, **changes})  # type: ignore[arg-type]  # the tests' own changes
 
 
-async def created(store: SessionStore, session: Session, expiry: int | None = None) -> Live:
+async def create(store: SessionStore, session: Session, sequence: int = SEQUENCE) -> tuple[Creation, StoredSession]:
+    """Writes a session for a login that reserved its place with this sequence."""
+    return await store.create(session, IndexEntry(session.session_id, sequence), a_call())
+
+
+async def created(store: SessionStore, session: Session) -> StoredSession:
     """Creates a session and returns it as the store has it."""
-    expiry = expiry or session.expiry_if_active_at(session.create_time)
-    outcome, live = await store.create(session, expiry, ATTEMPT, session.create_time + HOUR, soon())
+    outcome, stored = await create(store, session)
     assert outcome is Creation.CREATED
-    return live
+    return stored
 
 
-async def read(store: SessionStore, session_id: str = ID) -> Live | None:
+async def read(store: SessionStore, session_id: str = ID) -> StoredSession | None:
     """Reads one session."""
-    ((_, live, _),) = await store.read([session_id], soon())
-    return live
+    ((_, stored, _),) = await store.read([session_id], a_call())
+    return stored
 
 
 async def test_an_answer_carries_the_stores_clock(backend: Backend, store: SessionStore) -> None:
     """`now` of a reading is what TIME answers."""
     before = await backend.now()
-    ((now, _, _),) = await store.read([ID], soon())
+    ((now, _, _),) = await store.read([ID], a_call())
     assert before <= now <= await backend.now()
 
 
 async def test_a_created_session_is_read_as_it_was_written(backend: Backend, store: SessionStore) -> None:
     """Reading gives the session, the expiry and the bytes that creating wrote."""
-    live = await created(store, await a_session(backend))
+    stored = await created(store, await a_session(backend))
     found = await read(store)
     assert found is not None
-    assert found.session == live.session
-    assert found.stored_as == live.stored_as
+    assert found.session == stored.session
+    assert found.record == stored.record
     # Where the store tells only the time left, the milliseconds that it took to answer are missing.
-    assert live.expiry - 1000 < found.expiry <= live.expiry
+    assert stored.expiry_ms - 1000 < found.expiry_ms <= stored.expiry_ms
 
 
 async def test_text_of_any_kind_survives(backend: Backend, store: SessionStore) -> None:
@@ -90,7 +95,7 @@ async def test_the_record_is_json_that_a_person_can_read(backend: Backend, store
     record = json.loads(await backend.command("GET", f"session:{ID}"))
     assert record["id"] == ID
     assert record["user_id"] == "12345"
-    assert record["login_at"] == session.create_time
+    assert record["login_at"] == session.create_time_ms
     assert record["digest"] == session.digest
     assert record["attributes"] == {"device": "phone"}
 
@@ -99,12 +104,9 @@ async def test_an_id_is_taken_once(backend: Backend, store: SessionStore) -> Non
     """A second creation under a taken id says so and changes nothing, however many try at once."""
     sessions = [await a_session(backend, user_id=f"user-{at}") for at in range(20)]
     outcomes = await asyncio.gather(
-        *(
-            store.create(each, each.absolute_expire_time, ATTEMPT + 2 * at, each.create_time + HOUR, soon())
-            for at, each in enumerate(sessions)
-        )
+        *(create(store, each, SEQUENCE + sequence_at(at)) for at, each in enumerate(sessions))
     )
-    winners = [live for outcome, live in outcomes if outcome is Creation.CREATED]
+    winners = [stored for outcome, stored in outcomes if outcome is Creation.CREATED]
     assert len(winners) == 1
     assert {outcome for outcome, _ in outcomes} == {Creation.CREATED, Creation.TAKEN}
     found = await read(store)
@@ -115,9 +117,9 @@ async def test_an_id_is_taken_once(backend: Backend, store: SessionStore) -> Non
 async def test_every_key_expires(backend: Backend, store: SessionStore) -> None:
     """No key is ever without an expiry, and none lasts beyond what was asked for."""
     await created(store, await a_session(backend))
-    live = await read(store)
-    assert live is not None
-    await store.touch([(live, live.expiry + 1000)], soon())
+    stored = await read(store)
+    assert stored is not None
+    await store.touch([replace(stored, expiry_ms=stored.expiry_ms + 1000)], a_call())
     ttls = await backend.keys()
     assert list(ttls) == [f"session:{ID}"]
     assert all(0 < ttl <= HOUR for ttl in ttls.values())
@@ -126,7 +128,7 @@ async def test_every_key_expires(backend: Backend, store: SessionStore) -> None:
 async def test_a_session_ends_by_itself(backend: Backend, store: SessionStore) -> None:
     """After its expiry the store has nothing left of it."""
     session = await a_session(backend)
-    await created(store, session, expiry=session.create_time + 50)
+    await created(store, replace(session, idle_timeout_ms=50))
     await backend.travel(60)
 
     async def gone() -> bool:
@@ -139,7 +141,7 @@ async def test_even_the_shortest_session_has_an_expiry(backend: Backend, store: 
     """An expiry a millisecond away, or already past, is never taken for none."""
     for distance in (1, 0, -HOUR):
         session = await a_session(backend)
-        await created(store, session, expiry=session.create_time + distance)
+        await created(store, replace(session, absolute_expire_time_ms=session.create_time_ms + distance))
         assert all(ttl >= 0 for ttl in (await backend.keys()).values())
         await backend.travel(10)
         await eventually_async(lambda: _is_gone(store), "the session is gone")
@@ -154,73 +156,75 @@ async def test_many_are_read_at_once_in_order(backend: Backend, store: SessionSt
     for at in range(50):
         await created(store, await a_session(backend, f"{at:022}", user_id=f"user-{at}"))
     ids = [f"{at:022}" for at in (*range(0, 100, 3), 3, 3)]
-    looks = await store.read(ids, soon())
-    for session_id, (_, live, gone) in zip(ids, looks, strict=True):
-        assert gone is (live is None)
+    results = await store.read(ids, a_call())
+    for session_id, (_, stored, gone) in zip(ids, results, strict=True):
+        assert gone is (stored is None)
         if int(session_id) < 50:
-            assert live is not None
-            assert (live.session.session_id, live.session.user_id) == (session_id, f"user-{int(session_id)}")
+            assert stored is not None
+            assert (stored.session.session_id, stored.session.user_id) == (session_id, f"user-{int(session_id)}")
         else:
-            assert live is None
+            assert stored is None
 
 
 async def test_a_touch_moves_the_expiry_later(backend: Backend, store: SessionStore) -> None:
     """A touch changes the expiry and not a byte of the record."""
-    session = await a_session(backend)
-    await created(store, session, expiry=session.create_time + 10_000)
-    live = await read(store)
-    assert live is not None
+    session = await a_session(backend, idle_timeout_ms=10_000)
+    await created(store, session)
+    stored = await read(store)
+    assert stored is not None
     record = await backend.command("GET", f"session:{ID}")
-    assert await store.touch([(live, session.create_time + 20_000)], soon()) == [True]
-    assert await backend.command("PEXPIRETIME", f"session:{ID}") == session.create_time + 20_000
+    assert await store.touch([replace(stored, expiry_ms=session.create_time_ms + 20_000)], a_call()) == [True]
+    assert await backend.command("PEXPIRETIME", f"session:{ID}") == session.create_time_ms + 20_000
     assert await backend.command("GET", f"session:{ID}") == record
 
 
 async def test_a_late_touch_never_shortens(backend: Backend, store: SessionStore) -> None:
     """Of two touches that overtake each other the later expiry stays."""
-    session = await a_session(backend)
-    live = await created(store, session, expiry=session.create_time + 20_000)
-    assert await store.touch([(live, session.create_time + 10_000)], soon()) == [True]
-    assert await backend.command("PEXPIRETIME", f"session:{ID}") == session.create_time + 20_000
+    session = await a_session(backend, idle_timeout_ms=20_000)
+    stored = await created(store, session)
+    assert await store.touch([replace(stored, expiry_ms=session.create_time_ms + 10_000)], a_call()) == [True]
+    assert await backend.command("PEXPIRETIME", f"session:{ID}") == session.create_time_ms + 20_000
 
 
 async def test_a_touch_never_brings_back(backend: Backend, store: SessionStore) -> None:
     """Touching a session that is gone says so and leaves nothing behind."""
-    live = await created(store, await a_session(backend))
-    assert await store.delete(ID, soon())
-    assert await store.touch([(live, live.expiry + 1000)], soon()) == [False]
+    stored = await created(store, await a_session(backend))
+    assert await store.delete(ID, a_call())
+    assert await store.touch([replace(stored, expiry_ms=stored.expiry_ms + 1000)], a_call()) == [False]
     assert await backend.keys() == {}
 
 
 async def test_a_touch_of_what_has_changed_does_nothing(backend: Backend, store: SessionStore) -> None:
     """A touch that was decided on an older record must not stretch the newer one."""
-    session = await a_session(backend)
-    live = await created(store, session, expiry=session.create_time + 10_000)
-    await backend.command("SET", f"session:{ID}", live.stored_as.replace(b"phone", b"radio"), "KEEPTTL")
-    assert await store.touch([(live, session.create_time + 20_000)], soon()) == [False]
-    assert await backend.command("PEXPIRETIME", f"session:{ID}") == session.create_time + 10_000
+    session = await a_session(backend, idle_timeout_ms=10_000)
+    stored = await created(store, session)
+    await backend.command("SET", f"session:{ID}", stored.record.replace(b"phone", b"radio"), "KEEPTTL")
+    assert await store.touch([replace(stored, expiry_ms=session.create_time_ms + 20_000)], a_call()) == [False]
+    assert await backend.command("PEXPIRETIME", f"session:{ID}") == session.create_time_ms + 10_000
 
 
 async def test_touches_go_together_and_are_judged_apart(backend: Backend, store: SessionStore) -> None:
     """One touch among many that comes too late says so for itself only."""
     first = await created(store, await a_session(backend))
     second = await created(store, await a_session(backend, OTHER_ID))
-    await store.delete(ID, soon())
-    done = await store.touch([(live, live.expiry + 1000) for live in (first, second, first)], soon())
+    await store.delete(ID, a_call())
+    done = await store.touch(
+        [replace(each, expiry_ms=each.expiry_ms + 1000) for each in (first, second, first)], a_call()
+    )
     assert done == [False, True, False]
 
 
 async def test_a_deletion_is_told_once(backend: Backend, store: SessionStore) -> None:
     """Of many deletions of one session exactly one did it."""
     await created(store, await a_session(backend))
-    assert sum(await asyncio.gather(*(store.delete(ID, soon()) for _ in range(20)))) == 1
+    assert sum(await asyncio.gather(*(store.delete(ID, a_call()) for _ in range(20)))) == 1
     assert await read(store) is None
 
 
 async def test_a_late_attempt_writes_nothing(backend: Backend, store: SessionStore) -> None:
     """An attempt to create that got stuck past its time is told so, and leaves nothing behind."""
-    session = await a_session(backend)
-    outcome, _ = await store.create(session, session.absolute_expire_time, ATTEMPT, session.create_time - 1000, soon())
+    session = await a_session(backend, create_time_ms=await backend.now() - WRITE_WINDOW_MS - 1)
+    outcome, _ = await create(store, session)
     assert outcome is Creation.LATE
     assert await backend.keys() == {}
 
@@ -229,74 +233,78 @@ async def test_a_replacement_is_written_whole_or_not_at_all(backend: Backend, st
     """The next version replaces the one that was read, with the expiry it had; a second one on the same base fails."""
     session = await a_session(backend)
     before = await created(store, session)
-    after = Live(replace(session, attributes={"device": "tablet"}, version=2), before.expiry, before.stored_as)
-    written = await store.replace(before, after, soon())
+    after = StoredSession(replace(session, attributes={"device": "tablet"}, version=2), before.expiry_ms, before.record)
+    written = await store.replace(Replacement(before, after), a_call())
     assert written is not None
-    assert await store.replace(before, after, soon()) is None
+    assert await store.replace(Replacement(before, after), a_call()) is None
     found = await read(store)
     assert found is not None
-    assert (found.session, found.stored_as) == (after.session, written.stored_as)
-    assert await backend.command("PEXPIRETIME", f"session:{ID}") == before.expiry
+    assert (found.session, found.record) == (after.session, written.record)
+    assert await backend.command("PEXPIRETIME", f"session:{ID}") == before.expiry_ms
 
 
 async def test_a_replacement_with_another_expiry(backend: Backend, store: SessionStore) -> None:
     """A new expiry is written with the record, unless the session was touched since it was read."""
-    session = await a_session(backend)
-    before = await created(store, session, expiry=session.create_time + 10_000)
-    after = Live(replace(session, idle_timeout=HOUR, version=2), session.create_time + 30_000, before.stored_as)
-    await store.touch([(before, session.create_time + 20_000)], soon())
-    assert await store.replace(before, after, soon()) is None
-    assert await backend.command("PEXPIRETIME", f"session:{ID}") == session.create_time + 20_000
-    touched = replace(before, expiry=session.create_time + 20_000)
-    assert await store.replace(touched, after, soon()) is not None
-    assert await backend.command("PEXPIRETIME", f"session:{ID}") == session.create_time + 30_000
+    session = await a_session(backend, idle_timeout_ms=10_000)
+    before = await created(store, session)
+    after = StoredSession(
+        replace(session, idle_timeout_ms=HOUR, version=2), session.create_time_ms + 30_000, before.record
+    )
+    await store.touch([replace(before, expiry_ms=session.create_time_ms + 20_000)], a_call())
+    assert await store.replace(Replacement(before, after), a_call()) is None
+    assert await backend.command("PEXPIRETIME", f"session:{ID}") == session.create_time_ms + 20_000
+    touched = replace(before, expiry_ms=session.create_time_ms + 20_000)
+    assert await store.replace(Replacement(touched, after), a_call()) is not None
+    assert await backend.command("PEXPIRETIME", f"session:{ID}") == session.create_time_ms + 30_000
 
 
 async def test_a_replacement_never_brings_back(backend: Backend, store: SessionStore) -> None:
     """Replacing a session that is gone, with or without a new expiry, leaves nothing behind."""
     before = await created(store, await a_session(backend))
-    await store.delete(ID, soon())
-    assert await store.replace(before, before, soon()) is None
-    assert await store.replace(before, replace(before, expiry=before.expiry + 1000), soon()) is None
+    await store.delete(ID, a_call())
+    assert await store.replace(Replacement(before, before), a_call()) is None
+    assert (
+        await store.replace(Replacement(before, replace(before, expiry_ms=before.expiry_ms + 1000)), a_call()) is None
+    )
     assert await backend.keys() == {}
 
 
 async def test_killing_ends_only_that_users_sessions(backend: Backend, store: SessionStore) -> None:
     """An entry of an index that names another user's session ends nothing."""
     await created(store, await a_session(backend))
-    settled = Entries(await backend.now(), [Entry(ID, 1), Entry(OTHER_ID, 2)])
-    assert await store.kill("somebody else", settled, soon()) == []
-    assert await store.kill("12345", settled, soon()) == [ID]
-    assert await store.kill("12345", settled, soon()) == []
+    settled = IndexEntries(await backend.now(), [IndexEntry(ID, 1), IndexEntry(OTHER_ID, 2)])
+    assert await store.end("somebody else", settled, a_call()) == []
+    assert await store.end("12345", settled, a_call()) == [ID]
+    assert await store.end("12345", settled, a_call()) == []
     assert await backend.keys() == {}
 
 
 async def test_killing_what_is_about_to_be_written(backend: Backend, store: SessionStore) -> None:
     """An attempt that was ended before it wrote finds out, others do not mind, and the note of it goes by itself."""
     session = await a_session(backend)
-    now = session.create_time
-    under_way = Entries(now, [Entry(ID, now * 2000)])
-    assert await store.kill("12345", under_way, soon()) == [ID]
-    assert await store.kill("12345", under_way, soon()) == [], "told once"
+    now_ms = session.create_time_ms
+    sequence = sequence_at(now_ms * 1000)
+    under_way = IndexEntries(now_ms, [IndexEntry(ID, sequence)])
+    assert await store.end("12345", under_way, a_call()) == [ID]
+    assert await store.end("12345", under_way, a_call()) == [], "told once"
     assert await read(store) is None
-    expiry, written_by = session.absolute_expire_time, now + HOUR
-    outcome, _ = await store.create(session, expiry, now * 2000, written_by, soon())
-    assert outcome is Creation.VOID
+    outcome, _ = await create(store, session, sequence)
+    assert outcome is Creation.REVOKED
     assert await read(store) is None
-    outcome, _ = await store.create(session, expiry, now * 2000 + 2, written_by, soon())
+    outcome, _ = await create(store, session, sequence + 2)
     assert outcome is Creation.CREATED, "another attempt, as with a brought token"
-    await store.delete(ID, soon())
-    await store.kill("12345", under_way, soon())
-    await backend.travel(ATTEMPT_LASTS + 1)
+    await store.delete(ID, a_call())
+    await store.end("12345", under_way, a_call())
+    await backend.travel(ATTEMPT_LIFETIME_MS + 1)
     assert await backend.keys() == {}
 
 
 async def test_of_many_who_end_a_session_one_did(backend: Backend, store: SessionStore) -> None:
     """Whether it has just been written or long ago: exactly one of those who end it is told so."""
-    for number in (1, await backend.now() * 2000):
+    for score in (committed_score(0), sequence_at(await backend.now() * 1000)):
         await created(store, await a_session(backend))
-        entries = Entries(await backend.now(), [Entry(ID, number)])
-        told = await asyncio.gather(*(store.kill("12345", entries, soon()) for _ in range(20)))
+        entries = IndexEntries(await backend.now(), [IndexEntry(ID, score)])
+        told = await asyncio.gather(*(store.end("12345", entries, a_call()) for _ in range(20)))
         assert sum(map(len, told)) == 1
 
 
@@ -305,11 +313,11 @@ async def test_prefixes_keep_services_apart(backend: Backend) -> None:
     async with stores(backend, prefix="a:") as one, stores(backend, prefix="b:") as other:
         await created(one.sessions, await a_session(backend))
         assert await read(other.sessions) is None
-        assert not await other.sessions.delete(ID, soon())
+        assert not await other.sessions.delete(ID, a_call())
         assert list(await backend.keys()) == [f"a:session:{ID}"]
 
 
 async def test_a_deadline_that_has_passed_is_no_answer(store: SessionStore) -> None:
     """Too late is "unknown", not "not there"."""
     with pytest.raises(StoreUnavailable):
-        await store.read([ID], asyncio.get_running_loop().time() - 1)
+        await store.read([ID], a_call(seconds=-1))

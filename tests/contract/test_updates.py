@@ -5,10 +5,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from tests.support.backends import Backend, Operations, soon, stores
+from tests.support.backends import Backend, Operations, a_call, stores
 
-from catraca_server.domain.commands import EtagMismatch, InvalidRequest, NewSession, SessionNotFound, Update
-from catraca_server.domain.session import Check, Live
+from catraca_server.domain.commands import NewSession, Update
+from catraca_server.domain.errors import EtagMismatch, InvalidRequest, SessionNotFound
+from catraca_server.domain.session import StoredSession
+from catraca_server.domain.validation import ValidationRequest
 from catraca_server.operations.users import Login
 
 SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
@@ -23,13 +25,13 @@ async def operations(request: pytest.FixtureRequest, backend: Backend) -> AsyncI
 
 async def log_in(operations: Operations, **fields: Any) -> Login:
     """Creates a session that may last a day, with two attributes."""
-    fields = {"ttl": DAY, "idle_timeout": HOUR, "attributes": {"device": "phone", "app": "shop"}, **fields}
-    return await operations.users.create(NewSession("ana", **fields), soon())
+    fields = {"ttl_ms": DAY, "idle_timeout_ms": HOUR, "attributes": {"device": "phone", "app": "shop"}, **fields}
+    return await operations.users.create(NewSession("ana", **fields), a_call())
 
 
-async def update(operations: Operations, login: Login, **changes: Any) -> Live:
+async def update(operations: Operations, login: Login, **changes: Any) -> StoredSession:
     """Updates a session."""
-    return await operations.sessions.update(Update(login.live.session.session_id, **changes), soon())
+    return await operations.sessions.update(Update(login.stored.session.session_id, **changes), a_call())
 
 
 async def test_attributes_are_replaced_or_set_one_by_one(operations: Operations) -> None:
@@ -43,48 +45,48 @@ async def test_attributes_are_replaced_or_set_one_by_one(operations: Operations)
         ({"entries": {"never there": None}}, {"a.b": "c"}),
     ]
     for changes, expected in steps:
-        live = await update(operations, login, **changes)
-        assert live.session.attributes == expected
-        assert await operations.sessions.get(live.session.session_id, soon()) == live
-    (verdict,) = await operations.sessions.validate([Check(login.token)], soon())
-    assert verdict.live is not None
-    assert verdict.live.session.attributes == {"a.b": "c"}
+        stored = await update(operations, login, **changes)
+        assert stored.session.attributes == expected
+        assert await operations.sessions.get(stored.session.session_id, a_call()) == stored
+    (validation,) = await operations.sessions.validate([ValidationRequest(login.token)], a_call())
+    assert validation.stored is not None
+    assert validation.stored.session.attributes == {"a.b": "c"}
 
 
 async def test_attributes_do_not_move_the_end(backend: Backend, operations: Operations) -> None:
     """Writing data neither shortens nor stretches a session, and is no activity."""
     login = await log_in(operations)
-    key = f"session:{login.live.session.session_id}"
+    key = f"session:{login.stored.session.session_id}"
     await backend.travel(10 * MINUTE)
     before = await backend.command("PEXPIRETIME", key)
-    live = await update(operations, login, entries={"k": "v"})
+    stored = await update(operations, login, entries={"k": "v"})
     assert await backend.command("PEXPIRETIME", key) == before
-    assert abs(live.expiry - before) < SECOND
+    assert abs(stored.expiry_ms - before) < SECOND
 
 
 async def test_a_session_is_extended(backend: Backend, operations: Operations) -> None:
     """A later absolute deadline: it lives on, and its user's index with it."""
-    login = await log_in(operations, ttl=HOUR, idle_timeout=0)
+    login = await log_in(operations, ttl_ms=HOUR, idle_timeout_ms=0)
     end = await backend.now() + 3 * HOUR
-    live = await update(operations, login, absolute_expire_time=end)
-    assert live.session.absolute_expire_time == end
+    stored = await update(operations, login, absolute_expire_time_ms=end)
+    assert stored.session.absolute_expire_time_ms == end
     await backend.travel(2 * HOUR)
-    (verdict,) = await operations.sessions.validate([Check(login.token)], soon())
-    assert verdict.live is not None
-    assert await operations.users.revoke("ana", "", soon()) == 1, "the index names it for as long as it lives"
+    (validation,) = await operations.sessions.validate([ValidationRequest(login.token)], a_call())
+    assert validation.stored is not None
+    assert await operations.users.revoke("ana", "", a_call()) == 1, "the index names it for as long as it lives"
 
 
 async def test_a_session_is_shortened(backend: Backend, operations: Operations) -> None:
     """An earlier absolute deadline holds, whatever the activity after it."""
     login = await log_in(operations)
-    await update(operations, login, absolute_expire_time=await backend.now() + 10 * MINUTE)
+    await update(operations, login, absolute_expire_time_ms=await backend.now() + 10 * MINUTE)
     for _ in range(9):
         await backend.travel(MINUTE)
-        (verdict,) = await operations.sessions.validate([Check(login.token)], soon())
-        assert verdict.live is not None
+        (validation,) = await operations.sessions.validate([ValidationRequest(login.token)], a_call())
+        assert validation.stored is not None
     await backend.travel(MINUTE + 1)
-    (verdict,) = await operations.sessions.validate([Check(login.token)], soon())
-    assert verdict.live is None
+    (validation,) = await operations.sessions.validate([ValidationRequest(login.token)], a_call())
+    assert validation.stored is None
 
 
 async def test_the_idle_timeout_counts_from_the_last_activity(backend: Backend, operations: Operations) -> None:
@@ -94,12 +96,12 @@ async def test_the_idle_timeout_counts_from_the_last_activity(backend: Backend, 
     now = await backend.now()
     active = now - 10 * MINUTE
     for idle_timeout in (2 * HOUR, 11 * MINUTE, HOUR):
-        live = await update(operations, login, idle_timeout=idle_timeout)
-        assert live.session.idle_timeout == idle_timeout
-        assert abs(live.expire_time - (active + idle_timeout)) < SECOND
-    live = await update(operations, login, idle_timeout=0)
-    assert live.expire_time == live.session.absolute_expire_time
-    assert abs(live.last_active_time - active) < 2 * MINUTE
+        stored = await update(operations, login, idle_timeout_ms=idle_timeout)
+        assert stored.session.idle_timeout_ms == idle_timeout
+        assert abs(stored.expire_time_ms - (active + idle_timeout)) < SECOND
+    stored = await update(operations, login, idle_timeout_ms=0)
+    assert stored.expire_time_ms == stored.session.absolute_expire_time_ms
+    assert abs(stored.last_active_time_ms - active) < 2 * MINUTE
 
 
 async def test_an_idle_timeout_that_has_passed_already_is_refused(backend: Backend, operations: Operations) -> None:
@@ -107,33 +109,33 @@ async def test_an_idle_timeout_that_has_passed_already_is_refused(backend: Backe
     login = await log_in(operations)
     await backend.travel(10 * MINUTE)
     with pytest.raises(InvalidRequest) as caught:
-        await update(operations, login, idle_timeout=5 * MINUTE)
+        await update(operations, login, idle_timeout_ms=5 * MINUTE)
     assert [each.field for each in caught.value.violations] == ["session.idle_timeout"]
-    assert (await operations.sessions.get(login.live.session.session_id, soon())).session.idle_timeout == HOUR
+    assert (await operations.sessions.get(login.stored.session.session_id, a_call())).session.idle_timeout_ms == HOUR
 
 
 async def test_concurrent_updates_are_all_applied(operations: Operations) -> None:
     """Two updates at once never lose one silently: each is applied to what the other left."""
     login = await log_in(operations)
     lives = await asyncio.gather(*(update(operations, login, entries={f"key-{at}": "v"}) for at in range(20)))
-    final = (await operations.sessions.get(login.live.session.session_id, soon())).session
+    final = (await operations.sessions.get(login.stored.session.session_id, a_call())).session
     assert {f"key-{at}" for at in range(20)} < set(final.attributes)
-    assert len({live.session.etag for live in lives}) == 20
+    assert len({stored.session.etag for stored in lives}) == 20
     assert final.version == 21
 
 
 async def test_of_updates_with_one_etag_one_is_applied(operations: Operations) -> None:
     """The others are told that the session has changed."""
     login = await log_in(operations)
-    etag = login.live.session.etag
+    etag = login.stored.session.etag
     outcomes = await asyncio.gather(
         *(update(operations, login, etag=etag, entries={"winner": str(at)}) for at in range(20)),
         return_exceptions=True,
     )
-    applied = [each for each in outcomes if isinstance(each, Live)]
+    applied = [each for each in outcomes if isinstance(each, StoredSession)]
     assert len(applied) == 1
     assert sum(isinstance(each, EtagMismatch) for each in outcomes) == 19
-    final = (await operations.sessions.get(login.live.session.session_id, soon())).session
+    final = (await operations.sessions.get(login.stored.session.session_id, a_call())).session
     assert final == applied[0].session
 
 
@@ -141,10 +143,10 @@ async def test_activity_does_not_change_the_etag(backend: Backend, operations: O
     """A touch is no version: an update decided before it still applies."""
     login = await log_in(operations)
     await backend.travel(5 * MINUTE)
-    (verdict,) = await operations.sessions.validate([Check(login.token)], soon())
-    assert verdict.live is not None
-    live = await update(operations, login, etag=verdict.live.session.etag, idle_timeout=2 * HOUR)
-    assert abs(live.last_active_time - await backend.now()) < 2 * SECOND, "the touch was not lost"
+    (validation,) = await operations.sessions.validate([ValidationRequest(login.token)], a_call())
+    assert validation.stored is not None
+    stored = await update(operations, login, etag=validation.stored.session.etag, idle_timeout_ms=2 * HOUR)
+    assert abs(stored.last_active_time_ms - await backend.now()) < 2 * SECOND, "the touch was not lost"
 
 
 async def test_what_is_gone_cannot_be_updated(operations: Operations) -> None:
@@ -153,8 +155,8 @@ async def test_what_is_gone_cannot_be_updated(operations: Operations) -> None:
         login = await log_in(operations)
         await asyncio.gather(
             update(operations, login, entries={"k": "v"}),
-            operations.sessions.revoke(login.live.session.session_id, soon()),
-            update(operations, login, absolute_expire_time=login.live.session.absolute_expire_time + HOUR),
+            operations.sessions.revoke(login.stored.session.session_id, a_call()),
+            update(operations, login, absolute_expire_time_ms=login.stored.session.absolute_expire_time_ms + HOUR),
             return_exceptions=True,
         )
         with pytest.raises(SessionNotFound):
@@ -167,14 +169,14 @@ async def test_every_key_keeps_an_expiry(backend: Backend, operations: Operation
     now = await backend.now()
     for changes in (
         {"entries": {"k": "v"}},
-        {"idle_timeout": 0},
-        {"idle_timeout": 1},
-        {"absolute_expire_time": now + 2 * DAY},
+        {"idle_timeout_ms": 0},
+        {"idle_timeout_ms": 1},
+        {"absolute_expire_time_ms": now + 2 * DAY},
     ):
         try:
             await update(operations, login, **changes)
         except InvalidRequest:
-            assert changes == {"idle_timeout": 1}
+            assert changes == {"idle_timeout_ms": 1}
         assert all(ttl > 0 for ttl in (await backend.keys()).values())
 
 
@@ -186,12 +188,12 @@ async def test_limits_hold_for_updates(backend: Backend, operations: Operations)
         ({"entries": {"one too many": "v"}}, "session.attributes"),
         ({"entries": {"0": "v" * 4097}}, "session.attributes"),
         ({"attributes": {"": "v"}}, "session.attributes"),
-        ({"absolute_expire_time": now - 1}, "session.absolute_expire_time"),
-        ({"absolute_expire_time": now + 31 * DAY}, "session.absolute_expire_time"),
-        ({"idle_timeout": -1}, "session.idle_timeout"),
-        ({"idle_timeout": 31 * DAY}, "session.idle_timeout"),
+        ({"absolute_expire_time_ms": now - 1}, "session.absolute_expire_time"),
+        ({"absolute_expire_time_ms": now + 31 * DAY}, "session.absolute_expire_time"),
+        ({"idle_timeout_ms": -1}, "session.idle_timeout"),
+        ({"idle_timeout_ms": 31 * DAY}, "session.idle_timeout"),
     ):
         with pytest.raises(InvalidRequest) as caught:
             await update(operations, login, **changes)
         assert [each.field for each in caught.value.violations] == [field]
-    assert (await operations.sessions.get(login.live.session.session_id, soon())).session == login.live.session
+    assert (await operations.sessions.get(login.stored.session.session_id, a_call())).session == login.stored.session

@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.support.backends import Backend, soon, stores
+from tests.support.backends import Backend, a_call, stores
 
 from catraca_server.domain.session import Session
-from catraca_server.store import Entrance, Entry, UserIndex
+from catraca_server.store import IndexEntry, Reservation, UserIndex
+from catraca_server.store.attempts import sequence_at
 
 HOUR = 3_600_000
 USER = "usuário {com} espaços"
@@ -33,22 +34,22 @@ async def a_session(backend: Backend, at: int, ttl: int = HOUR) -> Session:
         user_id=USER,
         digest="d",
         attributes={},
-        create_time=now,
-        absolute_expire_time=now + ttl,
-        idle_timeout=0,
+        create_time_ms=now,
+        absolute_expire_time_ms=now + ttl,
+        idle_timeout_ms=0,
     )
 
 
-async def enter(index: UserIndex, session: Session, *, limit: int = 0, mark_oldest: bool = False) -> Entrance:
-    """Enters a session."""
-    return await index.enter(session, limit=limit, mark_oldest=mark_oldest, deadline=soon())
+async def reserve(index: UserIndex, session: Session, *, limit: int = 0, evict_oldest: bool = False) -> Reservation:
+    """Reserves a place for a session."""
+    return await index.reserve(session, limit=limit, evict_oldest=evict_oldest, call=a_call())
 
 
-async def entered(index: UserIndex, backend: Backend, count: int) -> list[Entry]:
-    """Enters sessions, one after the other, and returns their entries."""
+async def reserved(index: UserIndex, backend: Backend, count: int) -> list[IndexEntry]:
+    """Reserves places, one after the other, and returns their entries."""
     entries = []
     for at in range(count):
-        entry = (await enter(index, await a_session(backend, at))).entry
+        entry = (await reserve(index, await a_session(backend, at))).entry
         assert entry is not None
         entries.append(entry)
     return entries
@@ -56,108 +57,108 @@ async def entered(index: UserIndex, backend: Backend, count: int) -> list[Entry]
 
 async def test_numbers_grow(backend: Backend, index: UserIndex) -> None:
     """Each entry has a larger number than all before it, also within one tick of the clock."""
-    numbers = [entry.number for entry in await entered(index, backend, 20)]
+    numbers = [entry.score for entry in await reserved(index, backend, 20)]
     assert numbers == sorted(set(numbers))
-    assert abs(numbers[0] // 2000 - await backend.now()) < HOUR
+    assert abs(numbers[0] - sequence_at(await backend.now() * 1000)) < sequence_at(HOUR * 1000)
 
 
 async def test_newest_first_page_by_page(backend: Backend, index: UserIndex) -> None:
     """Pages follow one another without a gap and without an overlap."""
-    entries = await entered(index, backend, 7)
-    first = await index.newest(USER, None, 3, soon())
-    second = await index.newest(USER, first.found[-1].number, 3, soon())
-    third = await index.newest(USER, second.found[-1].number, 3, soon())
-    assert [*first.found, *second.found, *third.found] == entries[::-1]
-    assert (await index.newest("nobody", None, 3, soon())).found == []
+    entries = await reserved(index, backend, 7)
+    first = await index.newest(USER, None, 3, a_call())
+    second = await index.newest(USER, first.entries[-1].score, 3, a_call())
+    third = await index.newest(USER, second.entries[-1].score, 3, a_call())
+    assert [*first.entries, *second.entries, *third.entries] == entries[::-1]
+    assert (await index.newest("nobody", None, 3, a_call())).entries == []
 
 
 async def test_at_the_limit_nothing_is_entered(backend: Backend, index: UserIndex) -> None:
     """The sessions that make it full are told."""
-    entries = await entered(index, backend, 3)
-    full = await enter(index, await a_session(backend, 3), limit=3)
+    entries = await reserved(index, backend, 3)
+    full = await reserve(index, await a_session(backend, 3), limit=3)
     assert full.entry is None
-    assert sorted(full.others.found, key=lambda entry: entry.number) == entries
-    assert len((await index.newest(USER, None, 9, soon())).found) == 3
+    assert sorted(full.others.entries, key=lambda entry: entry.score) == entries
+    assert len((await index.newest(USER, None, 9, a_call())).entries) == 3
 
 
 async def test_the_oldest_are_marked_to_make_room(backend: Backend, index: UserIndex) -> None:
     """They stay in the index, so that none is missed, but count no longer; until they are forgotten all are told."""
-    entries = await entered(index, backend, 3)
-    fourth = await enter(index, await a_session(backend, 3), limit=3, mark_oldest=True)
-    assert [(each.session_id, each.number) for each in fourth.marked] == [(an_id(0), -entries[0].number)]
-    fifth = await enter(index, await a_session(backend, 4), limit=3, mark_oldest=True)
-    assert {each.session_id for each in fifth.marked} == {an_id(0), an_id(1)}
-    assert [each.session_id for each in (await index.newest(USER, None, 9, soon())).found] == [
+    entries = await reserved(index, backend, 3)
+    fourth = await reserve(index, await a_session(backend, 3), limit=3, evict_oldest=True)
+    assert [(each.session_id, each.score) for each in fourth.evicting.entries] == [(an_id(0), -entries[0].score)]
+    fifth = await reserve(index, await a_session(backend, 4), limit=3, evict_oldest=True)
+    assert {each.session_id for each in fifth.evicting.entries} == {an_id(0), an_id(1)}
+    assert [each.session_id for each in (await index.newest(USER, None, 9, a_call())).entries] == [
         an_id(4),
         an_id(3),
         an_id(2),
     ]
-    everything = await index.session_ids(USER, soon())
+    everything = await index.session_ids(USER, a_call())
     assert sorted(everything) == [an_id(at) for at in range(5)]
-    told = await index.entries(USER, [*everything, "another"], soon())
-    assert {each.session_id for each in told.found if each.number < 0} == {an_id(0), an_id(1)}
-    assert len(told.found) == 5
-    await index.forget(USER, fifth.marked, soon())
-    sixth = await enter(index, await a_session(backend, 5), limit=4)
+    told = await index.entries(USER, [*everything, "another"], a_call())
+    assert {each.session_id for each in told.entries if each.score < 0} == {an_id(0), an_id(1)}
+    assert len(told.entries) == 5
+    await index.remove(USER, fifth.evicting.entries, a_call())
+    sixth = await reserve(index, await a_session(backend, 5), limit=4)
     assert sixth.entry is not None
-    assert sixth.marked == []
+    assert sixth.evicting.entries == []
 
 
 async def test_many_at_once_mark_as_many(backend: Backend, index: UserIndex) -> None:
     """Under concurrent logins each marks another session: neither too few nor too many."""
-    await entered(index, backend, 5)
+    await reserved(index, backend, 5)
     sessions = [await a_session(backend, 100 + at) for at in range(30)]
-    await asyncio.gather(*(enter(index, each, limit=5, mark_oldest=True) for each in sessions))
-    assert len((await index.newest(USER, None, 99, soon())).found) == 5
+    await asyncio.gather(*(reserve(index, each, limit=5, evict_oldest=True) for each in sessions))
+    assert len((await index.newest(USER, None, 99, a_call())).entries) == 5
 
 
 async def test_a_session_entered_again_counts_once(backend: Backend, index: UserIndex) -> None:
     """A brought token's session that begins anew moves to the front and takes no second place."""
-    await entered(index, backend, 3)
-    again = await enter(index, await a_session(backend, 0), limit=3)
+    await reserved(index, backend, 3)
+    again = await reserve(index, await a_session(backend, 0), limit=3)
     assert again.entry is not None
-    newest = await index.newest(USER, None, 9, soon())
-    assert [each.session_id for each in newest.found] == [an_id(0), an_id(2), an_id(1)]
+    newest = await index.newest(USER, None, 9, a_call())
+    assert [each.session_id for each in newest.entries] == [an_id(0), an_id(2), an_id(1)]
 
 
 async def test_what_was_entered_anew_is_not_forgotten(backend: Backend, index: UserIndex) -> None:
     """Forgetting an ended session leaves the entry of a new one with the same id, marked or not."""
-    (old,) = await entered(index, backend, 1)
-    new = (await enter(index, await a_session(backend, 0))).entry
+    (old,) = await reserved(index, backend, 1)
+    new = (await reserve(index, await a_session(backend, 0))).entry
     assert new is not None
-    await index.forget(USER, [old], soon())
-    assert await index.entry(USER, an_id(0), soon()) == new
-    await index.forget(USER, [Entry(new.session_id, -new.number)], soon())
-    assert await index.entry(USER, an_id(0), soon()) is None
+    await index.remove(USER, [old], a_call())
+    assert await index.entry(USER, an_id(0), a_call()) == new
+    await index.remove(USER, [IndexEntry(new.session_id, -new.score)], a_call())
+    assert await index.entry(USER, an_id(0), a_call()) is None
     assert await backend.keys() == {}, "an empty index is gone"
 
 
 async def test_what_was_settled_meanwhile_is_not_forgotten(backend: Backend, index: UserIndex) -> None:
     """Whoever read an entry of an attempt does not know that the session was written since."""
-    (entry,) = await entered(index, backend, 1)
-    assert await index.settle(USER, entry, soon())
-    await index.forget(USER, [entry], soon())
-    settled = await index.entry(USER, an_id(0), soon())
+    (entry,) = await reserved(index, backend, 1)
+    assert await index.commit(USER, entry, a_call())
+    await index.remove(USER, [entry], a_call())
+    settled = await index.entry(USER, an_id(0), a_call())
     assert settled is not None
-    await index.forget(USER, [settled], soon())
-    assert not await index.settle(USER, entry, soon())
+    await index.remove(USER, [settled], a_call())
+    assert not await index.commit(USER, entry, a_call())
     assert await backend.keys() == {}
 
 
 async def test_a_login_that_comes_too_late_leaves_nothing(backend: Backend, index: UserIndex) -> None:
     """An index has an expiry at every instant, also that of a session that would have ended before it began."""
-    await enter(index, await a_session(backend, 0, ttl=-HOUR))
+    await reserve(index, await a_session(backend, 0, ttl=-HOUR))
     assert all(ttl > 0 for ttl in (await backend.keys()).values())
 
 
 async def test_the_index_lasts_as_long_as_its_last_session(backend: Backend, index: UserIndex) -> None:
     """It expires with the latest deadline, whatever the order of entering; extending moves it further, never nearer."""
-    await enter(index, await a_session(backend, 0, ttl=HOUR))
-    await enter(index, await a_session(backend, 1, ttl=HOUR // 2))
+    await reserve(index, await a_session(backend, 0, ttl=HOUR))
+    await reserve(index, await a_session(backend, 1, ttl=HOUR // 2))
     (ttl,) = (await backend.keys()).values()
     assert HOUR - 60_000 < ttl <= HOUR + 1
-    await index.extend(await a_session(backend, 1, ttl=2 * HOUR), soon())
-    await index.extend(await a_session(backend, 0, ttl=HOUR), soon())
+    await index.extend(await a_session(backend, 1, ttl=2 * HOUR), a_call())
+    await index.extend(await a_session(backend, 0, ttl=HOUR), a_call())
     (ttl,) = (await backend.keys()).values()
     # A millisecond more, because Redis counts what is left from when it began the command.
     assert 2 * HOUR - 60_000 < ttl <= 2 * HOUR + 1
@@ -165,6 +166,6 @@ async def test_the_index_lasts_as_long_as_its_last_session(backend: Backend, ind
 
 async def test_extending_heals(backend: Backend, index: UserIndex) -> None:
     """A session that the index does not have is in it again, with an expiry."""
-    await index.extend(await a_session(backend, 7), soon())
-    assert [each.session_id for each in (await index.newest(USER, None, 9, soon())).found] == [an_id(7)]
+    await index.extend(await a_session(backend, 7), a_call())
+    assert [each.session_id for each in (await index.newest(USER, None, 9, a_call())).entries] == [an_id(7)]
     assert all(ttl > 0 for ttl in (await backend.keys()).values())

@@ -6,12 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.support.backends import Backend, Operations, Stores, soon, stores
+from tests.support.backends import Backend, Operations, Stores, a_call, stores
 
-from catraca_server.domain.commands import PAGE_MAX_BYTES, NewSession, SessionLimitReached, TokenInUse
-from catraca_server.domain.session import Check, Session
-from catraca_server.operations.users import STEP, Login
-from catraca_server.store import ATTEMPT_LASTS, ATTEMPT_MAY_WRITE, Creation, Entrance, Entries
+from catraca_server.domain.commands import NewSession
+from catraca_server.domain.errors import SessionLimitReached, TokenInUse
+from catraca_server.domain.session import Session
+from catraca_server.domain.validation import ValidationRequest
+from catraca_server.operations.users import PAGE_MAX_BYTES, STEP_SESSIONS, Login
+from catraca_server.store import Creation, IndexEntries, Reservation
+from catraca_server.store.attempts import ATTEMPT_LIFETIME_MS, sequence_at, tombstone
 from catraca_server.store.user_index import RedisUserIndex
 
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
@@ -26,13 +29,13 @@ async def made(backend: Backend) -> AsyncIterator[Stores]:
 
 async def log_in(operations: Operations, user_id: str = "ana", **fields: object) -> Login:
     """Creates a session."""
-    return await operations.users.create(NewSession(user_id, **fields), soon())  # type: ignore[arg-type]  # the tests' own
+    return await operations.users.create(NewSession(user_id, **fields), a_call())  # type: ignore[arg-type]  # the tests' own
 
 
 async def is_valid(operations: Operations, login: Login) -> bool:
     """Whether a login's token is good."""
-    (verdict,) = await operations.sessions.validate([Check(login.token)], soon())
-    return verdict.live is not None
+    (validation,) = await operations.sessions.validate([ValidationRequest(login.token)], a_call())
+    return validation.stored is not None
 
 
 async def listed(operations: Operations, user_id: str = "ana", size: int = 500) -> list[str]:
@@ -40,8 +43,8 @@ async def listed(operations: Operations, user_id: str = "ana", size: int = 500) 
     found: list[str] = []
     before = None
     while True:
-        page = await operations.users.page(user_id, before, size, soon())
-        found += [live.session.session_id for live in page.sessions]
+        page = await operations.users.page(user_id, before, size, a_call())
+        found += [stored.session.session_id for stored in page.sessions]
         before = page.next_before
         if before is None:
             return found
@@ -49,7 +52,7 @@ async def listed(operations: Operations, user_id: str = "ana", size: int = 500) 
 
 def ids(*logins: Login) -> list[str]:
     """Returns the session ids of logins."""
-    return [login.live.session.session_id for login in logins]
+    return [login.stored.session.session_id for login in logins]
 
 
 async def test_a_user_sees_their_sessions_newest_first(made: Stores) -> None:
@@ -66,9 +69,9 @@ async def test_a_page_of_large_sessions_ends_early(made: Stores) -> None:
     operations = Operations.over(made)
     attributes = {str(at): "x" * 4000 for at in range(4)}
     logins = [await log_in(operations, attributes=attributes) for _ in range(200)]
-    page = await operations.users.page("ana", None, 500, soon())
+    page = await operations.users.page("ana", None, 500, a_call())
     assert page.next_before is not None
-    assert PAGE_MAX_BYTES < sum(len(live.stored_as) for live in page.sessions) < 1.5 * PAGE_MAX_BYTES
+    assert PAGE_MAX_BYTES < sum(len(stored.record) for stored in page.sessions) < 1.5 * PAGE_MAX_BYTES
     assert await listed(operations) == ids(*logins[::-1])
 
 
@@ -79,8 +82,8 @@ async def test_what_cannot_be_read_stays_in_the_index(backend: Backend, made: St
     (session_id,) = ids(login)
     await backend.command("SET", f"session:{session_id}", '{"user_id":"ana","format":2}', "KEEPTTL")
     assert await listed(operations) == []
-    assert await made.index.entry("ana", session_id, soon())
-    assert await operations.users.revoke("ana", "", soon()) == 1
+    assert await made.index.entry("ana", session_id, a_call())
+    assert await operations.users.revoke("ana", "", a_call()) == 1
     assert await backend.command("GET", f"session:{session_id}") != b'{"user_id":"ana","format":2}'
 
 
@@ -88,12 +91,12 @@ async def test_what_has_ended_is_not_listed(backend: Backend, made: Stores) -> N
     """Revoked and expired sessions are gone from the list at once, and later from the index."""
     operations = Operations.over(made)
     stays = await log_in(operations)
-    await log_in(operations, idle_timeout=MINUTE)
+    await log_in(operations, idle_timeout_ms=MINUTE)
     revoked = await log_in(operations)
-    await operations.sessions.revoke_token(revoked.token, soon())
+    await operations.sessions.revoke_token(revoked.token, a_call())
     await backend.travel(2 * MINUTE)
     assert await listed(operations) == ids(stays)
-    assert len((await made.index.newest("ana", None, 9, soon())).found) == 1, "the listing has tidied up"
+    assert len((await made.index.newest("ana", None, 9, a_call())).entries) == 1, "the listing has tidied up"
 
 
 async def test_one_session_per_user(made: Stores) -> None:
@@ -101,17 +104,17 @@ async def test_one_session_per_user(made: Stores) -> None:
     operations = Operations.over(made, max_sessions_per_user=1)
     first = await log_in(operations)
     second = await log_in(operations)
-    assert list(second.evicted) == ids(first)
+    assert list(second.evicted_session_ids) == ids(first)
     assert not await is_valid(operations, first)
     assert await is_valid(operations, second)
-    assert (await log_in(operations, "bia")).evicted == ()
+    assert (await log_in(operations, "bia")).evicted_session_ids == ()
 
 
 async def test_only_as_many_as_it_takes_are_evicted(made: Stores) -> None:
     """At the limit one login ends one session, the oldest, and not all (keycloak#16068)."""
     operations = Operations.over(made, max_sessions_per_user=3)
     logins = [await log_in(operations) for _ in range(5)]
-    assert [list(login.evicted) for login in logins] == [[], [], [], ids(logins[0]), ids(logins[1])]
+    assert [list(login.evicted_session_ids) for login in logins] == [[], [], [], ids(logins[0]), ids(logins[1])]
     assert await listed(operations) == ids(*logins[:1:-1])
 
 
@@ -119,28 +122,28 @@ async def test_reject(backend: Backend, made: Stores) -> None:
     """The other policy: nobody is logged out, the new login is refused, and works once there is room."""
     operations = Operations.over(made, max_sessions_per_user=2, evict_oldest=False)
     first = await log_in(operations)
-    await log_in(operations, idle_timeout=MINUTE)
+    await log_in(operations, idle_timeout_ms=MINUTE)
     with pytest.raises(SessionLimitReached):
         await log_in(operations)
     assert await is_valid(operations, first)
-    await operations.sessions.revoke_token(first.token, soon())
-    third = await log_in(operations, idle_timeout=0)
+    await operations.sessions.revoke_token(first.token, a_call())
+    third = await log_in(operations, idle_timeout_ms=0)
     with pytest.raises(SessionLimitReached):
         await log_in(operations)
     await backend.travel(2 * MINUTE)
     fourth = await log_in(operations)
-    assert fourth.evicted == ()
+    assert fourth.evicted_session_ids == ()
     assert set(await listed(operations)) == set(ids(third, fourth))
 
 
 async def test_what_has_expired_takes_no_room(backend: Backend, made: Stores) -> None:
     """Sessions that ended by themselves are neither counted nor evicted before live ones."""
     operations = Operations.over(made, max_sessions_per_user=2)
-    stays = await log_in(operations, idle_timeout=0)
-    await log_in(operations, idle_timeout=MINUTE)
+    stays = await log_in(operations, idle_timeout_ms=0)
+    await log_in(operations, idle_timeout_ms=MINUTE)
     await backend.travel(2 * MINUTE)
     new = await log_in(operations)
-    assert new.evicted == ()
+    assert new.evicted_session_ids == ()
     assert await is_valid(operations, stays)
 
 
@@ -149,7 +152,7 @@ async def test_a_lowered_limit_holds_from_the_next_login(made: Stores) -> None:
     logins = [await log_in(Operations.over(made)) for _ in range(6)]
     limited = Operations.over(made, max_sessions_per_user=2)
     login = await log_in(limited)
-    assert set(login.evicted) == set(ids(*logins[:5]))
+    assert set(login.evicted_session_ids) == set(ids(*logins[:5]))
     assert await listed(limited) == ids(login, logins[5])
 
 
@@ -161,7 +164,7 @@ async def test_many_logins_at_once_evict_exactly(made: Stores, limit: int) -> No
     alive = [login for login in logins if await is_valid(operations, login)]
     assert len(alive) == limit
     assert sorted(await listed(operations)) == sorted(ids(*alive))
-    evicted = [session_id for login in logins for session_id in login.evicted]
+    evicted = [session_id for login in logins for session_id in login.evicted_session_ids]
     assert sorted(evicted) == sorted(set(ids(*logins)) - set(ids(*alive)))
 
 
@@ -200,8 +203,8 @@ async def test_log_out_everywhere(made: Stores) -> None:
     operations = Operations.over(made)
     logins = [await log_in(operations) for _ in range(5)]
     other = await log_in(operations, "bia")
-    assert await operations.users.revoke("ana", "", soon()) == 5
-    assert await operations.users.revoke("ana", "", soon()) == 0
+    assert await operations.users.revoke("ana", "", a_call()) == 5
+    assert await operations.users.revoke("ana", "", a_call()) == 0
     assert not any([await is_valid(operations, login) for login in logins])
     assert await is_valid(operations, other)
     assert await listed(operations) == []
@@ -210,10 +213,10 @@ async def test_log_out_everywhere(made: Stores) -> None:
 async def test_log_out_everywhere_reaches_what_had_to_make_room(made: Stores) -> None:
     """Also a session that a login has marked to end, and whose end that login did not live to see."""
     login = await log_in(Operations.over(made))
-    another = replace(login.live.session, session_id="0" * 22)
-    entrance = await made.index.enter(another, limit=1, mark_oldest=True, deadline=soon())
-    assert [entry.session_id for entry in entrance.marked] == ids(login)
-    assert await Operations.over(made).users.revoke("ana", "", soon()) == 2
+    another = replace(login.stored.session, session_id="0" * 22)
+    reservation = await made.index.reserve(another, limit=1, evict_oldest=True, call=a_call())
+    assert [entry.session_id for entry in reservation.evicting.entries] == ids(login)
+    assert await Operations.over(made).users.revoke("ana", "", a_call()) == 2
     assert not await is_valid(Operations.over(made), login)
 
 
@@ -221,7 +224,7 @@ async def test_log_out_my_other_devices(made: Stores) -> None:
     """The session that asks may stay."""
     operations = Operations.over(made)
     logins = [await log_in(operations) for _ in range(5)]
-    assert await operations.users.revoke("ana", ids(logins[2])[0], soon()) == 4
+    assert await operations.users.revoke("ana", ids(logins[2])[0], a_call()) == 4
     assert await listed(operations) == ids(logins[2])
     assert await is_valid(operations, logins[2])
 
@@ -230,7 +233,7 @@ async def test_thousands_are_ended_in_bounded_steps(made: Stores) -> None:
     """More sessions than one step takes, the spared one in the middle."""
     operations = Operations.over(made)
     logins = await asyncio.gather(*(log_in(operations) for _ in range(450)))
-    assert await operations.users.revoke("ana", ids(logins[225])[0], soon()) == 449
+    assert await operations.users.revoke("ana", ids(logins[225])[0], a_call()) == 449
     assert await listed(operations) == ids(logins[225])
 
 
@@ -244,13 +247,13 @@ async def test_a_brought_token_of_another_user_is_not_theirs_to_end(made: Stores
         await log_in(operations, "bia", token=token)
     assert await is_valid(operations, before), "nobody is logged out for nothing"
     # As if two had raced past the first look: the other user's index names this session.
-    await made.index.enter(
-        replace(theirs.live.session, user_id="bia"),
+    await made.index.reserve(
+        replace(theirs.stored.session, user_id="bia"),
         limit=0,
-        mark_oldest=False,
-        deadline=soon(),
+        evict_oldest=False,
+        call=a_call(),
     )
-    assert await operations.users.revoke("bia", "", soon()) == 1
+    assert await operations.users.revoke("bia", "", a_call()) == 1
     assert await is_valid(operations, theirs)
     assert await listed(operations, "bia") == []
 
@@ -261,8 +264,8 @@ async def test_a_brought_token_can_be_brought_again(backend: Backend, made: Stor
     for _ in range(3):
         login = await log_in(operations, token="brought-again-and-again")
         assert await is_valid(operations, login)
-        assert await operations.sessions.revoke_token(login.token, soon())
-    await log_in(operations, token="brought-again-and-again", idle_timeout=MINUTE)
+        assert await operations.sessions.revoke_token(login.token, a_call())
+    await log_in(operations, token="brought-again-and-again", idle_timeout_ms=MINUTE)
     await backend.travel(2 * MINUTE)
     login = await log_in(operations, token="brought-again-and-again")
     assert await is_valid(operations, login)
@@ -273,17 +276,14 @@ async def test_a_login_under_way_ends_with_the_others(made: Stores) -> None:
     """Also one that brings a token whose last session has only just ended, and of which a note is left."""
     operations = Operations.over(made)
     token = "brought-again-at-once"
-    session = (await log_in(operations, token=token)).live.session
-    assert await operations.users.revoke("ana", "", soon()) == 1
-    entrance = await made.index.enter(session, limit=0, mark_oldest=False, deadline=soon())
-    assert entrance.entry is not None
-    assert await operations.users.revoke("ana", "", soon()) == 1
-    now = entrance.entry.attempt // 2000
-    outcome, _ = await made.sessions.create(
-        session, session.absolute_expire_time, entrance.entry.attempt, now + ATTEMPT_MAY_WRITE, soon()
-    )
-    assert outcome is Creation.VOID
-    assert await operations.users.revoke("ana", "", soon()) == 0
+    session = (await log_in(operations, token=token)).stored.session
+    assert await operations.users.revoke("ana", "", a_call()) == 1
+    reservation = await made.index.reserve(session, limit=0, evict_oldest=False, call=a_call())
+    assert reservation.entry is not None
+    assert await operations.users.revoke("ana", "", a_call()) == 1
+    outcome, _ = await made.sessions.create(session, reservation.entry, a_call())
+    assert outcome is Creation.REVOKED
+    assert await operations.users.revoke("ana", "", a_call()) == 0
     login = await log_in(operations, token=token)
     assert await is_valid(operations, login), "the next one is none of those"
     assert await listed(operations) == ids(login)
@@ -293,13 +293,13 @@ async def test_a_clock_that_was_set_back_ends_no_login(backend: Backend, made: S
     """A note of a time to come says nothing of logins since, neither to them nor to who ends them."""
     operations = Operations.over(made)
     token = "brought-again-in-the-past"
-    session = (await log_in(operations, token=token)).live.session
-    assert await operations.sessions.revoke_token(token, soon())
-    note = f'{{"void":{2000 * (await backend.now() + HOUR)},"user_id":"ana"}}'
-    await backend.command("SET", f"session:{session.session_id}", note, "PX", ATTEMPT_LASTS)
-    await made.index.enter(session, limit=0, mark_oldest=False, deadline=soon())
-    assert await operations.users.revoke("ana", "", soon()) == 1
-    await backend.command("SET", f"session:{session.session_id}", note, "PX", ATTEMPT_LASTS)
+    session = (await log_in(operations, token=token)).stored.session
+    assert await operations.sessions.revoke_token(token, a_call())
+    note = tombstone(sequence_at((await backend.now() + HOUR) * 1000), "ana")
+    await backend.command("SET", f"session:{session.session_id}", note, "PX", ATTEMPT_LIFETIME_MS)
+    await made.index.reserve(session, limit=0, evict_oldest=False, call=a_call())
+    assert await operations.users.revoke("ana", "", a_call()) == 1
+    await backend.command("SET", f"session:{session.session_id}", note, "PX", ATTEMPT_LIFETIME_MS)
     assert await is_valid(operations, await log_in(operations, token=token))
 
 
@@ -307,30 +307,28 @@ async def test_an_attempt_that_got_stuck_ends_with_later_ones(made: Stores) -> N
     """Two logins bring one token at once; whoever ends the one that won keeps the other from being written."""
     operations = Operations.over(made)
     token = "brought-twice-at-once"
-    session = (await log_in(operations, token=token)).live.session
-    assert await operations.sessions.revoke_token(token, soon())
-    stuck = (await made.index.enter(session, limit=0, mark_oldest=False, deadline=soon())).entry
+    session = (await log_in(operations, token=token)).stored.session
+    assert await operations.sessions.revoke_token(token, a_call())
+    stuck = (await made.index.reserve(session, limit=0, evict_oldest=False, call=a_call())).entry
     assert stuck is not None
     await log_in(operations, token=token)
-    assert await operations.users.revoke("ana", "", soon()) == 1
-    outcome, _ = await made.sessions.create(
-        session, session.absolute_expire_time, stuck.attempt, stuck.attempt // 2000 + ATTEMPT_MAY_WRITE, soon()
-    )
-    assert outcome is Creation.VOID
+    assert await operations.users.revoke("ana", "", a_call()) == 1
+    outcome, _ = await made.sessions.create(session, stuck, a_call())
+    assert outcome is Creation.REVOKED
 
 
 async def test_what_was_written_is_in_the_index(made: Stores) -> None:
     """Also if its entry was taken out as that of an attempt that had ended."""
 
-    async def enter(session: Session, **options: Any) -> Entrance:
-        entrance = await RedisUserIndex.enter(made.index, session, **options)
-        assert entrance.entry is not None
-        await made.index.forget("ana", [entrance.entry], soon())
-        return entrance
+    async def reserve(session: Session, **options: Any) -> Reservation:
+        reservation = await RedisUserIndex.reserve(made.index, session, **options)
+        assert reservation.entry is not None
+        await made.index.remove("ana", [reservation.entry], a_call())
+        return reservation
 
     operations = Operations.over(made)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(made.index, "enter", enter)
+        patch.setattr(made.index, "reserve", reserve)
         login = await log_in(operations)
     assert await listed(operations) == ids(login)
 
@@ -338,16 +336,16 @@ async def test_what_was_written_is_in_the_index(made: Stores) -> None:
 async def test_log_out_everywhere_reaches_what_is_marked_meanwhile(made: Stores) -> None:
     """A login that comes while all sessions are being ended may mark many to make room, and then end none of them."""
     operations = Operations.over(made)
-    logins = await asyncio.gather(*(log_in(operations) for _ in range(3 * STEP)))
-    another = replace(logins[0].live.session, session_id="0" * 22)
+    logins = await asyncio.gather(*(log_in(operations) for _ in range(3 * STEP_SESSIONS)))
+    another = replace(logins[0].stored.session, session_id="0" * 22)
 
     async def mark() -> None:
-        entrance = await made.index.enter(another, limit=10, mark_oldest=True, deadline=soon())
-        assert len(entrance.marked) > STEP
+        reservation = await made.index.reserve(another, limit=10, evict_oldest=True, call=a_call())
+        assert len(reservation.evicting.entries) > STEP_SESSIONS
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(made.index, "entries", before_the_first(made.index.entries, mark))
-        await operations.users.revoke("ana", "", soon())
+        await operations.users.revoke("ana", "", a_call())
     assert not any([await is_valid(operations, login) for login in logins])
 
 
@@ -357,21 +355,21 @@ async def test_log_out_everywhere_reaches_what_is_entered_again_meanwhile(made: 
     login = await log_in(operations, token="brought-twice-at-once")
 
     async def enter() -> None:
-        await made.index.enter(login.live.session, limit=0, mark_oldest=False, deadline=soon())
+        await made.index.reserve(login.stored.session, limit=0, evict_oldest=False, call=a_call())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(made.index, "entries", before_the_first(made.index.entries, enter))
-        assert await operations.users.revoke("ana", "", soon()) == 1
+        assert await operations.users.revoke("ana", "", a_call()) == 1
     assert not await is_valid(operations, login)
 
 
 def before_the_first(
-    method: Callable[..., Awaitable[Entries]], step: Callable[[], Awaitable[None]]
-) -> Callable[..., Awaitable[Entries]]:
+    method: Callable[..., Awaitable[IndexEntries]], step: Callable[[], Awaitable[None]]
+) -> Callable[..., Awaitable[IndexEntries]]:
     """Returns the method, before whose first call another's step comes."""
     steps = [step]
 
-    async def call(*arguments: Any) -> Entries:
+    async def call(*arguments: Any) -> IndexEntries:
         while steps:
             await steps.pop()()
         return await method(*arguments)
@@ -383,16 +381,16 @@ async def test_the_index_stays_small(backend: Backend, made: Stores) -> None:
     """A user who logs in every day and never out leaves no trail of ended sessions (spring-session#2230)."""
     operations = Operations.over(made)
     for _ in range(120):
-        await log_in(operations, ttl=30 * DAY, idle_timeout=MINUTE)
-        await backend.travel(ATTEMPT_LASTS + 2 * MINUTE)
-    entries = await made.index.newest("ana", None, 500, soon())
-    assert len(entries.found) < 30
+        await log_in(operations, ttl_ms=30 * DAY, idle_timeout_ms=MINUTE)
+        await backend.travel(ATTEMPT_LIFETIME_MS + 2 * MINUTE)
+    entries = await made.index.newest("ana", None, 500, a_call())
+    assert len(entries.entries) < 30
 
 
 async def test_the_index_ends_with_its_last_session(backend: Backend, made: Stores) -> None:
     """Nothing of a user is left once their last session's deadline has passed."""
     operations = Operations.over(made)
-    await log_in(operations, ttl=HOUR)
-    await log_in(operations, ttl=2 * HOUR, idle_timeout=0)
+    await log_in(operations, ttl_ms=HOUR)
+    await log_in(operations, ttl_ms=2 * HOUR, idle_timeout_ms=0)
     await backend.travel(2 * HOUR + 1)
     assert await backend.keys() == {}

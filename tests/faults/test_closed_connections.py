@@ -9,18 +9,20 @@ from pathlib import Path
 import pytest
 from redis.asyncio.connection import AbstractConnection
 from tests.support.asking import Asking, service_on
-from tests.support.backends import Backend, Operations, Stores, soon
+from tests.support.backends import Backend, Operations, Stores, a_call
 from tests.support.fake_redis import HANG_UP, FakeRedis, bulk
 from tests.support.multiplexers import connector_to, in_seconds, running_multiplexer
 from tests.support.valkey import Valkey
 from tests.support.waiting import PATIENCE, eventually_async
 
-from catraca_server.domain.commands import EtagMismatch, NewSession, SessionNotFound, TokenInUse, Update
-from catraca_server.domain.session import Check
+from catraca_server.domain.commands import NewSession, Update
+from catraca_server.domain.errors import EtagMismatch, SessionNotFound, TokenInUse
+from catraca_server.domain.validation import ValidationRequest
 from catraca_server.redis.errors import NotDurable, StoreProblem, StoreUnavailable
 from catraca_server.redis.link import Link, Request
 from catraca_server.redis.multiplexer import REPEATS, Multiplexer, _is_closed
 from catraca_server.redis.replies import Replies
+from catraca_server.store import scripts
 
 BROUGHT = "a-token-that-was-brought-along"
 KILLS = 20
@@ -236,34 +238,34 @@ async def revoked_once(operations: Operations, session_id: str, *, told: bool) -
     """Revokes a session. If its own work cannot be told from another call's, it is unknown, and done all the same."""
     sessions = operations.sessions
     if told:
-        assert await sessions.revoke(session_id, soon())
+        assert await sessions.revoke(session_id, a_call())
     else:
         with pytest.raises(StoreUnavailable, match="does not tell what it did"):
-            await sessions.revoke(session_id, soon())
+            await sessions.revoke(session_id, a_call())
     with pytest.raises(SessionNotFound):
-        await sessions.get(session_id, soon())
+        await sessions.get(session_id, a_call())
 
 
 async def test_a_whole_life(repeating: Repeating) -> None:
     """Logging in, being validated, changing and rotating come to the same; ending does, or says that it is unknown."""
     operations = Operations.over(Stores.over(repeating))
     sessions = operations.sessions
-    login = await operations.users.create(NewSession("ana"), soon())
-    session_id = login.live.session.session_id
-    (verdict,) = await sessions.validate([Check(login.token)], soon())
-    assert verdict.live is not None
-    etag = (await sessions.get(session_id, soon())).session.etag
-    updated = await sessions.update(Update(session_id, entries={"step": "1"}, etag=etag), soon())
+    login = await operations.users.create(NewSession("ana"), a_call())
+    session_id = login.stored.session.session_id
+    (validation,) = await sessions.validate([ValidationRequest(login.token)], a_call())
+    assert validation.stored is not None
+    etag = (await sessions.get(session_id, a_call())).session.etag
+    updated = await sessions.update(Update(session_id, entries={"step": "1"}, etag=etag), a_call())
     assert updated.session.attributes == {"step": "1"}
     with pytest.raises(EtagMismatch):
-        await sessions.update(Update(session_id, entries={"step": "2"}, etag=etag), soon())
-    rotation = await sessions.rotate(login.token, soon())
-    (verdict,) = await sessions.validate([Check(rotation.token)], soon())
-    assert verdict.live is not None
-    page = await operations.users.page("ana", None, 10, soon())
-    assert [live.session.session_id for live in page.sessions] == [session_id]
+        await sessions.update(Update(session_id, entries={"step": "2"}, etag=etag), a_call())
+    rotation = await sessions.rotate(login.token, a_call())
+    (validation,) = await sessions.validate([ValidationRequest(rotation.token)], a_call())
+    assert validation.stored is not None
+    page = await operations.users.page("ana", None, 10, a_call())
+    assert [stored.session.session_id for stored in page.sessions] == [session_id]
     await revoked_once(operations, session_id, told=not repeating._executed)
-    page = await operations.users.page("ana", None, 10, soon())
+    page = await operations.users.page("ana", None, 10, a_call())
     assert not page.sessions
 
 
@@ -271,41 +273,44 @@ async def test_a_token_that_was_brought(repeating: Repeating) -> None:
     """Exactly one of two creations with one token wins: one that may be the other does not say that it has."""
     users = Operations.over(Stores.over(repeating)).users
     if repeating._executed:
-        with pytest.raises(StoreUnavailable, match="may have been used by another call"):
-            await users.create(NewSession("ana", token=BROUGHT), soon())
+        with pytest.raises(StoreUnavailable, match="another call may have used the token"):
+            await users.create(NewSession("ana", token=BROUGHT), a_call())
     else:
-        await users.create(NewSession("ana", token=BROUGHT), soon())
+        await users.create(NewSession("ana", token=BROUGHT), a_call())
     with pytest.raises(TokenInUse):
-        await users.create(NewSession("ana", token=BROUGHT), soon())
+        await users.create(NewSession("ana", token=BROUGHT), a_call())
 
 
 async def test_a_login_at_the_limit(repeating: Repeating) -> None:
     """It makes room once, and never for nothing; where it cannot tell whom it logged out, it does not log in."""
     users = Operations.over(Stores.over(repeating), max_sessions_per_user=1).users
-    first = await users.create(NewSession("ana"), soon())
+    first = await users.create(NewSession("ana"), a_call())
     if repeating._executed:
         with pytest.raises(StoreUnavailable, match="does not tell what it did"):
-            await users.create(NewSession("ana"), soon())
+            await users.create(NewSession("ana"), a_call())
     else:
-        second = await users.create(NewSession("ana"), soon())
-        assert second.evicted == [first.live.session.session_id]
-    page = await users.page("ana", None, 10, soon())
+        second = await users.create(NewSession("ana"), a_call())
+        assert second.evicted_session_ids == [first.stored.session.session_id]
+    page = await users.page("ana", None, 10, a_call())
     assert len(page.sessions) <= 1
-    assert first.live.session.session_id not in [live.session.session_id for live in page.sessions]
+    assert first.stored.session.session_id not in [stored.session.session_id for stored in page.sessions]
 
 
 async def test_logging_out_everywhere(repeating: Repeating) -> None:
     """All sessions end; how many, is told right or not at all."""
     users = Operations.over(Stores.over(repeating)).users
     for _ in range(3):
-        await users.create(NewSession("ana"), soon())
+        await users.create(NewSession("ana"), a_call())
     if repeating._executed:
         with pytest.raises(StoreUnavailable, match="does not tell what it did"):
-            await users.revoke("ana", "", soon())
+            await users.revoke("ana", "", a_call())
     else:
-        assert await users.revoke("ana", "", soon()) == 3
-    page = await users.page("ana", None, 10, soon())
+        assert await users.revoke("ana", "", a_call()) == 3
+    page = await users.page("ana", None, 10, a_call())
     assert not page.sessions
+
+
+ENSURE_REPLICATED = scripts.load("ensure_replicated")
 
 
 class Recording(Link):
@@ -323,9 +328,9 @@ class Recording(Link):
         """Executes requests; the replicas lag behind what a later script confirms."""
         answered = await self._inner.execute(requests, deadline)
         if durable:
-            scripts = [command[1] for _, commands in requests for command in commands]
-            self.durable += scripts
-            if any(b"Writes under a session's key without changing anything" in script for script in scripts):
+            sent = [command[1] for _, commands in requests for command in commands]
+            self.durable += sent
+            if ENSURE_REPLICATED in sent:
                 raise NotDurable("no replica has it")
         return answered
 
@@ -333,10 +338,10 @@ class Recording(Link):
 async def test_a_repeated_write_that_finds_its_work_done_waits_for_replicas(backend: Backend) -> None:
     """WAIT says nothing on a connection over which nothing was written: the work of the first sending is confirmed."""
     async with backend.link() as link:
-        login = await Operations.over(Stores.over(link)).users.create(NewSession("ana"), soon())
+        login = await Operations.over(Stores.over(link)).users.create(NewSession("ana"), a_call())
         operations = Operations.over(Stores.over(Repeating(Recording(link), executed=True)))
         with pytest.raises(NotDurable):
-            await operations.users.create(NewSession("bob"), soon())
-        session_id = login.live.session.session_id
+            await operations.users.create(NewSession("bob"), a_call())
+        session_id = login.stored.session.session_id
         with pytest.raises(NotDurable):
-            await operations.sessions.update(Update(session_id, entries={"step": "1"}), soon())
+            await operations.sessions.update(Update(session_id, entries={"step": "1"}), a_call())

@@ -72,7 +72,7 @@ async def logged_in(service: Service, cluster: Cluster, each: int = 2) -> dict[D
 
 def key_of(login: Login, prefix: str = "") -> str:
     """Returns where a session is."""
-    return f"{prefix}session:{login.live.session.session_id}"
+    return f"{prefix}session:{login.stored.session.session_id}"
 
 
 def tokens_of(logins: Mapping[DataNode, list[Login]], *nodes: DataNode) -> list[str]:
@@ -121,8 +121,8 @@ async def test_what_has_been_moved_is_found_while_the_rest_has_not(calm_cluster:
         move = cluster.moving(IN_ONE_SLOT, target)
         await asyncio.to_thread(move.begin)
         move.move_keys(*(key_of(login, IN_ONE_SLOT) for login in logins[::2]))
-        verdicts = await service.validate(*(login.token for login in logins))
-        assert [verdict.live and verdict.live.session.user_id for verdict in verdicts] == [
+        validations = await service.validate(*(login.token for login in logins))
+        assert [validation.stored and validation.stored.session.user_id for validation in validations] == [
             f"user-{number}" for number in range(8)
         ]
         new = await service.create()
@@ -146,9 +146,9 @@ async def test_a_batch_over_all_nodes_is_in_order(calm_cluster: Cluster) -> None
         assert {cluster.node_of(key_of(login)) for login in logins} == set(cluster.primaries)
         for login in logins[::3]:
             await service.revoke(login)
-        verdicts = await service.validate(*(login.token for login in logins))
-    expected = [None if at % 3 == 0 else login.live.session.session_id for at, login in enumerate(logins)]
-    assert [verdict.live and verdict.live.session.session_id for verdict in verdicts] == expected
+        validations = await service.validate(*(login.token for login in logins))
+    expected = [None if at % 3 == 0 else login.stored.session.session_id for at, login in enumerate(logins)]
+    assert [validation.stored and validation.stored.session.session_id for validation in validations] == expected
 
 
 # Primaries that are lost and replaced
@@ -216,7 +216,9 @@ async def test_a_primary_that_slept_while_it_was_replaced(cluster: Cluster) -> N
 
         async def are_gone(asked: Service) -> bool:
             with contextlib.suppress(StoreUnavailable):
-                assert not any(verdict.live for verdict in await asked.validate(*tokens)), "a revoked session is valid"
+                assert not any(validation.stored for validation in await asked.validate(*tokens)), (
+                    "a revoked session is valid"
+                )
             with contextlib.suppress(redis.RedisError):
                 return cluster.is_healthy()
             return False
@@ -227,7 +229,7 @@ async def test_a_primary_that_slept_while_it_was_replaced(cluster: Cluster) -> N
             async with service_on(f"redis+cluster://{slept.address}") as late:
                 await eventually_async(lambda: are_gone(late), "all is as it was")
         await eventually_async(lambda: are_gone(service), "all is as it was")
-        assert not any(verdict.live for verdict in await service.validate(*tokens))
+        assert not any(validation.stored for validation in await service.validate(*tokens))
 
 
 # Starting
@@ -316,7 +318,7 @@ class FakeCluster:
         self.default = self.text(*owners, epoch=epoch)
 
     @asynccontextmanager
-    async def linked(self, seed: str, timeout: float = PATIENCE) -> AsyncIterator["FakeLink"]:
+    async def open_link(self, seed: str, timeout: float = PATIENCE) -> AsyncIterator["FakeLink"]:
         """Runs all nodes, and a link that begins with one of them."""
         async with AsyncExitStack() as stack:
             for fake in self.nodes.values():
@@ -403,7 +405,7 @@ async def test_nodes_without_slots_are_let_go(tmp_path: Path) -> None:
     """However often slots move from node to node, nothing is left behind: no connection and no task."""
     fakes = FakeCluster(tmp_path, "one", "two", "three")
     fakes.give(("one", ALL))
-    async with fakes.linked("one") as link:
+    async with fakes.open_link("one") as link:
 
         async def only_one_is_connected_to() -> bool:
             connected = {name: fake.connections for name, fake in fakes.nodes.items() if fake.connections}
@@ -426,7 +428,7 @@ async def test_a_node_that_gets_its_first_slot_is_kept(tmp_path: Path) -> None:
     ask = b"-ASK %d new:7000\r\n" % slot_of(KEY)
     fakes.reply = lambda name, command: ask if (name, command[0]) == ("old", b"GET") else naming(name, command)
     fakes.give(("old", ALL))
-    async with fakes.linked("old") as link:
+    async with fakes.open_link("old") as link:
 
         async def is_looked_at() -> bool:
             assert await link.get() == ["new"]
@@ -446,7 +448,7 @@ async def test_nodes_that_send_in_circles(word: bytes, tmp_path: Path) -> None:
         b"-%s %d %s:7000\r\n" % (word, slot_of(KEY), other[name]) if command[0] == b"GET" else None
     )
     fakes.give(("one", ALL))
-    async with fakes.linked("one") as link:
+    async with fakes.open_link("one") as link:
         for keys in ((KEY,), (KEY, OTHER_KEY)):
             with pytest.raises(StoreUnavailable, match="redirect to each other without end"):
                 await link.get(*keys)
@@ -460,7 +462,7 @@ async def test_a_redirection_without_a_host(tmp_path: Path) -> None:
     rest = [b"-MOVED %d :7000\r\n" % slot_of(KEY), bulk(b"found")]
     fakes.reply = lambda _, command: rest.pop(0) if command[0] == b"GET" else None
     fakes.give(("one", ALL))
-    async with fakes.linked("one") as link:
+    async with fakes.open_link("one") as link:
         assert await link.get() == ["found"]
 
 
@@ -469,7 +471,7 @@ async def test_an_older_view_does_not_override_a_newer_one(tmp_path: Path) -> No
     """Whoever has not heard of a failover yet, or slept through it, is not believed."""
     fakes = FakeCluster(tmp_path, "old", "new")
     fakes.give(("old", ALL), epoch=1)
-    async with fakes.linked("old") as link:
+    async with fakes.open_link("old") as link:
         fakes.give(("old", FIRST_HALF), ("new", LAST_HALF), epoch=2)
         await link.comes_from("new")
         fakes.told = {"old": fakes.text(("old", ALL), epoch=1)}
@@ -494,7 +496,7 @@ async def test_a_node_that_was_replaced_while_it_slept_is_not_asked(tmp_path: Pa
             fakes.give(("other", ALL), epoch=2)
         return naming(name, command)
 
-    async with fakes.linked("other", timeout=0.25) as link:
+    async with fakes.open_link("other", timeout=0.25) as link:
         await link.comes_from("slept")
         fakes.asleep = "slept"
         await link.told(True, False)
@@ -509,7 +511,7 @@ async def test_its_health_follows_the_cluster(tmp_path: Path) -> None:
     """It is lost as long as some slots cannot be asked about, and the others are answered meanwhile."""
     fakes = FakeCluster(tmp_path, "one", "two", "three")
     fakes.give(("one", FIRST_HALF), ("two", LAST_HALF))
-    async with fakes.linked("one", timeout=0.25) as link:
+    async with fakes.open_link("one", timeout=0.25) as link:
         await link.comes_from("two")
         fakes.asleep = "two"
         await link.told(True, False)
@@ -524,7 +526,7 @@ async def test_all_nodes_may_be_replaced_while_nobody_looks(tmp_path: Path) -> N
     """When none that it knows is a primary any more, those are asked that it began with."""
     fakes = FakeCluster(tmp_path, "seed", "one", "two")
     fakes.give(("one", ALL))
-    async with fakes.linked("seed", timeout=0.25) as link:
+    async with fakes.open_link("seed", timeout=0.25) as link:
         await link.comes_from("one")
         await fakes.nodes["one"].close()
         fakes.give(("two", ALL), epoch=2)

@@ -132,7 +132,7 @@ async def assert_gone(sessions: AsyncSessionClient, of: Login, caplog: pytest.Lo
         assert [each async for each in sessions.list_sessions("12345")] == []
     told = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert len(told) == 7
-    assert all(f"what is stored as session {of.session.session_id} is none" in each.getMessage() for each in told)
+    assert all(f"unreadable record: session {of.session.session_id}: " in each.getMessage() for each in told)
     assert "12345" not in caplog.text
     assert "phone" not in caplog.text
 
@@ -209,8 +209,8 @@ async def test_a_record_of_another_session_is_no_answer(
     assert caught.value.reason == "STORE_UNAVAILABLE"
     with pytest.raises(errors.Unavailable):
         await sessions.get(mine.session.session_id)
-    assert f"asked for session {mine.session.session_id}, was answered with" in caplog.text
-    assert {each.levelno for each in caplog.records if "asked for session" in each.getMessage()} == {logging.CRITICAL}
+    assert f"wrong record: read session {mine.session.session_id}, got session" in caplog.text
+    assert {each.levelno for each in caplog.records if "wrong record" in each.getMessage()} == {logging.CRITICAL}
     assert await sessions.validate(other.token)
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from itertools import count
 
 import pytest
-from tests.support.backends import Backend, Operations, Stores, soon
+from tests.support.backends import Backend, Operations, Stores, a_call
 
-from catraca_server.domain.commands import NewSession, SessionLimitReached, SessionNotFound, TokenInUse, Update
-from catraca_server.domain.session import Check
+from catraca_server.domain.commands import NewSession, Update
+from catraca_server.domain.errors import SessionLimitReached, SessionNotFound, TokenInUse
+from catraca_server.domain.validation import ValidationRequest
 from catraca_server.operations.users import Login
 from catraca_server.redis.link import Link, Request
 from catraca_server.redis.replies import Replies
@@ -56,38 +57,40 @@ class Scene:
 def operations_over(link: Link, *, evict_oldest: bool = True) -> Operations:
     """Returns the operations over a link that may crash."""
     return Operations.over(
-        Stores.over(link), max_sessions_per_user=LIMIT, evict_oldest=evict_oldest, rotation_grace=MINUTE
+        Stores.over(link), max_sessions_per_user=LIMIT, evict_oldest=evict_oldest, rotation_grace_ms=MINUTE
     )
 
 
 async def set_the_scene(backend: Backend, operations: Operations) -> Scene:
     """Creates sessions, all acknowledged, and lets some time pass."""
-    logins = [await operations.users.create(NewSession("ana"), soon()) for _ in range(LIMIT)]
-    other = await operations.users.create(NewSession("bia"), soon())
-    rotation = await operations.sessions.rotate(logins[1].token, soon())
+    logins = [await operations.users.create(NewSession("ana"), a_call()) for _ in range(LIMIT)]
+    other = await operations.users.create(NewSession("bia"), a_call())
+    rotation = await operations.sessions.rotate(logins[1].token, a_call())
     await backend.travel(2 * MINUTE)
     return Scene(logins, rotation.token, other)
 
 
 Step = Callable[[Operations, Scene], Awaitable[object]]
 STEPS: dict[str, Step] = {
-    "log in at the limit": lambda do, _: do.users.create(NewSession("ana"), soon()),
-    "log in below the limit": lambda do, _: do.users.create(NewSession("bia"), soon()),
-    "bring a token": lambda do, _: do.users.create(NewSession("ana", token=BROUGHT), soon()),
-    "validate and touch": lambda do, scene: do.sessions.validate([Check(scene.logins[0].token)], soon()),
-    "present a rotated-out token": lambda do, scene: do.sessions.validate([Check(scene.logins[1].token)], soon()),
-    "rotate": lambda do, scene: do.sessions.rotate(scene.logins[0].token, soon()),
+    "log in at the limit": lambda do, _: do.users.create(NewSession("ana"), a_call()),
+    "log in below the limit": lambda do, _: do.users.create(NewSession("bia"), a_call()),
+    "bring a token": lambda do, _: do.users.create(NewSession("ana", token=BROUGHT), a_call()),
+    "validate and touch": lambda do, scene: do.sessions.validate([ValidationRequest(scene.logins[0].token)], a_call()),
+    "present a rotated-out token": lambda do, scene: do.sessions.validate(
+        [ValidationRequest(scene.logins[1].token)], a_call()
+    ),
+    "rotate": lambda do, scene: do.sessions.rotate(scene.logins[0].token, a_call()),
     "extend": lambda do, scene: do.sessions.update(
         Update(
-            scene.logins[0].live.session.session_id,
-            absolute_expire_time=scene.logins[0].live.session.absolute_expire_time + HOUR,
+            scene.logins[0].stored.session.session_id,
+            absolute_expire_time_ms=scene.logins[0].stored.session.absolute_expire_time_ms + HOUR,
         ),
-        soon(),
+        a_call(),
     ),
-    "revoke by id": lambda do, scene: do.sessions.revoke(scene.logins[0].live.session.session_id, soon()),
-    "revoke by token": lambda do, scene: do.sessions.revoke_token(scene.logins[0].token, soon()),
-    "log out everywhere": lambda do, scene: do.users.revoke("ana", scene.logins[2].live.session.session_id, soon()),
-    "list": lambda do, _: do.users.page("ana", None, 10, soon()),
+    "revoke by id": lambda do, scene: do.sessions.revoke(scene.logins[0].stored.session.session_id, a_call()),
+    "revoke by token": lambda do, scene: do.sessions.revoke_token(scene.logins[0].token, a_call()),
+    "log out everywhere": lambda do, scene: do.users.revoke("ana", scene.logins[2].stored.session.session_id, a_call()),
+    "list": lambda do, _: do.users.page("ana", None, 10, a_call()),
 }
 MAY_END = {
     "log in at the limit": {0},
@@ -118,7 +121,7 @@ async def everything_holds(backend: Backend, link: Link) -> None:
     live = await live_sessions(backend)
     index = RedisUserIndex(link, Keys())
     for session_id, user_id in live.items():
-        assert await index.entry(user_id, session_id, soon()), "the index misses a live session"
+        assert await index.entry(user_id, session_id, a_call()), "the index misses a live session"
     for user_id in set(live.values()):
         assert list(live.values()).count(user_id) <= LIMIT, "more live sessions than allowed"
 
@@ -143,14 +146,14 @@ async def test_a_crash_at_any_point_breaks_no_promise(backend: Backend, step: st
             tokens = [scene.logins[0].token, scene.rotated, scene.logins[2].token]
             kept = [token for place, token in enumerate(tokens) if place not in MAY_END.get(step, set())]
             for token in (*kept, scene.other.token):
-                (verdict,) = await healthy.sessions.validate([Check(token)], soon())
-                assert verdict.live is not None, "a session was lost"
+                (validation,) = await healthy.sessions.validate([ValidationRequest(token)], a_call())
+                assert validation.stored is not None, "a session was lost"
 
             # More logins keep to the limit, and whoever logs out everywhere reaches everything.
-            await healthy.users.create(NewSession("ana"), soon())
-            await healthy.users.create(NewSession("bia"), soon())
+            await healthy.users.create(NewSession("ana"), a_call())
+            await healthy.users.create(NewSession("bia"), a_call())
             await everything_holds(backend, link)
-            await healthy.users.revoke("ana", "", soon())
+            await healthy.users.revoke("ana", "", a_call())
             assert "ana" not in (await live_sessions(backend)).values(), "logging out everywhere missed a session"
 
 
@@ -180,17 +183,17 @@ async def test_a_login_that_crashed_does_not_keep_others_out_for_long(backend: B
         for questions in count():
             await backend.command("FLUSHALL")
             for _ in range(LIMIT - 1):
-                await healthy.users.create(NewSession("ana"), soon())
+                await healthy.users.create(NewSession("ana"), a_call())
             try:
                 await operations_over(Crashing(link, questions), evict_oldest=False).users.create(
-                    NewSession("ana"), soon()
+                    NewSession("ana"), a_call()
                 )
             except Crash:
                 await backend.travel(MINUTE)
             else:
                 return
             if len(await live_sessions(backend)) < LIMIT:
-                await healthy.users.create(NewSession("ana"), soon())
+                await healthy.users.create(NewSession("ana"), a_call())
             else:
                 with pytest.raises(SessionLimitReached):
-                    await healthy.users.create(NewSession("ana"), soon())
+                    await healthy.users.create(NewSession("ana"), a_call())

@@ -66,16 +66,18 @@ async def acknowledged(service: Service) -> None:
 WRITES: dict[str, Callable[[Service, Login], Awaitable[object]]] = {
     "create": lambda do, _: do.create(),
     "update": lambda do, login: do.operations.sessions.update(
-        Update(login.live.session.session_id, entries={"step": "1"}), do.deadline
+        Update(login.stored.session.session_id, entries={"step": "1"}), do.call
     ),
     "extend": lambda do, login: do.operations.sessions.update(
-        Update(login.live.session.session_id, absolute_expire_time=login.live.session.absolute_expire_time + 1000),
-        do.deadline,
+        Update(
+            login.stored.session.session_id, absolute_expire_time_ms=login.stored.session.absolute_expire_time_ms + 1000
+        ),
+        do.call,
     ),
-    "rotate": lambda do, login: do.operations.sessions.rotate(login.token, do.deadline),
+    "rotate": lambda do, login: do.operations.sessions.rotate(login.token, do.call),
     "revoke by id": lambda do, login: do.revoke(login),
-    "revoke by token": lambda do, login: do.operations.sessions.revoke_token(login.token, do.deadline),
-    "revoke the user": lambda do, login: do.operations.users.revoke(login.live.session.user_id, "", do.deadline),
+    "revoke by token": lambda do, login: do.operations.sessions.revoke_token(login.token, do.call),
+    "revoke the user": lambda do, login: do.operations.users.revoke(login.stored.session.user_id, "", do.call),
 }
 
 
@@ -136,10 +138,10 @@ async def test_all_at_once_are_told_in_time(service: Service, sentinels: Sentine
 
 async def test_activity_waits_for_nobody(sentinels: Sentinels) -> None:
     """A validation that writes down activity, or drops a salt whose time is over, is answered all the same."""
-    async with service_on(sentinels.url, replica_acks="1", rotation_grace="100ms") as service:
+    async with service_on(sentinels.url, replica_acks="1", rotation_grace_ms="100ms") as service:
         login = await service.create(idle_timeout=20_000)
-        rotation = await service.operations.sessions.rotate(login.token, service.deadline)
-        key = f"session:{login.live.session.session_id}"
+        rotation = await service.operations.sessions.rotate(login.token, service.call)
+        key = f"session:{login.stored.session.session_id}"
         replicas_sleep(sentinels)
         assert b'"salt"' in sentinels.command("GET", key)
 
@@ -156,7 +158,7 @@ async def test_activity_waits_for_nobody(sentinels: Sentinels) -> None:
 
 async def repeat_extension(service: Service, login: Login) -> None:
     """Makes the index last for a session, as it may do already."""
-    await service.stores.index.extend(login.live.session, service.deadline)
+    await service.stores.index.extend(login.stored.session, service.call)
 
 
 REPEATED = {"extend": repeat_extension} | {
@@ -188,15 +190,15 @@ async def test_an_end_that_may_come_undone_stays_in_the_index(service: Service, 
     replicas = replicas_sleep(sentinels)
     with pytest.raises(NotDurable):
         await service.revoke(login)
-    page = await service.operations.users.page("ana", None, 10, service.deadline)
+    page = await service.operations.users.page("ana", None, 10, service.call)
     assert page.sessions == []
     with pytest.raises(NotDurable):
-        await service.operations.users.revoke("ana", "", service.deadline)
+        await service.operations.users.revoke("ana", "", service.call)
     for replica in replicas:
         replica.resume()
     await acknowledged(service)
-    assert await service.operations.users.revoke("ana", "", service.deadline) >= 1
-    assert (await service.operations.users.page("ana", None, 10, service.deadline)).sessions == []
+    assert await service.operations.users.revoke("ana", "", service.call) >= 1
+    assert (await service.operations.users.page("ana", None, 10, service.call)).sessions == []
 
 
 async def test_revoking_does_not_take_memory(valkey: Valkey) -> None:
@@ -206,7 +208,7 @@ async def test_revoking_does_not_take_memory(valkey: Valkey) -> None:
         login = await service.create()
         valkey.command("CONFIG", "SET", "maxmemory", "1")
         try:
-            assert await service.operations.sessions.revoke_token(login.token, service.deadline)
+            assert await service.operations.sessions.revoke_token(login.token, service.call)
             assert not await service.is_valid(login.token)
             assert not await service.revoke(login)
         finally:
@@ -247,11 +249,11 @@ async def test_each_primary_of_a_cluster_has_its_own_replicas(valkey_cluster: Cl
         logins = [await service.create() for _ in range(20)]
         replica.pause()
         for login in logins:
-            session_id = login.live.session.session_id
-            deletion = service.stores.sessions.delete(session_id, service.deadline)
+            session_id = login.stored.session.session_id
+            deletion = service.stores.sessions.delete(session_id, service.call)
             if valkey_cluster.node_of(f"session:{session_id}") is one:
                 with pytest.raises(NotDurable):
                     await deletion
             else:
                 assert await deletion
-        assert not any(verdict.live for verdict in await service.validate(*(login.token for login in logins)))
+        assert not any(validation.stored for validation in await service.validate(*(login.token for login in logins)))

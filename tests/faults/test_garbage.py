@@ -19,13 +19,16 @@ from tests.support.service import ServeProcess
 
 from catraca.v1 import session_service_pb2 as pb
 from catraca_server.api.handlers import SERVICE_NAME, session_service_handlers
+from catraca_server.api.paging import write_page_token
 from catraca_server.api.session_service import SessionService
-from catraca_server.domain.commands import BATCH_MAX, PageToken, Policy
-from catraca_server.domain.session import Live, Session
+from catraca_server.domain.call import Call
+from catraca_server.domain.limits import BATCH_MAX_REQUESTS, Policy
+from catraca_server.domain.session import Session, StoredSession
 from catraca_server.domain.tokens import Credential, Tokens
+from catraca_server.operations.ending import Ending
 from catraca_server.operations.sessions import Sessions
 from catraca_server.operations.users import UserSessions
-from catraca_server.store import Creation, Entrance, Entries, Entry, Look
+from catraca_server.store import Creation, IndexEntries, IndexEntry, ReadResult, Replacement, Reservation
 
 TOKENS = 1_000_000
 BODIES = 1_000_000
@@ -41,15 +44,15 @@ Handler = Callable[[bytes, Any], Awaitable[bytes]]
 
 NOW = 1_790_000_000_000
 TOKEN = Tokens(bytes).mint()
-LIVE = Live(
+LIVE = StoredSession(
     Session(
         session_id="0" * 22,
         user_id="12345",
         digest=cast("Credential", Tokens(bytes).read(TOKEN)).digest,
         attributes={"device": "phone"},
-        create_time=NOW,
-        absolute_expire_time=NOW + 3_600_000,
-        idle_timeout=1_800_000,
+        create_time_ms=NOW,
+        absolute_expire_time_ms=NOW + 3_600_000,
+        idle_timeout_ms=1_800_000,
     ),
     NOW + 1_800_000,
     b"",
@@ -60,70 +63,70 @@ LIVE = Live(
 class EmptyStore:
     """A store that never has any other session, and takes every new one."""
 
-    async def create(
-        self, session: Session, expiry: int, _attempt: int, _written_by: int, _deadline: float
-    ) -> tuple[Creation, Live]:
+    async def create(self, session: Session, _entry: IndexEntry, _call: Call) -> tuple[Creation, StoredSession]:
         """Forgets it."""
-        return Creation.CREATED, Live(session, expiry, b"")
+        return Creation.CREATED, StoredSession(session, session.absolute_expire_time_ms, b"")
 
-    async def read(self, session_ids: Sequence[str], _deadline: float) -> Sequence[Look]:
+    async def read(self, session_ids: Sequence[str], _call: Call) -> Sequence[ReadResult]:
         """Finds none but that one."""
-        return [
-            Look(NOW, LIVE, gone=False) if each == LIVE.session.session_id else Look(NOW, None, gone=True)
-            for each in session_ids
-        ]
+        there, absent = ReadResult(NOW, LIVE, absent=False), ReadResult(NOW, None, absent=True)
+        return [there if each == LIVE.session.session_id else absent for each in session_ids]
 
-    async def touch(self, touches: Sequence[tuple[Live, int]], _deadline: float) -> Sequence[bool]:
+    async def touch(self, touched: Sequence[StoredSession], _call: Call) -> Sequence[bool]:
         """Touches all."""
-        return [True] * len(touches)
+        return [True] * len(touched)
 
-    async def replace(self, _before: Live, after: Live, _deadline: float, *, durable: bool = True) -> Live | None:
+    async def replace(self, replacement: Replacement, _call: Call) -> StoredSession | None:
         """Forgets what it becomes."""
-        return after
+        return replacement.after
 
-    async def delete(self, _session_id: str, _deadline: float) -> bool:
+    async def tidy(self, replacements: Sequence[Replacement], call: Call) -> None:
+        """Tidies nothing."""
+
+    async def delete(self, _session_id: str, _call: Call) -> bool:
         """Deletes none."""
         return False
 
-    async def kill(self, _user_id: str, _entries: Entries, _deadline: float) -> Sequence[str]:
+    async def end(self, _user_id: str, _entries: IndexEntries, _call: Call) -> Sequence[str]:
         """Ends none."""
         return []
 
-    async def confirm(self, _session_ids: Sequence[str], _deadline: float) -> None:
-        """Has nothing to confirm."""
+    async def ensure_replicated(self, session_ids: Sequence[str], call: Call) -> None:
+        """Has no replicas."""
 
 
 class EmptyIndex:
     """The index of such a store."""
 
-    async def enter(self, session: Session, *, limit: int, mark_oldest: bool, deadline: float) -> Entrance:
+    async def reserve(self, session: Session, *, limit: int, evict_oldest: bool, call: Call) -> Reservation:
         """Forgets it."""
-        return Entrance(Entry(session.session_id, 2), [], Entries(NOW, []))
+        nothing = IndexEntries(NOW, [])
+        return Reservation(IndexEntry(session.session_id, 2), nothing, nothing)
 
-    async def settle(self, user_id: str, entry: Entry, deadline: float) -> bool:
-        """Settles nothing."""
+    async def commit(self, user_id: str, entry: IndexEntry, call: Call) -> bool:
+        """Commits nothing."""
         return True
 
-    async def extend(self, session: Session, deadline: float) -> None:
+    async def extend(self, session: Session, call: Call) -> None:
         """Extends nothing."""
 
-    async def entry(self, _user_id: str, _session_id: str, _deadline: float) -> Entry | None:
+    async def entry(self, _user_id: str, _session_id: str, _call: Call) -> IndexEntry | None:
         """Has none."""
 
-    async def newest(self, _user_id: str, _before: int | None, _count: int, _deadline: float) -> Entries:
+    async def newest(self, _user_id: str, _before: int | None, _count: int, _call: Call) -> IndexEntries:
         """Has none."""
-        return Entries(NOW, [])
+        return IndexEntries(NOW, [])
 
-    async def session_ids(self, _user_id: str, _deadline: float) -> Sequence[str]:
+    async def session_ids(self, _user_id: str, _call: Call) -> Sequence[str]:
         """Has none."""
         return []
 
-    async def entries(self, _user_id: str, _session_ids: Sequence[str], _deadline: float) -> Entries:
+    async def entries(self, _user_id: str, _session_ids: Sequence[str], _call: Call) -> IndexEntries:
         """Has none."""
-        return Entries(NOW, [])
+        return IndexEntries(NOW, [])
 
-    async def forget(self, user_id: str, entries: Sequence[Entry], deadline: float) -> None:
-        """Forgets nothing."""
+    async def remove(self, user_id: str, entries: Sequence[IndexEntry], call: Call) -> None:
+        """Removes nothing."""
 
 
 class Context:
@@ -149,10 +152,11 @@ class Context:
 @pytest.fixture
 def handlers() -> dict[str, Handler]:
     """The handlers as the engine has them, bytes to bytes, over an empty store."""
-    policy = Policy(default_ttl=86_400_000, default_idle_timeout=1_800_000, max_ttl=2_592_000_000)
-    parts = EmptyStore(), EmptyIndex(), Tokens(os.urandom), policy
+    policy = Policy(default_ttl_ms=86_400_000, default_idle_timeout_ms=1_800_000, max_ttl_ms=2_592_000_000)
+    store, index = EmptyStore(), EmptyIndex()
+    parts = store, index, Ending(store, index), Tokens(os.urandom), policy
     service = SessionService(Sessions(*parts), UserSessions(*parts))
-    generic = session_service_handlers(service, store_timeout=1)
+    generic = session_service_handlers(service, store_timeout_seconds=1)
 
     def handler(method: str) -> Handler:
         found: Any = generic.service(SimpleNamespace(method=f"/{SERVICE_NAME}/{method}", invocation_metadata=()))
@@ -196,12 +200,12 @@ async def test_a_million_random_tokens(handlers: dict[str, Handler]) -> None:
     outcomes: Counter[str] = Counter()
     sizes = []
     for _ in range(2):
-        for _ in range(TOKENS // BATCH_MAX // 2):
-            body = b"".join(field(1, field(1, token)) for token in random_tokens(chance, BATCH_MAX))
+        for _ in range(TOKENS // BATCH_MAX_REQUESTS // 2):
+            body = b"".join(field(1, field(1, token)) for token in random_tokens(chance, BATCH_MAX_REQUESTS))
             context = Context()
             answer = await handlers["BatchValidateSessions"](body, context)
             if context.code is not grpc.StatusCode.OK:
-                outcomes[context.code.name] += BATCH_MAX
+                outcomes[context.code.name] += BATCH_MAX_REQUESTS
             else:
                 for response in pb.BatchValidateSessionsResponse.FromString(answer).responses:
                     outcomes["VALID" if response.valid else pb.InvalidReason.Name(response.invalid_reason)] += 1
@@ -222,7 +226,7 @@ def good_bodies() -> dict[str, list[bytes]]:
     create.ttl.FromSeconds(60)
     create.idle_timeout.FromSeconds(30)
     check = pb.ValidateSessionRequest(token=TOKEN, user_id="12345", skip_touch=True)
-    page = pb.ListSessionsRequest(user_id="12345", page_size=10, page_token=PageToken.write(2, "12345"))
+    page = pb.ListSessionsRequest(user_id="12345", page_size=10, page_token=write_page_token(2, "12345"))
     update = pb.UpdateSessionRequest()
     update.session.session_id = LIVE.session.session_id
     update.session.attributes.update({"device": "tablet", "app": "shop"})

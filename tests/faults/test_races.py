@@ -10,11 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import pytest
-from tests.support.backends import Backend, Operations, Stores, soon
+from tests.support.backends import Backend, Operations, Stores, a_call
 from tests.support.history import Call, Checker
 
-from catraca_server.domain.commands import EtagMismatch, NewSession, SessionNotFound, Update
-from catraca_server.domain.session import Check, InvalidReason, Live
+from catraca_server.domain.commands import NewSession, Update
+from catraca_server.domain.errors import EtagMismatch, SessionNotFound
+from catraca_server.domain.session import StoredSession
+from catraca_server.domain.validation import InvalidReason, ValidationRequest
 from catraca_server.operations.users import Login
 from catraca_server.redis.link import Link, Request
 from catraca_server.redis.replies import Replies
@@ -132,18 +134,18 @@ class Race:
     async def create(self) -> Login:
         """Creates a session."""
         called = time.monotonic()
-        login = await self.dice.choice(self.servers).users.create(NewSession("ana"), soon())
-        self.calls[login.live.session.session_id] = [Call("create", None, login.token, called, time.monotonic())]
+        login = await self.dice.choice(self.servers).users.create(NewSession("ana"), a_call())
+        self.calls[login.stored.session.session_id] = [Call("create", None, login.token, called, time.monotonic())]
         return login
 
     async def look_around(self) -> dict[str, Seen]:
         """Lists the user's sessions."""
-        page = await self.dice.choice(self.servers).users.page("ana", None, 100, soon())
-        return {live.session.session_id: _seen(live) for live in page.sessions}
+        page = await self.dice.choice(self.servers).users.page("ana", None, 100, a_call())
+        return {stored.session.session_id: _seen(stored) for stored in page.sessions}
 
     async def log_out(self, spared: str) -> None:
         """Ends all sessions but one."""
-        ended = await self.dice.choice(self.servers).users.revoke("ana", spared, soon())
+        ended = await self.dice.choice(self.servers).users.revoke("ana", spared, a_call())
         self.ended += ended
 
     def history(self, session_id: str) -> list[Call]:
@@ -158,9 +160,9 @@ class Race:
     def on_session(self, login: Login) -> Awaitable[None]:
         """Returns a random operation on one session."""
         do = self.dice.choice(self.servers)
-        session_id, token = login.live.session.session_id, login.token
+        session_id, token = login.stored.session.session_id, login.token
         key, only_first = f"key-{self.dice.random()}", self.dice.random() < 0.3
-        etag = login.live.session.etag if only_first else ""
+        etag = login.stored.session.etag if only_first else ""
         name, argument, work = self.dice.choice(
             [
                 ("validate", token, _validated(do, token)),
@@ -172,8 +174,8 @@ class Race:
                 *self.dice.choice(
                     [
                         [],
-                        [("revoke", None, lambda: do.sessions.revoke(session_id, soon()))],
-                        [("revoke", None, lambda: do.sessions.revoke_token(token, soon()))],
+                        [("revoke", None, lambda: do.sessions.revoke(session_id, a_call()))],
+                        [("revoke", None, lambda: do.sessions.revoke_token(token, a_call()))],
                     ]
                 ),
             ]
@@ -181,38 +183,38 @@ class Race:
         return self.see(self.calls[session_id], name, argument, work())
 
 
-def _seen(live: Live) -> Seen:
-    return Seen(live.session.version, frozenset(live.session.attributes))
+def _seen(stored: StoredSession) -> Seen:
+    return Seen(stored.session.version, frozenset(stored.session.attributes))
 
 
 def _validated(do: Operations, token: str) -> Callable[[], Awaitable[object]]:
     async def work() -> object:
-        (verdict,) = await do.sessions.validate([Check(token)], soon())
-        if verdict.live is None:
-            assert verdict.reason is InvalidReason.NOT_FOUND
+        (validation,) = await do.sessions.validate([ValidationRequest(token)], a_call())
+        if validation.stored is None:
+            assert validation.reason is InvalidReason.NOT_FOUND
             return (GONE,)
-        return _seen(verdict.live), verdict.rotated
+        return _seen(validation.stored), validation.token_rotated
 
     return work
 
 
 def _got(do: Operations, session_id: str) -> Callable[[], Awaitable[object]]:
     async def work() -> object:
-        return _seen(await do.sessions.get(session_id, soon()))
+        return _seen(await do.sessions.get(session_id, a_call()))
 
     return work
 
 
 def _rotated(do: Operations, token: str) -> Callable[[], Awaitable[object]]:
     async def work() -> object:
-        return (await do.sessions.rotate(token, soon())).token
+        return (await do.sessions.rotate(token, a_call())).token
 
     return work
 
 
 def _updated(do: Operations, update: Update) -> Callable[[], Awaitable[object]]:
     async def work() -> object:
-        return _seen(await do.sessions.update(update, soon()))
+        return _seen(await do.sessions.update(update, a_call()))
 
     return work
 
@@ -228,7 +230,7 @@ async def test_every_history_is_linearizable(backend: Backend, seed: int) -> Non
             servers.append(Operations.over(Stores.over(shaken)))
         race = Race(servers, dice)
         logins = [await race.create() for _ in range(SESSIONS)]
-        spared = logins[0].live.session.session_id
+        spared = logins[0].stored.session.session_id
         work: list[Awaitable[object]] = [race.on_session(login) for login in logins for _ in range(PER_SESSION)]
         work += [race.create() for _ in range(LOGINS)]
         work += [race.see(race.user_wide, "list", None, race.look_around()) for _ in range(LISTS)]

@@ -2,19 +2,20 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from tests.support.backends import Stores
+from tests.support.backends import Stores, a_call
 from tests.support.fake_redis import NIL, OK, FakeRedis, array, bulk, integer
-from tests.support.multiplexers import in_seconds, running_multiplexer
+from tests.support.multiplexers import running_multiplexer
 from tests.support.proxy import Proxy
 from tests.support.waiting import PATIENCE, eventually_async
 
-from catraca_server.domain.session import Live, Session
+from catraca_server.domain.call import Call
+from catraca_server.domain.session import Session, StoredSession
 from catraca_server.redis.link import Server
-from catraca_server.store import Entries, Entry, StoreUnavailable
+from catraca_server.store import IndexEntries, IndexEntry, Replacement, StoreUnavailable
 from catraca_server.store.records import encode
 
 ID = "0000000000000000000001"
@@ -23,15 +24,15 @@ SESSION = Session(
     user_id="12345",
     digest="d" * 43,
     attributes={},
-    create_time=1_790_000_000_000,
-    absolute_expire_time=9_790_000_000_000,
-    idle_timeout=0,
+    create_time_ms=1_790_000_000_000,
+    absolute_expire_time_ms=9_790_000_000_000,
+    idle_timeout_ms=0,
 )
 RECORD = encode(SESSION)
 EXPIRY = 9_000_000_000_000
-LIVE = Live(SESSION, EXPIRY, RECORD)
-ENTRY = Entry(ID, 2)
-ENTRIES = Entries(1_790_000_000_000, [ENTRY])
+LIVE = StoredSession(SESSION, EXPIRY, RECORD)
+ENTRY = IndexEntry(ID, 2)
+ENTRIES = IndexEntries(1_790_000_000_000, [ENTRY])
 
 
 def answering(name: bytes, *answers: bytes) -> Callable[[list[bytes]], bytes | None]:
@@ -93,7 +94,7 @@ class Operation:
     """An operation of the store, the command that it hangs on, and a right reply to that."""
 
     command: bytes
-    run: Callable[[Stores, float], Awaitable[object]]
+    run: Callable[[Stores, Call], Awaitable[object]]
     right: bytes
     plausible: frozenset[str] = frozenset()
     """Which of REPLIES it might be answered with."""
@@ -107,52 +108,52 @@ SCORES = frozenset({"half a pair"})
 OPERATIONS = {
     "the time": Operation(
         b"TIME",
-        lambda made, until: made.sessions.read([ID], until),
+        lambda made, call: made.sessions.read([ID], call),
         array(bulk(b"1"), bulk(b"2")),
         frozenset({"a pair"}),
     ),
     "read": Operation(
         b"GET",
-        lambda made, until: made.sessions.read([ID], until),
+        lambda made, call: made.sessions.read([ID], call),
         bulk(RECORD),
         frozenset({"a text", "a status", "nil", "no array"}),
     ),
     "read the expiry": Operation(
-        b"PEXPIRETIME", lambda made, until: made.sessions.read([ID], until), integer(EXPIRY), NUMBER
+        b"PEXPIRETIME", lambda made, call: made.sessions.read([ID], call), integer(EXPIRY), NUMBER
     ),
     "read the time to live": Operation(
-        b"PTTL", lambda made, until: made.sessions.read([ID], until), integer(1000), NUMBER, has_pexpiretime=False
+        b"PTTL", lambda made, call: made.sessions.read([ID], call), integer(1000), NUMBER, has_pexpiretime=False
     ),
-    "create": Operation(
-        b"EVAL", lambda made, until: made.sessions.create(SESSION, EXPIRY, 2, EXPIRY, until), bulk(b"created")
-    ),
+    "create": Operation(b"EVAL", lambda made, call: made.sessions.create(SESSION, ENTRY, call), bulk(b"created")),
     "touch": Operation(
-        b"EVAL", lambda made, until: made.sessions.touch([(LIVE, EXPIRY + 1)], until), integer(1), NUMBER
+        b"EVAL", lambda made, call: made.sessions.touch([replace(LIVE, expiry_ms=EXPIRY + 1)], call), integer(1), NUMBER
     ),
-    "replace": Operation(b"EVAL", lambda made, until: made.sessions.replace(LIVE, LIVE, until), integer(1), NUMBER),
-    "delete": Operation(b"EVAL", lambda made, until: made.sessions.delete(ID, until), integer(1), NUMBER),
-    "kill": Operation(b"EVAL", lambda made, until: made.sessions.kill("12345", ENTRIES, until), integer(1), NUMBER),
-    "enter": Operation(
+    "replace": Operation(
+        b"EVAL", lambda made, call: made.sessions.replace(Replacement(LIVE, LIVE), call), integer(1), NUMBER
+    ),
+    "delete": Operation(b"EVAL", lambda made, call: made.sessions.delete(ID, call), integer(1), NUMBER),
+    "end": Operation(b"EVAL", lambda made, call: made.sessions.end("12345", ENTRIES, call), integer(1), NUMBER),
+    "reserve": Operation(
         b"EVAL",
-        lambda made, until: made.index.enter(SESSION, limit=0, mark_oldest=False, deadline=until),
+        lambda made, call: made.index.reserve(SESSION, limit=0, evict_oldest=False, call=call),
         array(bulk(b"2"), array(), array()),
     ),
-    "settle": Operation(b"EVAL", lambda made, until: made.index.settle("12345", ENTRY, until), integer(0), NUMBER),
-    "extend": Operation(b"EVAL", lambda made, until: made.index.extend(SESSION, until), integer(0), NUMBER),
+    "commit": Operation(b"EVAL", lambda made, call: made.index.commit("12345", ENTRY, call), integer(0), NUMBER),
+    "extend": Operation(b"EVAL", lambda made, call: made.index.extend(SESSION, call), integer(0), NUMBER),
     "entry": Operation(
         b"ZSCORE",
-        lambda made, until: made.index.entry("12345", ID, until),
+        lambda made, call: made.index.entry("12345", ID, call),
         bulk(b"2"),
         frozenset({"nil", "no array"}),
     ),
     "newest": Operation(
-        b"ZREVRANGEBYSCORE", lambda made, until: made.index.newest("12345", None, 9, until), array(), PAIRS
+        b"ZREVRANGEBYSCORE", lambda made, call: made.index.newest("12345", None, 9, call), array(), PAIRS
     ),
-    "session ids": Operation(b"ZRANGE", lambda made, until: made.index.session_ids("12345", until), array(), IDS),
+    "session ids": Operation(b"ZRANGE", lambda made, call: made.index.session_ids("12345", call), array(), IDS),
     "entries": Operation(
-        b"ZMSCORE", lambda made, until: made.index.entries("12345", [ID], until), array(bulk(b"2")), SCORES
+        b"ZMSCORE", lambda made, call: made.index.entries("12345", [ID], call), array(bulk(b"2")), SCORES
     ),
-    "forget": Operation(b"EVAL", lambda made, until: made.index.forget("12345", [ENTRY], until), integer(0), NUMBER),
+    "remove": Operation(b"EVAL", lambda made, call: made.index.remove("12345", [ENTRY], call), integer(0), NUMBER),
 }
 
 
@@ -168,7 +169,7 @@ async def run(operation: Operation, reply: bytes, directory: Path, *, doubted: b
 
         made = Stores.over(Server(running.multiplexer), has_pexpiretime=operation.has_pexpiretime)
         try:
-            await operation.run(made, in_seconds(PATIENCE))
+            await operation.run(made, a_call(PATIENCE))
         finally:
             assert operation.command in {command[0] for command in fake.commands}
             if doubted:
@@ -203,7 +204,7 @@ async def test_a_reply_that_makes_no_sense_is_no_answer(operation: str, reply: s
     "stray", [bulk(b"OK"), bulk(RECORD), integer(1), NIL, OK], ids=["text", "record", "1", "nil", "OK"]
 )
 async def test_a_reply_too_many_is_seen(stray: bytes, tmp_path: Path) -> None:
-    """A reply to nothing does not shift those that follow: the connection is given up, and the next is right."""
+    """A reply to nothing does not shift those that follow: the connection is closed, and the next is right."""
     async with (
         FakeRedis(tmp_path / "fake.sock", answering(b"PEXPIRETIME", integer(EXPIRY) + stray, integer(EXPIRY))) as fake,
         running_multiplexer(fake.url) as running,
@@ -211,7 +212,7 @@ async def test_a_reply_too_many_is_seen(stray: bytes, tmp_path: Path) -> None:
         store = Stores.over(Server(running.multiplexer)).sessions
         for _ in range(20):
             try:
-                ((_, found, _),) = await store.read([ID], in_seconds(PATIENCE))
+                ((_, found, _),) = await store.read([ID], a_call(PATIENCE))
             except StoreUnavailable:
                 await running.recovered()
             else:
@@ -232,7 +233,7 @@ async def test_an_answer_about_another_session_is_none(tmp_path: Path) -> None:
         proxy.hold()
         first = asyncio.create_task(running.execute())
         await proxy.holding(b"TIME")
-        shifted = asyncio.create_task(store.read([other], in_seconds(PATIENCE)))
+        shifted = asyncio.create_task(store.read([other], a_call(PATIENCE)))
         proxy.release()
         await first
         with pytest.raises(StoreUnavailable, match="another session"):

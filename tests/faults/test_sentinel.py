@@ -60,7 +60,7 @@ async def stays_revoked(service: Service, sentinels: Sentinels, logins: list[Log
     healing = asyncio.create_task(asyncio.to_thread(sentinels.heal))
     while not healing.done():
         with contextlib.suppress(StoreUnavailable):
-            assert [each.live for each in await service.validate(*tokens_of(logins))] == [None] * len(logins)
+            assert [each.stored for each in await service.validate(*tokens_of(logins))] == [None] * len(logins)
         await asyncio.sleep(0.001)
     await healing
 
@@ -189,7 +189,9 @@ class Fakes:
         self.opinions = [Opinion(epoch, name) for _ in range(3)]
 
     @asynccontextmanager
-    async def linked(self, *names: str, timeout: float = PATIENCE, replica_acks: int = 0) -> AsyncIterator["FakeLink"]:
+    async def open_link(
+        self, *names: str, timeout: float = PATIENCE, replica_acks: int = 0
+    ) -> AsyncIterator["FakeLink"]:
         """Runs servers of these names, Sentinels that name the first, and a link to whatever they name."""
         self.agree(1, names[0])
         async with AsyncExitStack() as stack:
@@ -284,14 +286,14 @@ class FakeLink:
 
 @pytest.fixture
 def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
-    """Servers and Sentinels to be linked, of which the latter are asked more often than by a server."""
+    """Servers and Sentinels to be open_link, of which the latter are asked more often than by a server."""
     monkeypatch.setattr(sentinel_link, "POLL_PAUSE_SECONDS", 0.05)
     return Fakes(tmp_path)
 
 
 async def test_an_old_view_misleads_nobody(fakes: Fakes) -> None:
     """Of what the Sentinels say the newest counts, however many have not heard of it."""
-    async with fakes.linked("old", "new") as link:
+    async with fakes.open_link("old", "new") as link:
         fakes.opinions = [Opinion(1, "old"), Opinion(2, "new"), Opinion(1, "old")]
         await link.comes_from("new")
         fakes.asked.clear()
@@ -318,7 +320,7 @@ async def test_one_that_knows_more_may_be_slower(fakes: Fakes, tmp_path: Path, m
 async def test_the_leader_of_a_failover_misleads_nobody(names: tuple[str, str], fakes: Fakes) -> None:
     """It tells the new epoch together with the old address, until the failover is over."""
     old, new = names
-    async with fakes.linked(old, new) as link:
+    async with fakes.open_link(old, new) as link:
         fakes.opinions = [Opinion(2, new, master=old), Opinion(2, new), Opinion(1, old)]
         await link.comes_from(new)
         assert fakes.connections() == {new: 1}
@@ -326,7 +328,7 @@ async def test_the_leader_of_a_failover_misleads_nobody(names: tuple[str, str], 
 
 async def test_a_primary_that_answers_and_has_been_replaced_is_given_up(fakes: Fakes) -> None:
     """It does not know; nobody waits for longer than a reconnection takes."""
-    async with fakes.linked("old", "new") as link:
+    async with fakes.open_link("old", "new") as link:
         assert await link.get() == "old"
         fakes.agree(2, "new")
         await link.comes_from("new")
@@ -336,7 +338,7 @@ async def test_a_primary_that_answers_and_has_been_replaced_is_given_up(fakes: F
 
 async def test_a_primary_that_was_replaced_while_it_slept_is_not_asked(fakes: Fakes) -> None:
     """When it wakes up, the Sentinels are asked again before it is."""
-    async with fakes.linked("slept", "new", timeout=0.25) as link:
+    async with fakes.open_link("slept", "new", timeout=0.25) as link:
         fakes.asleep = "slept"
         await link.told(True, False)
         fakes.meanwhile = lambda: fakes.agree(2, "new")
@@ -348,7 +350,7 @@ async def test_a_primary_that_was_replaced_while_it_slept_is_not_asked(fakes: Fa
 async def test_both_connections_are_to_the_same_primary(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one for what waits for replicas does not stay behind when the other one moves, or the other way round."""
     monkeypatch.setattr(sentinel_link, "POLL_PAUSE_SECONDS", PATIENCE)
-    async with fakes.linked("old", "new", timeout=0.25, replica_acks=1) as link:
+    async with fakes.open_link("old", "new", timeout=0.25, replica_acks=1) as link:
         assert [await link.get(), await link.get(durable=True)] == ["old", "old"]
         fakes.agree(2, "new")
         link.server._durable.invalidate("as it would after a timeout")
@@ -362,7 +364,7 @@ async def test_both_connections_are_to_the_same_primary(fakes: Fakes, monkeypatc
 
 async def test_nothing_is_left_of_old_primaries(fakes: Fakes) -> None:
     """However often it is replaced, there is one connection, and no more tasks than there were."""
-    async with fakes.linked("one", "two") as link:
+    async with fakes.open_link("one", "two") as link:
         # The test, the owner and the watch; and the other end of each connection to a server.
         for epoch in range(2, 22):
             name = ("one", "two")[epoch % 2]

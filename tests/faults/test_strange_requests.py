@@ -10,7 +10,7 @@ from tests.support.raw import field, varint
 
 from catraca.v1 import session_service_pb2 as pb
 from catraca_server.api.handlers import SERVICE_NAME
-from catraca_server.domain.commands import BATCH_MAX
+from catraca_server.domain.limits import BATCH_MAX_REQUESTS
 
 
 class Wire:
@@ -50,7 +50,7 @@ async def test_large_requests(wire: Wire) -> None:
     assert (await wire.call("CreateSession", field(1, b"u" * (5 << 20))))[0] == "INVALID_ARGUMENT"
     attribute = field(1, b"key") + field(2, bytes(5 << 20))
     assert (await wire.call("CreateSession", field(1, b"12345") + field(4, attribute)))[0] == "INVALID_ARGUMENT"
-    many = field(1, field(1, token)) * (BATCH_MAX + 1)
+    many = field(1, field(1, token)) * (BATCH_MAX_REQUESTS + 1)
     assert (await wire.call("BatchValidateSessions", many))[0] == "INVALID_ARGUMENT"
     assert (await wire.call("BatchValidateSessions", field(1, b"") * (2 << 20)))[0] == "INVALID_ARGUMENT"
     assert (await wire.call("ListSessions", field(1, b"12345") + field(3, b"A" * (5 << 20))))[0] == "INVALID_ARGUMENT"

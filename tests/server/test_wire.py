@@ -13,7 +13,7 @@ from google.rpc.status_pb2 import Status
 
 from catraca.v1 import session_service_pb2 as pb
 from catraca.v1.session_service_pb2_grpc import SessionServiceStub
-from catraca_server.domain.commands import BATCH_MAX
+from catraca_server.domain.limits import BATCH_MAX_REQUESTS
 
 TIMEOUT = 30
 LIMIT_BYTES = 256
@@ -193,14 +193,14 @@ def test_a_batch_names_each_place(stub: SessionServiceStub) -> None:
     batch = pb.BatchValidateSessionsRequest(requests=[good, good, good, bad])
     named = ["requests[3].token", "requests[3].user_id"]
     assert refused(stub.BatchValidateSessions, batch) == (*INVALID, named)
-    for size in (0, BATCH_MAX + 1):
+    for size in (0, BATCH_MAX_REQUESTS + 1):
         batch = pb.BatchValidateSessionsRequest(requests=[good] * size)
         assert refused(stub.BatchValidateSessions, batch) == (*INVALID, ["requests"])
 
 
 def test_a_batch_that_is_wrong_everywhere_still_gets_its_status(stub: SessionServiceStub) -> None:
     """1,000 violations do not fit into trailers: the first are named, and the status arrives."""
-    batch = pb.BatchValidateSessionsRequest(requests=[pb.ValidateSessionRequest()] * BATCH_MAX)
+    batch = pb.BatchValidateSessionsRequest(requests=[pb.ValidateSessionRequest()] * BATCH_MAX_REQUESTS)
     code, reason, fields = refused(stub.BatchValidateSessions, batch)
     assert (code, reason) == INVALID
     assert fields[:2] == ["requests[0].token", "requests[1].token"]
@@ -209,11 +209,11 @@ def test_a_batch_that_is_wrong_everywhere_still_gets_its_status(stub: SessionSer
 def test_the_largest_batch(stub: SessionServiceStub) -> None:
     """1,000 of the longest tokens with the longest user ids is over 4 MiB and within the limits."""
     each = pb.ValidateSessionRequest(token="x" * 4096, user_id="u" * LIMIT_BYTES)
-    batch = pb.BatchValidateSessionsRequest(requests=[each] * BATCH_MAX)
+    batch = pb.BatchValidateSessionsRequest(requests=[each] * BATCH_MAX_REQUESTS)
     assert batch.ByteSize() > 4 << 20
     answer = stub.BatchValidateSessions(batch, timeout=TIMEOUT)
     assert {response.invalid_reason for response in answer.responses} == {pb.INVALID_REASON_NOT_FOUND}
-    assert len(answer.responses) == BATCH_MAX
+    assert len(answer.responses) == BATCH_MAX_REQUESTS
 
 
 def test_the_largest_answer(stub: SessionServiceStub) -> None:
@@ -221,7 +221,7 @@ def test_the_largest_answer(stub: SessionServiceStub) -> None:
     attributes = {f"{at:04}": "v" * 4092 for at in range(4)}
     created = stub.CreateSession(pb.CreateSessionRequest(user_id="u", attributes=attributes), timeout=TIMEOUT)
     each = pb.ValidateSessionRequest(token=created.token)
-    batch = pb.BatchValidateSessionsRequest(requests=[each] * BATCH_MAX)
+    batch = pb.BatchValidateSessionsRequest(requests=[each] * BATCH_MAX_REQUESTS)
     answer = stub.BatchValidateSessions(batch, timeout=TIMEOUT)
     assert answer.ByteSize() > 16_000_000
     assert all(response.valid for response in answer.responses)

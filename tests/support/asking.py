@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from tests.support.backends import Operations, Stores
+from tests.support.backends import Operations, Stores, a_call
 from tests.support.waiting import eventually_async
 
-from catraca_server.domain.commands import NewSession, SessionNotFound, Update
-from catraca_server.domain.session import Check, Verdict
+from catraca_server.domain.call import Call
+from catraca_server.domain.commands import NewSession, Update
+from catraca_server.domain.errors import SessionNotFound
+from catraca_server.domain.validation import Validation, ValidationRequest
 from catraca_server.operations.users import Login
 from catraca_server.redis.open import open_link
 from catraca_server.settings import load
@@ -32,34 +34,34 @@ class Service:
     timeout: float
 
     @property
-    def deadline(self) -> float:
-        """When a call that begins now has to be answered, as over the wire."""
-        return asyncio.get_running_loop().time() + self.timeout
+    def call(self) -> Call:
+        """A call that begins now and has to be answered as soon as over the wire."""
+        return a_call(self.timeout)
 
     async def create(self, user_id: str = "ana", *, idle_timeout: int | None = None) -> Login:
         """Logs a user in."""
-        return await self.operations.users.create(NewSession(user_id, idle_timeout=idle_timeout), self.deadline)
+        return await self.operations.users.create(NewSession(user_id, idle_timeout_ms=idle_timeout), self.call)
 
-    async def validate(self, *tokens: str) -> list[Verdict]:
+    async def validate(self, *tokens: str) -> list[Validation]:
         """Validates tokens in one batch."""
-        return await self.operations.sessions.validate([Check(token) for token in tokens], self.deadline)
+        return await self.operations.sessions.validate([ValidationRequest(token) for token in tokens], self.call)
 
     async def is_valid(self, token: str) -> bool:
         """Whether a token is valid."""
-        (verdict,) = await self.validate(token)
-        return verdict.live is not None
+        (validation,) = await self.validate(token)
+        return validation.stored is not None
 
     async def revoke(self, login: Login) -> bool:
         """Logs a session out."""
-        return await self.operations.sessions.revoke(login.live.session.session_id, self.deadline)
+        return await self.operations.sessions.revoke(login.stored.session.session_id, self.call)
 
     async def answers(self, *tokens: str) -> bool:
         """Whether there is an answer about these tokens: that all are valid."""
         try:
-            verdicts = await self.validate(*tokens)
+            validations = await self.validate(*tokens)
         except StoreUnavailable:
             return False
-        assert all(verdict.live for verdict in verdicts), "a live session was denied"
+        assert all(validation.stored for validation in validations), "a live session was denied"
         return True
 
     async def recovered(self, *tokens: str) -> None:
@@ -90,7 +92,7 @@ async def service_on(url: str, *, prefix: str = "", **settings: str) -> AsyncIte
         on_change=changes.append,
     ) as (link, has_pexpiretime):
         made = Stores.over(link, prefix=prefix, has_pexpiretime=has_pexpiretime)
-        operations = Operations.over(made, rotation_grace=loaded.rotation_grace.milliseconds)
+        operations = Operations.over(made, rotation_grace_ms=loaded.rotation_grace.milliseconds)
         yield Service(made, operations, changes, loaded.store_timeout.seconds)
 
 
@@ -193,17 +195,17 @@ class Asking:
     async def _life(self, user_id: str) -> None:
         service, sessions = self._service, self._service.operations.sessions
         login = await service.create(user_id)
-        session_id = login.live.session.session_id
+        session_id = login.stored.session.session_id
         assert await service.is_valid(login.token)
-        await sessions.update(Update(session_id, entries={"step": "1"}), service.deadline)
-        found = await sessions.get(session_id, service.deadline)
+        await sessions.update(Update(session_id, entries={"step": "1"}), service.call)
+        found = await sessions.get(session_id, service.call)
         assert found.session.attributes == {"step": "1"}, "an update was forgotten"
-        token = (await sessions.rotate(login.token, service.deadline)).token
+        token = (await sessions.rotate(login.token, service.call)).token
         assert await service.is_valid(token)
         assert await service.revoke(login)
         assert not await service.is_valid(token), "a revoked session is valid"
         try:
-            await sessions.get(session_id, service.deadline)
+            await sessions.get(session_id, service.call)
         except SessionNotFound:
             return
         raise AssertionError("a revoked session was found")

@@ -17,14 +17,17 @@ from redis.asyncio.connection import AbstractConnection
 from tests.support.cluster import Cluster, slot_of
 from tests.support.sentinel import Sentinels
 
-from catraca_server.domain.commands import Policy
+from catraca_server.domain.call import Call
+from catraca_server.domain.limits import Policy
 from catraca_server.domain.tokens import Tokens
+from catraca_server.operations.ending import Ending
 from catraca_server.operations.sessions import Sessions
 from catraca_server.operations.users import UserSessions
 from catraca_server.redis.dialer import Dialer, memory_connector
 from catraca_server.redis.link import Link, Server
 from catraca_server.redis.open import open_link
 from catraca_server.redis.url import StoreUrl
+from catraca_server.store import attempts
 from catraca_server.store.keys import Keys
 from catraca_server.store.sessions import RedisSessionStore
 from catraca_server.store.user_index import RedisUserIndex
@@ -95,17 +98,14 @@ class Backend:
             else:
                 found = await self.command("ZRANGE", key, 0, -1, "WITHSCORES")
                 for session_id, score in zip(found[::2], found[1::2], strict=True):
-                    number = int(float(score))
-                    moved = number - milliseconds * 2000 * (1 if number > 0 else -1)
-                    await self.command("ZADD", key, moved, session_id)
+                    await self.command("ZADD", key, attempts.moved(int(float(score)), -milliseconds), session_id)
             await self.command("PEXPIREAT", key, max(expiry - milliseconds, 1))
 
 
 def _moved_back(data: bytes, milliseconds: int) -> bytes:
     record = json.loads(data)
-    if "void" in record:
-        record["void"] -= milliseconds * 2000
-        return json.dumps(record, separators=(",", ":")).encode()
+    if attempts.is_tombstone(data):
+        return attempts.tombstone(attempts.moved(record["void"], -milliseconds), record["user_id"])
     record["login_at"] -= milliseconds
     record["absolute_expire_at"] -= milliseconds
     for retired in record.get("retired", ()):
@@ -222,16 +222,17 @@ class Operations:
     @classmethod
     def over(cls, made: Stores, **policy: Any) -> "Operations":
         """Returns the operations over stores; keyword arguments are of the policy."""
-        lifetimes = {"default_ttl": 86_400_000, "default_idle_timeout": 1_800_000, "max_ttl": 30 * 86_400_000}
+        lifetimes = {"default_ttl_ms": 86_400_000, "default_idle_timeout_ms": 1_800_000, "max_ttl_ms": 30 * 86_400_000}
         decided = Policy(**{**lifetimes, **policy})
         tokens = Tokens(secrets.token_bytes)
+        ending = Ending(made.sessions, made.index)
         return cls(
-            Sessions(made.sessions, made.index, tokens, decided),
-            UserSessions(made.sessions, made.index, tokens, decided),
+            Sessions(made.sessions, made.index, ending, tokens, decided),
+            UserSessions(made.sessions, made.index, ending, tokens, decided),
             decided,
         )
 
 
-def soon() -> float:
-    """Returns a deadline that no test gets near to."""
-    return asyncio.get_running_loop().time() + 60
+def a_call(seconds: float = 60) -> Call:
+    """Returns a call with so much time left; by default more than any test takes."""
+    return Call(deadline=asyncio.get_running_loop().time() + seconds)

@@ -34,31 +34,31 @@ class Expected:
     born: int
     end: int
     """Its absolute deadline."""
-    idle_timeout: int
+    idle_timeout_ms: int
     active: Moment
-    retired: list[tuple[str, Moment]] = field(default_factory=list)
+    rotated_tokens: list[tuple[str, Moment]] = field(default_factory=list)
     """Tokens that were rotated out, and when each grace ends; oldest first."""
     versions: int = 1
     over: bool = False
 
     @property
-    def touch_interval(self) -> int:
+    def touch_interval_ms(self) -> int:
         """min(60 s, idle_timeout / 20), as guaranteed."""
-        return min(MINUTE, self.idle_timeout // 20) if self.idle_timeout else MINUTE
+        return min(MINUTE, self.idle_timeout_ms // 20) if self.idle_timeout_ms else MINUTE
 
     @property
     def mark(self) -> int:
         """How exactly the last activity is told under the absolute deadline."""
-        return max(SECOND, self.touch_interval)
+        return max(SECOND, self.touch_interval_ms)
 
     def life(self, now: Moment) -> Life:
         """Whether it must be alive, must be dead, or may be either."""
         ends = [self.end, self.end]
         # The expiry stops short of the absolute deadline by less than a thousandth of the life that is left.
         early = (self.end - self.active[0]) // 1000 + 2
-        if self.idle_timeout:
-            ends = [min(self.end, at + self.idle_timeout) for at in self.active]
-            early = max(early, self.touch_interval + 2)
+        if self.idle_timeout_ms:
+            ends = [min(self.end, at + self.idle_timeout_ms) for at in self.active]
+            early = max(early, self.touch_interval_ms + 2)
         if self.over or now[0] > ends[1]:
             return Life.DEAD
         return Life.ALIVE if now[1] < ends[0] - early else Life.EITHER
@@ -67,14 +67,14 @@ class Expected:
         """Whether a rotated-out token must be inside its grace; None if this is the current token."""
         if token == self.token:
             return None
-        until = next(until for retired, until in self.retired if retired == token)
+        until = next(until for rotated, until in self.rotated_tokens if rotated == token)
         if now[1] < until[0]:
             return Life.ALIVE
         return Life.DEAD if now[0] >= until[1] else Life.EITHER
 
     def rotate(self, token: str, now: Moment) -> None:
         """Learns that it has another token."""
-        self.retired.append((self.token, (now[0] + GRACE, now[1] + GRACE)))
+        self.rotated_tokens.append((self.token, (now[0] + GRACE, now[1] + GRACE)))
         self.token = token
         self.versions += 1
 

@@ -1,26 +1,20 @@
-"""The RPCs: messages in, messages out. Converts and nothing else; no engine type gets below here.
+"""The RPCs: messages in, messages out. It converts and nothing else; no engine type gets below here.
 
-A `deadline` is a time of the event loop's clock. Errors are exceptions, which `errors` turns into statuses.
+Errors are exceptions, which `statuses` turns into statuses.
 """
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from catraca.v1 import session_pb2, session_service_pb2 as pb
-from catraca_server.domain.commands import (
-    BATCH_MAX,
-    MASK_PATHS_MAX,
-    InvalidRequest,
-    NewSession,
-    PageToken,
-    Update,
-    Violation,
-    page_size,
-    violations_of_check,
-    violations_of_user,
-)
-from catraca_server.domain.session import Check, InvalidReason, Live, Verdict
+from catraca_server.api.paging import page_size, read_page_token, write_page_token
+from catraca_server.domain.call import Call
+from catraca_server.domain.commands import NewSession, Update
+from catraca_server.domain.errors import InvalidRequest, Violation
+from catraca_server.domain.limits import BATCH_MAX_REQUESTS, MASK_MAX_PATHS, user_id_fault
+from catraca_server.domain.session import StoredSession
 from catraca_server.domain.tokens import is_session_id
+from catraca_server.domain.validation import InvalidReason, Validation, ValidationRequest
 from catraca_server.operations.sessions import Sessions
 from catraca_server.operations.users import UserSessions
 
@@ -34,102 +28,104 @@ class SessionService:
         self._sessions = sessions
         self._users = users
 
-    async def create_session(self, request: pb.CreateSessionRequest, deadline: float) -> pb.CreateSessionResponse:
+    async def create_session(self, request: pb.CreateSessionRequest, call: Call) -> pb.CreateSessionResponse:
         """CreateSession."""
         new = NewSession(
             user_id=request.user_id,
-            ttl=_milliseconds("ttl", request.ttl) if request.HasField("ttl") else None,
-            idle_timeout=(
+            ttl_ms=_milliseconds("ttl", request.ttl) if request.HasField("ttl") else None,
+            idle_timeout_ms=(
                 _milliseconds("idle_timeout", request.idle_timeout) if request.HasField("idle_timeout") else None
             ),
             attributes=dict(request.attributes),
             token=request.token,
         )
-        login = await self._users.create(new, deadline)
-        response = pb.CreateSessionResponse(token=login.token, evicted_session_ids=login.evicted)
-        _write_session(login.live, response.session)
+        login = await self._users.create(new, call)
+        response = pb.CreateSessionResponse(token=login.token, evicted_session_ids=login.evicted_session_ids)
+        _write_session(login.stored, response.session)
         return response
 
-    async def validate_session(self, request: pb.ValidateSessionRequest, deadline: float) -> pb.ValidateSessionResponse:
+    async def validate_session(self, request: pb.ValidateSessionRequest, call: Call) -> pb.ValidateSessionResponse:
         """ValidateSession."""
-        check = _check(request)
-        if violations := violations_of_check(check):
+        if violations := _violations(request):
             raise InvalidRequest(*violations)
-        (verdict,) = await self._sessions.validate([check], deadline)
-        return _verdict(verdict)
+        (validation,) = await self._sessions.validate([_validation_request(request)], call)
+        return _validation_response(validation)
 
     async def batch_validate_sessions(
-        self, request: pb.BatchValidateSessionsRequest, deadline: float
+        self, request: pb.BatchValidateSessionsRequest, call: Call
     ) -> pb.BatchValidateSessionsResponse:
         """BatchValidateSessions."""
-        if not 1 <= len(request.requests) <= BATCH_MAX:
-            raise InvalidRequest(Violation("requests", f"must be 1 to {BATCH_MAX}"))
-        checks = [_check(each) for each in request.requests]
+        if not 1 <= len(request.requests) <= BATCH_MAX_REQUESTS:
+            raise InvalidRequest(Violation("requests", f"must have 1 to {BATCH_MAX_REQUESTS} entries"))
         if violations := [
-            violation for at, check in enumerate(checks) for violation in violations_of_check(check, f"requests[{at}].")
+            violation
+            for at, each in enumerate(request.requests)
+            for violation in _violations(each, path=f"requests[{at}].")
         ]:
             raise InvalidRequest(*violations)
-        verdicts = await self._sessions.validate(checks, deadline)
-        return pb.BatchValidateSessionsResponse(responses=[_verdict(verdict) for verdict in verdicts])
+        validations = await self._sessions.validate([_validation_request(each) for each in request.requests], call)
+        return pb.BatchValidateSessionsResponse(responses=map(_validation_response, validations))
 
-    async def get_session(self, request: pb.GetSessionRequest, deadline: float) -> pb.GetSessionResponse:
+    async def get_session(self, request: pb.GetSessionRequest, call: Call) -> pb.GetSessionResponse:
         """GetSession."""
         _require("session_id", request.session_id)
         response = pb.GetSessionResponse()
-        _write_session(await self._sessions.get(request.session_id, deadline), response.session)
+        _write_session(await self._sessions.get(request.session_id, call), response.session)
         return response
 
-    async def list_sessions(self, request: pb.ListSessionsRequest, deadline: float) -> pb.ListSessionsResponse:
+    async def list_sessions(self, request: pb.ListSessionsRequest, call: Call) -> pb.ListSessionsResponse:
         """ListSessions."""
-        if violations := violations_of_user(request.user_id):
-            raise InvalidRequest(*violations)
-        before = PageToken.read(request.page_token, request.user_id) if request.page_token else None
-        page = await self._users.page(request.user_id, before, page_size(request.page_size), deadline)
+        if fault := user_id_fault(request.user_id):
+            raise InvalidRequest(Violation("user_id", fault))
+        before = read_page_token(request.page_token, request.user_id) if request.page_token else None
+        page = await self._users.page(request.user_id, before, page_size(request.page_size), call)
         response = pb.ListSessionsResponse()
-        for live in page.sessions:
-            _write_session(live, response.sessions.add())
+        for stored in page.sessions:
+            _write_session(stored, response.sessions.add())
         if page.next_before is not None:
-            response.next_page_token = PageToken.write(page.next_before, request.user_id)
+            response.next_page_token = write_page_token(page.next_before, request.user_id)
         return response
 
-    async def update_session(self, request: pb.UpdateSessionRequest, deadline: float) -> pb.UpdateSessionResponse:
+    async def update_session(self, request: pb.UpdateSessionRequest, call: Call) -> pb.UpdateSessionResponse:
         """UpdateSession."""
         response = pb.UpdateSessionResponse()
-        _write_session(await self._sessions.update(_update(request), deadline), response.session)
+        _write_session(await self._sessions.update(_update(request), call), response.session)
         return response
 
-    async def rotate_session(self, request: pb.RotateSessionRequest, deadline: float) -> pb.RotateSessionResponse:
+    async def rotate_session(self, request: pb.RotateSessionRequest, call: Call) -> pb.RotateSessionResponse:
         """RotateSession."""
         _require("token", request.token)
-        rotation = await self._sessions.rotate(request.token, deadline)
+        rotation = await self._sessions.rotate(request.token, call)
         response = pb.RotateSessionResponse(token=rotation.token)
-        _write_session(rotation.live, response.session)
+        _write_session(rotation.stored, response.session)
         return response
 
-    async def revoke_session(self, request: pb.RevokeSessionRequest, deadline: float) -> pb.RevokeSessionResponse:
+    async def revoke_session(self, request: pb.RevokeSessionRequest, call: Call) -> pb.RevokeSessionResponse:
         """RevokeSession."""
         match request.WhichOneof("target"):
             case "token":
                 _require("token", request.token)
-                revoked = await self._sessions.revoke_token(request.token, deadline)
+                revoked = await self._sessions.revoke_token(request.token, call)
             case "session_id":
                 _require("session_id", request.session_id)
-                revoked = await self._sessions.revoke(request.session_id, deadline)
+                revoked = await self._sessions.revoke(request.session_id, call)
             case _:
                 raise InvalidRequest(Violation("target", "must be set: either token or session_id"))
         return pb.RevokeSessionResponse(revoked=revoked)
 
     async def revoke_user_sessions(
-        self, request: pb.RevokeUserSessionsRequest, deadline: float
+        self, request: pb.RevokeUserSessionsRequest, call: Call
     ) -> pb.RevokeUserSessionsResponse:
         """RevokeUserSessions."""
-        violations = violations_of_user(request.user_id)
+        violations = []
+        if fault := user_id_fault(request.user_id):
+            violations.append(Violation("user_id", fault))
         if request.except_session_id and not is_session_id(request.except_session_id):
-            # A mistyped id would spare nothing.
+            # A mistyped id would keep no session.
             violations.append(Violation("except_session_id", "must be a session id"))
         if violations:
             raise InvalidRequest(*violations)
-        revoked = await self._users.revoke(request.user_id, request.except_session_id, deadline)
+        revoked = await self._users.revoke(request.user_id, request.except_session_id, call)
         return pb.RevokeUserSessionsResponse(revoked_count=revoked)
 
 
@@ -138,16 +134,26 @@ def _require(field: str, value: str) -> None:
         raise InvalidRequest(Violation(field, "must be set"))
 
 
-def _check(request: pb.ValidateSessionRequest) -> Check:
-    return Check(request.token, request.user_id, request.skip_touch)
+def _violations(request: pb.ValidateSessionRequest, path: str = "") -> list[Violation]:
+    """Returns everything that is wrong with a validation; `path` is where in the request it stands."""
+    violations = []
+    if not request.token:
+        violations.append(Violation(f"{path}token", "must be set"))
+    if request.user_id and (fault := user_id_fault(request.user_id)):
+        violations.append(Violation(f"{path}user_id", fault))
+    return violations
+
+
+def _validation_request(request: pb.ValidateSessionRequest) -> ValidationRequest:
+    return ValidationRequest(request.token, request.user_id, request.skip_touch)
 
 
 def _update(request: pb.UpdateSessionRequest) -> Update:
     session = request.session
     _require("session.session_id", session.session_id)
-    if not 1 <= len(request.update_mask.paths) <= MASK_PATHS_MAX:
-        raise InvalidRequest(Violation("update_mask", f"must name 1 to {MASK_PATHS_MAX} fields"))
-    attributes, end, idle_timeout = None, None, None
+    if not 1 <= len(request.update_mask.paths) <= MASK_MAX_PATHS:
+        raise InvalidRequest(Violation("update_mask", f"must name 1 to {MASK_MAX_PATHS} fields"))
+    attributes, end_ms, idle_timeout_ms = None, None, None
     entries: dict[str, str | None] = {}
     for path in request.update_mask.paths:
         match path.partition("."):
@@ -158,36 +164,36 @@ def _update(request: pb.UpdateSessionRequest) -> Update:
             case "absolute_expire_time", "", "":
                 if not session.HasField("absolute_expire_time"):
                     raise InvalidRequest(Violation("session.absolute_expire_time", "must be set"))
-                end = _moment("session.absolute_expire_time", session.absolute_expire_time)
+                end_ms = _unix_ms("session.absolute_expire_time", session.absolute_expire_time)
             case "idle_timeout", "", "":
-                idle_timeout = _milliseconds("session.idle_timeout", session.idle_timeout)
+                idle_timeout_ms = _milliseconds("session.idle_timeout", session.idle_timeout)
             case _:
                 raise InvalidRequest(Violation("update_mask", "names a path that cannot be updated"))
-    return Update(session.session_id, session.etag, attributes, entries, end, idle_timeout)
+    return Update(session.session_id, session.etag, attributes, entries, end_ms, idle_timeout_ms)
 
 
-def _verdict(verdict: Verdict) -> pb.ValidateSessionResponse:
-    if verdict.live is None:
-        assert verdict.reason is not None, "a verdict is a session or a reason"
-        return pb.ValidateSessionResponse(invalid_reason=_REASONS[verdict.reason])
-    response = pb.ValidateSessionResponse(valid=True, token_rotated=verdict.rotated)
-    _write_session(verdict.live, response.session)
-    _write(verdict.cache_ttl, response.cache_ttl)
+def _validation_response(validation: Validation) -> pb.ValidateSessionResponse:
+    if validation.stored is None:
+        assert validation.reason is not None, "a validation has a session or a reason"
+        return pb.ValidateSessionResponse(invalid_reason=_REASONS[validation.reason])
+    response = pb.ValidateSessionResponse(valid=True, token_rotated=validation.token_rotated)
+    _write_session(validation.stored, response.session)
+    _write(validation.cache_ttl_ms, response.cache_ttl)
     return response
 
 
-def _write_session(live: Live, message: session_pb2.Session) -> None:
-    """Fills in a message where it stands, in a third of the time that making its parts and copying them in takes."""
-    session = live.session
+def _write_session(stored: StoredSession, message: session_pb2.Session) -> None:
+    """Fills in a message in place, in a third of the time that making its parts and copying them in takes."""
+    session = stored.session
     message.session_id = session.session_id
     message.user_id = session.user_id
     message.attributes.update(session.attributes)
-    _write(session.create_time, message.create_time)
-    _write(live.last_active_time, message.last_active_time)
-    _write(live.expire_time, message.expire_time)
-    _write(session.absolute_expire_time, message.absolute_expire_time)
-    if session.idle_timeout:
-        _write(session.idle_timeout, message.idle_timeout)
+    _write(session.create_time_ms, message.create_time)
+    _write(stored.last_active_time_ms, message.last_active_time)
+    _write(stored.expire_time_ms, message.expire_time)
+    _write(session.absolute_expire_time_ms, message.absolute_expire_time)
+    if session.idle_timeout_ms:
+        _write(session.idle_timeout_ms, message.idle_timeout)
     message.etag = session.etag
 
 
@@ -196,14 +202,14 @@ def _write(milliseconds: int, message: Timestamp | Duration) -> None:
     message.nanos = milliseconds * 1_000_000
 
 
-def _moment(field: str, timestamp: Timestamp) -> int:
+def _unix_ms(field: str, timestamp: Timestamp) -> int:
     if not 0 <= timestamp.nanos < 1_000_000_000:
         raise InvalidRequest(Violation(field, "must have nanos of 0 to 999,999,999"))
     return timestamp.seconds * 1000 + timestamp.nanos // 1_000_000
 
 
 def _milliseconds(field: str, duration: Duration) -> int:
-    """Returns a span in milliseconds, a part of one counting as one, so that no span is ever rounded to none."""
+    """Returns a duration in milliseconds. A part of one counts as one, so that no duration is rounded to zero."""
     if abs(duration.nanos) >= 1_000_000_000 or duration.seconds * duration.nanos < 0:
         raise InvalidRequest(Violation(field, "must have nanos below 1e9, of the same sign as seconds"))
     nanoseconds = duration.seconds * 1_000_000_000 + duration.nanos

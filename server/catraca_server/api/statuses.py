@@ -18,7 +18,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from catraca.v1.error_reason_pb2 import ErrorReason
-from catraca_server.domain.commands import (
+from catraca_server.domain.errors import (
     EtagMismatch,
     InvalidRequest,
     SessionLimitReached,

@@ -1,120 +1,159 @@
-"""What each operation on one session does: the rules applied to what the store has. No messages and no Redis in here.
+"""What each operation on one session does: the rules applied to what the store has. No messages and no Redis.
 
 The operations on all sessions of a user, logging in among them, are in `users`.
 """
 
+import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from catraca_server.domain.commands import Policy, SessionNotFound, TokenReused, Update
-from catraca_server.domain.session import (
-    MALFORMED,
-    Check,
-    InvalidReason,
-    Live,
-    Session,
-    Standing,
-    Verdict,
-    judge,
-    standing,
-)
+from catraca_server.domain.call import Call
+from catraca_server.domain.commands import Update
+from catraca_server.domain.errors import SessionNotFound, TokenReused
+from catraca_server.domain.events import EndCause
+from catraca_server.domain.limits import Policy
+from catraca_server.domain.session import Session, StoredSession
 from catraca_server.domain.tokens import Credential, Tokens, is_session_id
-from catraca_server.store import Entries, Overloaded, SessionStore, StoreProblem, StoreUnavailable, UserIndex
+from catraca_server.domain.validation import (
+    MALFORMED,
+    InvalidReason,
+    TokenStatus,
+    Validation,
+    ValidationRequest,
+    token_status,
+    validate,
+)
+from catraca_server.operations.ending import Ending
+from catraca_server.store import (
+    Overloaded,
+    ReadResult,
+    Replacement,
+    SessionStore,
+    StoreProblem,
+    StoreUnavailable,
+    UserIndex,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """A session and the token that it has now."""
+    """A session and its new token."""
 
     token: str = field(repr=False)
-    live: Live
+    stored: StoredSession
 
 
-class _Due(NamedTuple):
-    """A check whose session's activity has to be written down."""
+class _Touch(NamedTuple):
+    """A validation whose session's activity has to be written down."""
 
     at: int
-    credential: Credential
-    now: int
-    live: Live
+    """Its place in the batch."""
+    now_ms: int
+    touched: StoredSession
 
 
 class Sessions:
-    """The operations on one session.
+    """The operations on one session. Every method raises what the store's methods raise."""
 
-    Every `deadline` is a time of the event loop's clock; every method raises what the store's methods raise.
-    """
-
-    def __init__(self, store: SessionStore, index: UserIndex, tokens: Tokens, policy: Policy) -> None:
+    def __init__(self, store: SessionStore, index: UserIndex, ending: Ending, tokens: Tokens, policy: Policy) -> None:
         self._store = store
         self._index = index
+        self._ending = ending
         self._tokens = tokens
         self._policy = policy
+        self._tidying: set[asyncio.Task[None]] = set()
 
-    async def validate(self, checks: Sequence[Check], deadline: float) -> list[Verdict]:
-        """Judges tokens, in order, and writes activity down where that is due.
+    async def validate(self, requests: Sequence[ValidationRequest], call: Call) -> list[Validation]:
+        """Validates tokens, in order, and touches the sessions whose activity has to be written down.
 
-        A session that changes between being judged and being touched is judged again, so that a touch neither brings
-        back what was revoked nor stretches what was shortened. One whose token was presented after its grace is revoked
-        before that is told.
+        A session that changes between being validated and being touched is validated again, so that a touch neither
+        brings back what was revoked nor prolongs what was shortened. A session whose rotated-out token is presented
+        after its grace is revoked before that is answered.
         """
-        verdicts = [MALFORMED] * len(checks)
-        credentials = [self._tokens.read(check.token) for check in checks]
-        open_checks = [(at, credential) for at, credential in enumerate(credentials) if credential is not None]
-        while open_checks:
-            looks = await self._store.read([credential.session_id for _, credential in open_checks], deadline)
-            due: list[_Due] = []
-            for (at, credential), (now, live, _) in zip(open_checks, looks, strict=True):
-                verdict = verdicts[at] = judge(checks[at], credential, live, now)
-                if live is not None and live.session.retired:
-                    await self._mind_rotation(verdict, live, now, deadline)
-                if verdict.live and not checks[at].skip_touch and verdict.live.touch_due(now):
-                    due.append(_Due(at, credential, now, verdict.live))
-            open_checks = await self._touch(due, verdicts, deadline) if due else []
-        return verdicts
+        validations = [MALFORMED] * len(requests)
+        credentials = [self._tokens.read(request.token) for request in requests]
+        unanswered = [(at, credential) for at, credential in enumerate(credentials) if credential is not None]
+        while unanswered:
+            results = await self._store.read([credential.session_id for _, credential in unanswered], call)
+            touches: list[_Touch] = []
+            reused: dict[str, ReadResult] = {}
+            stale: dict[str, Replacement] = {}
+            for (at, credential), result in zip(unanswered, results, strict=True):
+                now_ms, stored, _ = result
+                validation = validations[at] = validate(requests[at], credential, stored, now_ms)
+                if validation.reason is InvalidReason.TOKEN_REUSED:
+                    reused[credential.session_id] = result
+                elif stored is not None and stored.session.rotated_tokens:
+                    tidied = stored.session.without_expired_salts(now_ms)
+                    if tidied is not stored.session:
+                        stale[credential.session_id] = Replacement(stored, replace(stored, session=tidied))
+                if validation.stored and not requests[at].skip_touch and validation.stored.touch_due(now_ms):
+                    touches.append(_Touch(at, now_ms, validation.stored.touched(now_ms)))
+            if stale:
+                self._tidy(list(stale.values()), call)
+            if reused:
+                await self._revoke_reused(list(reused.values()), call)
+            changed = await self._touch(touches, validations, call) if touches else set()
+            unanswered = [(at, credential) for at, credential in unanswered if at in changed]
+        return validations
 
-    async def _mind_rotation(self, verdict: Verdict, live: Live, now: int, deadline: float) -> None:
-        """Revokes a session whose rotated-out token came back too late, and drops salts whose time is over."""
-        if verdict.reason is InvalidReason.TOKEN_REUSED:
-            await self._revoke(live.session, now, deadline)
-        elif (unsalted := live.session.unsalted(now)) is not live.session:
-            # Here, because the next rotation may be far away, and a salt is kept for the grace only.
-            await self._store.replace(live, replace(live, session=unsalted), deadline, durable=False)
-
-    async def _touch(self, due: list[_Due], verdicts: list[Verdict], deadline: float) -> list[tuple[int, Credential]]:
-        """Writes activity down, amends the verdicts, and returns what has to be judged again."""
-        touched = [replace(live, expiry=live.session.expiry_if_active_at(now)) for _, _, now, live in due]
-        again = []
-        done = await self._store.touch([(live, live.expiry) for live in touched], deadline)
-        for (at, credential, now, _), live, was_as_judged in zip(due, touched, done, strict=True):
-            if was_as_judged:
-                verdicts[at] = replace(
-                    verdicts[at], live=live, cache_ttl=0 if verdicts[at].rotated else live.cache_ttl(now)
-                )
+    async def _touch(self, touches: Sequence[_Touch], validations: list[Validation], call: Call) -> set[int]:
+        """Writes activity down and amends the validations. Returns which have to be made again."""
+        done = await self._store.touch([each.touched for each in touches], call)
+        changed = set()
+        for (at, now_ms, touched), unchanged in zip(touches, done, strict=True):
+            if unchanged:
+                cache_ttl_ms = 0 if validations[at].token_rotated else touched.cache_ttl_ms(now_ms)
+                validations[at] = replace(validations[at], stored=touched, cache_ttl_ms=cache_ttl_ms)
             else:
-                again.append((at, credential))
-        return again
+                changed.add(at)
+        return changed
 
-    async def get(self, session_id: str, deadline: float) -> Live:
+    async def _revoke_reused(self, reused: Sequence[ReadResult], call: Call) -> None:
+        """Ends sessions at the same time, so that the store gets them all in a few exchanges."""
+        await asyncio.gather(
+            *(
+                self._ending.end_session(stored.session, now_ms, EndCause.TOKEN_REUSE, call)
+                for now_ms, stored, _ in reused
+                if stored is not None
+            )
+        )
+
+    def _tidy(self, replacements: Sequence[Replacement], call: Call) -> None:
+        """Drops salts whose grace is over: a salt is kept for the grace only, and the next rotation may be far away.
+
+        The answer does not wait for it, and does not fail with it.
+        """
+
+        async def tidy() -> None:
+            with contextlib.suppress(StoreUnavailable, Overloaded):
+                await self._store.tidy(replacements, call)
+
+        task = asyncio.create_task(tidy(), name="tidy")
+        # The loop itself keeps only a weak reference.
+        self._tidying.add(task)
+        task.add_done_callback(self._tidying.discard)
+
+    async def get(self, session_id: str, call: Call) -> StoredSession:
         """Reads a session. Raises SessionNotFound."""
-        live, _ = await self._read(session_id, deadline)
-        return live
+        stored, _ = await self._read(session_id, call)
+        return stored
 
-    async def update(self, update: Update, deadline: float) -> Live:
+    async def update(self, update: Update, call: Call) -> StoredSession:
         """Changes a session. Raises SessionNotFound, EtagMismatch, InvalidRequest."""
         while True:
-            before, now = await self._read(update.session_id, deadline)
-            after = update.applied_to(before, now, self._policy)
-            if after.session.absolute_expire_time > before.session.absolute_expire_time:
+            before, now_ms = await self._read(update.session_id, call)
+            after = update.apply(before, now_ms, self._policy)
+            if after.session.absolute_expire_time_ms > before.session.absolute_expire_time_ms:
                 # First, so that the index never ends before a session that it names.
-                await self._index.extend(after.session, deadline)
-            # Changed or touched meanwhile: decided anew, until the deadline.
-            if written := await self._store.replace(before, after, deadline):
+                await self._index.extend(after.session, call)
+            # If it was changed or touched meanwhile, decide again, until the deadline.
+            if written := await self._store.replace(Replacement(before, after), call):
                 return written
 
-    async def rotate(self, token: str, deadline: float) -> Rotation:
+    async def rotate(self, token: str, call: Call) -> Rotation:
         """Replaces a session's token. Raises SessionNotFound, TokenReused.
 
         A token inside its grace gets the token that its session has now, and nothing changes.
@@ -123,71 +162,58 @@ class Sessions:
         if credential is None:
             raise SessionNotFound
         while True:
-            live, now = await self._read(credential.session_id, deadline)
-            match standing(credential, live, now):
-                case Standing.UNKNOWN:
+            stored, now_ms = await self._read(credential.session_id, call)
+            match token_status(credential, stored, now_ms):
+                case TokenStatus.UNKNOWN:
                     raise SessionNotFound
-                case Standing.REUSED:
-                    await self._revoke(live.session, now, deadline)
+                case TokenStatus.REUSED:
+                    await self._ending.end_session(stored.session, now_ms, EndCause.TOKEN_REUSE, call)
                     raise TokenReused
-                case Standing.IN_GRACE:
-                    await self._store.confirm([credential.session_id], deadline)
-                    return Rotation(self._successor(token, credential, live.session), live)
-                case Standing.CURRENT:
+                case TokenStatus.IN_GRACE:
+                    await self._store.ensure_replicated([credential.session_id], call)
+                    return Rotation(self._successor(token, credential, stored.session), stored)
+                case TokenStatus.CURRENT:
                     salt = self._tokens.salt()
                     renewed = self._tokens.renew(token, salt)
-                    session = live.session.rotated(self._digest(renewed), salt, self._policy.rotation_grace, now)
-                    after = Live(session, live.expiry, live.stored_as)
-                    # Changed meanwhile, perhaps rotated by somebody else: then this token is in its grace now.
-                    if written := await self._store.replace(live, after, deadline):
+                    grace_ms = self._policy.rotation_grace_ms
+                    session = stored.session.rotate(self._digest(renewed), salt, grace_ms=grace_ms, now_ms=now_ms)
+                    after = replace(stored, session=session)
+                    # If it was changed meanwhile, perhaps by another rotation, this token is in its grace now.
+                    if written := await self._store.replace(Replacement(stored, after), call):
                         return Rotation(renewed, written)
 
-    async def revoke(self, session_id: str, deadline: float) -> bool:
+    async def revoke(self, session_id: str, call: Call) -> bool:
         """Ends a session by its id. Whether there was one."""
         if not is_session_id(session_id):
             return False
-        live = None
+        stored, now_ms = None, 0
         with contextlib.suppress(StoreUnavailable):
-            ((now, live, _),) = await self._store.read([session_id], deadline)
-        if live is not None:
-            return await self._revoke(live.session, now, deadline)
-        # There may be something that cannot be read as that session, and nothing else ends it.
-        return await self._store.delete(session_id, deadline)
+            ((now_ms, stored, _),) = await self._store.read([session_id], call)
+        if stored is None:
+            # There may be something that cannot be read as that session, and nothing else ends it.
+            return bool(await self._ending.end_unreadable(session_id, EndCause.REQUEST, call))
+        return bool(await self._ending.end_session(stored.session, now_ms, EndCause.REQUEST, call))
 
-    async def revoke_token(self, token: str, deadline: float) -> bool:
+    async def revoke_token(self, token: str, call: Call) -> bool:
         """Ends the session that a token opens, or once opened. Whether there was one."""
         credential = self._tokens.read(token)
         if credential is None:
             return False
-        ((now, live, _),) = await self._store.read([credential.session_id], deadline)
-        if live is None:
-            await self._store.confirm([credential.session_id], deadline)
+        ((now_ms, stored, _),) = await self._store.read([credential.session_id], call)
+        if stored is None:
+            await self._store.ensure_replicated([credential.session_id], call)
             return False
         # The id is public: only who knows the secret may end the session by token.
-        if standing(credential, live, now) is Standing.UNKNOWN:
+        if token_status(credential, stored, now_ms) is TokenStatus.UNKNOWN:
             return False
-        return await self._revoke(live.session, now, deadline)
+        return bool(await self._ending.end_session(stored.session, now_ms, EndCause.REQUEST, call))
 
-    async def _read(self, session_id: str, deadline: float) -> tuple[Live, int]:
+    async def _read(self, session_id: str, call: Call) -> tuple[StoredSession, int]:
         if is_session_id(session_id):
-            ((now, live, _),) = await self._store.read([session_id], deadline)
-            if live is not None:
-                return live, now
+            ((now_ms, stored, _),) = await self._store.read([session_id], call)
+            if stored is not None:
+                return stored, now_ms
         raise SessionNotFound
-
-    async def _revoke(self, session: Session, now: int, deadline: float) -> bool:
-        entry = None
-        with contextlib.suppress(StoreUnavailable):
-            # Read first: an entry that is made anew while the session ends has another number, and is not forgotten.
-            # Where it cannot be read the session is to end all the same.
-            entry = await self._index.entry(session.user_id, session.session_id, deadline)
-        if entry is None:
-            return await self._store.delete(session.session_id, deadline)
-        ended = await self._store.kill(session.user_id, Entries(now, [entry]), deadline)
-        # It is revoked; the index may name what has ended.
-        with contextlib.suppress(StoreUnavailable, Overloaded):
-            await self._index.forget(session.user_id, [entry], deadline)
-        return bool(ended)
 
     def _digest(self, token: str) -> str:
         credential = self._tokens.read(token)
@@ -196,11 +222,11 @@ class Sessions:
 
     def _successor(self, token: str, credential: Credential, session: Session) -> str:
         """Returns the session's token, from a token inside its grace: by the salt of each rotation since."""
-        digests = [each.digest for each in session.retired]
+        digests = [each.digest for each in session.rotated_tokens]
         at = next(at for at, digest in enumerate(digests) if credential.opens(digest))
-        for retired in session.retired[at:]:
-            token = self._tokens.renew(token, retired.salt)
+        for rotated in session.rotated_tokens[at:]:
+            token = self._tokens.renew(token, rotated.salt)
         if self._digest(token) != session.digest:
             # Each token follows from the one before, unless somebody changed the record by hand.
-            raise StoreUnavailable("a record whose salts do not yield its token", StoreProblem.MALFORMED_REPLY)
+            raise StoreUnavailable("a record's salts do not yield its token", StoreProblem.MALFORMED_REPLY)
         return token

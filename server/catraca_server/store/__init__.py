@@ -1,17 +1,20 @@
-"""The store's face: what the operations ask of it, and what it promises. One implementation serves every Redis.
+"""The store's contract: what the operations ask of a store, and what it promises.
 
-Promises common to all methods of `SessionStore`:
+One implementation serves every Redis.
 
-- `deadline` is a time of the event loop's clock (`loop.time()`). A method answers by then or raises.
+Promises common to all methods:
+
+- A method returns or raises by `call.deadline`.
 - `StoreUnavailable` means that nothing is known: of a read, what is there; of a write, whether it was done. Repeating
   either is safe.
-- A request whose connection to Redis was closed is repeated, and the first sending may have been executed. Where a
-  repeated write cannot tell its own work from that of another call, it is `StoreUnavailable`; a wrong answer it never
-  is. Reading, touching, entering, settling, extending and forgetting come to the same when they are repeated.
+- A request whose connection to Redis was closed is sent again, and the first sending may have been executed. Where a
+  repeated write cannot tell its own work from that of another call, the method raises `StoreUnavailable`; it never
+  returns a wrong answer. Reading, touching, reserving, committing, extending and removing have the same outcome when
+  they are repeated.
 - Each change to a session is one atomic step on one key, and every key has an expiry at every instant.
-- Answers come from the primary, and were read after the question was asked.
-- `NotDurable` means that fewer replicas than the operator wants have a change. Creations and ends, of sessions and of
-  entries that are about to be, do not return before enough have it, nor do those that find it done already.
+- Reads go to the primary, and happen after the method was called.
+- `NotDurable` means that fewer replicas than the operator wants have a change. Methods that create, change or end a
+  session, or reserve one, do not return before enough replicas have it; nor do those that find the change made already.
 """
 
 from collections.abc import Sequence
@@ -19,66 +22,63 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from catraca_server.domain.session import Live, Session
-from catraca_server.redis.errors import (
-    NotDurable as NotDurable,
-    Overloaded as Overloaded,
-    StoreProblem as StoreProblem,
-    StoreUnavailable as StoreUnavailable,
-)
+from catraca_server.domain.call import Call
+from catraca_server.domain.session import Session, StoredSession
+from catraca_server.redis.errors import NotDurable, Overloaded, StoreProblem, StoreUnavailable
+from catraca_server.store.attempts import IndexEntry
+
+__all__ = [
+    "Creation",
+    "IndexEntries",
+    "IndexEntry",
+    "NotDurable",
+    "Overloaded",
+    "ReadResult",
+    "Replacement",
+    "Reservation",
+    "SessionStore",
+    "StoreProblem",
+    "StoreUnavailable",
+    "UserIndex",
+]
 
 
-class Look(NamedTuple):
+class ReadResult(NamedTuple):
     """What the store had under a session's key."""
 
-    now: int
-    """Its clock when it began to answer, in Unix milliseconds."""
-    live: Live | None
+    now_ms: int
+    """The store's clock when it began to reply, in Unix milliseconds."""
+    stored: StoredSession | None
     """None: there is no session."""
-    gone: bool
-    """Whether there is nothing. What is there and cannot be read may be a session of another version of catraca."""
+    absent: bool
+    """Whether there is nothing. What is there but cannot be read may be a session of another version of catraca."""
+
+
+class Replacement(NamedTuple):
+    """A session as it was read, and the version that is to replace it."""
+
+    before: StoredSession
+    after: StoredSession
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A session as its user's index has it. It may have ended since, or be about to be written."""
+class IndexEntries:
+    """Entries of a user's index."""
 
-    session_id: str
-    number: int
-    """Tells the attempts to create a session apart, and later ones from earlier ones; see `enter.lua`."""
-
-    @property
-    def attempt(self) -> int:
-        """The number that it was entered with."""
-        return abs(self.number) & ~1
-
-    def is_recent(self, now: int) -> bool:
-        """Whether it was entered so lately that the attempt may be under way; `now` in milliseconds."""
-        return now - self.attempt // 2000 <= ATTEMPT_LASTS
-
-    def is_settled(self, now: int) -> bool:
-        """Whether its session, if it is not there, will not be written any more either."""
-        return bool(self.number & 1) or not self.is_recent(now)
+    now_ms: int
+    """The store's clock when it replied, in Unix milliseconds."""
+    entries: Sequence[IndexEntry]
 
 
 @dataclass(frozen=True, slots=True)
-class Entries:
-    """A part of a user's index."""
+class Reservation:
+    """What came of reserving a session in its user's index."""
 
-    now: int
-    """The store's clock when it answered, in Unix milliseconds."""
-    found: Sequence[Entry]
-
-
-@dataclass(frozen=True, slots=True)
-class Entrance:
-    """What came of entering a session into its user's index."""
-
-    entry: Entry | None
-    """None: the user is at the limit, and nothing was entered."""
-    marked: Sequence[Entry]
+    entry: IndexEntry | None
+    """None: the user is at the limit, and nothing was reserved."""
+    evicting: IndexEntries
     """Sessions that have to end before this one may be written."""
-    others: Entries
+    others: IndexEntries
     """If the user is at the limit, the sessions that make it so (the oldest thousand); else a few at random."""
 
 
@@ -87,65 +87,59 @@ class Creation(Enum):
 
     CREATED = "created"
     FOUND = "found"
-    """The very same record was there when the request was repeated: written by its first sending, or by another call
+    """The very same record was there when the request was sent again: written by its first sending, or by another call
     that brought the same token, for the same session, in the same millisecond."""
     TAKEN = "taken"
     """Another session has the id."""
-    VOID = "void"
-    """It was revoked before it was written."""
+    REVOKED = "revoked"
+    """The login was ended before its session was written."""
     LATE = "late"
-    """It was given up before it was written."""
-
-
-ATTEMPT_MAY_WRITE = 5_000
-"""Milliseconds from its start during which an attempt to create a session may write it."""
-
-ATTEMPT_LASTS = 8_000
-"""Milliseconds for which everybody else takes an attempt to be under way: longer, so that nobody is wrong."""
+    """The login took too long and was given up before its session was written."""
 
 
 class SessionStore(Protocol):
     """Keeps sessions until they expire."""
 
-    async def create(
-        self, session: Session, expiry: int, attempt: int, written_by: int, deadline: float
-    ) -> tuple[Creation, Live]:
-        """Writes a session under an id that is free, by `written_by` (a time of the store) or not at all.
+    async def create(self, session: Session, entry: IndexEntry, call: Call) -> tuple[Creation, StoredSession]:
+        """Writes a session under an id that is free, within the write window of its reservation or not at all.
 
-        `attempt` is the number of the session's entry in its user's index, which comes first: so that whoever revokes
-        all that is in the index reaches this session too, be it written already or not.
+        `entry` is its reservation in its user's index. That comes first, so that whoever ends all sessions in the index
+        reaches this one too, whether it is written yet or not. Raises UnstorableSession.
         """
 
-    async def read(self, session_ids: Sequence[str], deadline: float) -> Sequence[Look]:
-        """Reads sessions, in that order. What is under a key and is no session is logged as an error.
+    async def read(self, session_ids: Sequence[str], call: Call) -> Sequence[ReadResult]:
+        """Reads sessions, in that order. A record that cannot be read is logged as an error.
 
-        Raises StoreUnavailable, and closes the connection, if an answer names another session than was asked for.
+        Raises StoreUnavailable, and closes the connection, if a record names another session than was asked for.
         """
 
-    async def touch(self, touches: Sequence[tuple[Live, int]], deadline: float) -> Sequence[bool]:
-        """Moves each session's expiry to a later one, if it still is what was read.
+    async def touch(self, touched: Sequence[StoredSession], call: Call) -> Sequence[bool]:
+        """Moves each session's expiry to the later one it has here, if its record still is the same.
 
         False where the record has changed or is gone: then nothing was done. An expiry is never moved to an earlier
         time, so touches that overtake each other do no harm.
         """
 
-    async def replace(self, before: Live, after: Live, deadline: float, *, durable: bool = True) -> Live | None:
-        """Writes a session's next version if it still is what was read, and None, and nothing changes, if it is not.
+    async def replace(self, replacement: Replacement, call: Call) -> StoredSession | None:
+        """Writes a session's next version if it still is what was read; None, and no change, if it is not.
 
-        If `after` has another expiry it is written too, unless the session was touched since it was read. What is not
-        `durable` does not wait for replicas.
+        If `after` has another expiry it is written too, unless the session was touched since it was read. Raises
+        UnstorableSession.
         """
 
-    async def delete(self, session_id: str, deadline: float) -> bool:
-        """Deletes what is under a session's key, be it a session or not. Whether there was something."""
+    async def tidy(self, replacements: Sequence[Replacement], call: Call) -> None:
+        """Replaces many sessions in one exchange, without waiting for replicas; those that have changed stay."""
 
-    async def kill(self, user_id: str, entries: Entries, deadline: float) -> Sequence[str]:
-        """Ends the sessions of a user that are in these entries, written already or about to be.
+    async def delete(self, session_id: str, call: Call) -> bool:
+        """Deletes what is under a session's key, whether it is a session or not. Whether there was something."""
 
-        Returns the ids of those that this call ended; of all calls that end a session exactly one does.
+    async def end(self, user_id: str, entries: IndexEntries, call: Call) -> Sequence[str]:
+        """Ends the sessions of a user that have these entries, whether they are written already or not.
+
+        Returns the ids of those that this call ended. Of all calls that end a session exactly one does.
         """
 
-    async def confirm(self, session_ids: Sequence[str], deadline: float) -> None:
+    async def ensure_replicated(self, session_ids: Sequence[str], call: Call) -> None:
         """Makes sure that what was read of these sessions lasts: that replicas have it, if they have to.
 
         Whoever acknowledges what another call has done, and perhaps could not acknowledge, does this first.
@@ -155,37 +149,37 @@ class SessionStore(Protocol):
 class UserIndex(Protocol):
     """Names the sessions of each user: every live one, and perhaps some that have ended.
 
-    A session is entered before it is written and taken out after it is gone, so that whoever ends all sessions that
-    are named misses none, whatever crashes in between. What has ended without being taken out is found at random by
-    later logins; the index as a whole expires with the last deadline of the sessions that it ever named.
+    A session is reserved before it is written and removed after it has ended. So whoever ends all sessions that are
+    named misses none, whatever crashes in between. What ended without being removed is found at random by later logins;
+    the index as a whole expires with the last deadline of the sessions that it ever named.
     """
 
-    async def enter(self, session: Session, *, limit: int, mark_oldest: bool, deadline: float) -> Entrance:
-        """Enters a session that is about to be written. `limit`: how many the user may have; zero: any number.
+    async def reserve(self, session: Session, *, limit: int, evict_oldest: bool, call: Call) -> Reservation:
+        """Reserves a place for a session that is about to be written. `limit`: sessions a user may have; 0: any number.
 
-        At the limit it either marks the oldest, as many as it takes, or enters nothing.
+        At the limit it either starts to evict the oldest, as many as it takes, or reserves nothing.
         """
 
-    async def settle(self, user_id: str, entry: Entry, deadline: float) -> bool:
-        """Says of an entry that its session has been written: from then on, where there is none it has ended.
+    async def commit(self, user_id: str, entry: IndexEntry, call: Call) -> bool:
+        """Commits a login: its session has been written. If it is absent from then on, it has ended.
 
-        False if the session is not in the index any more.
+        False if the index no longer names the session.
         """
 
-    async def extend(self, session: Session, deadline: float) -> None:
-        """Makes the index last until a session's absolute deadline, before the session gets it."""
+    async def extend(self, session: Session, call: Call) -> None:
+        """Makes the index name a session and last until its absolute deadline, before the session gets that."""
 
-    async def entry(self, user_id: str, session_id: str, deadline: float) -> Entry | None:
+    async def entry(self, user_id: str, session_id: str, call: Call) -> IndexEntry | None:
         """Returns the entry of a session, if there is one."""
 
-    async def newest(self, user_id: str, before: int | None, count: int, deadline: float) -> Entries:
-        """Returns entries that are not marked, newest first, of numbers less than `before` if that is given."""
+    async def newest(self, user_id: str, before: int | None, count: int, call: Call) -> IndexEntries:
+        """Returns entries that are not evicting, newest first; of sequences below `before`, if that is given."""
 
-    async def session_ids(self, user_id: str, deadline: float) -> Sequence[str]:
-        """Returns the ids of all sessions that are in the index, marked or not."""
+    async def session_ids(self, user_id: str, call: Call) -> Sequence[str]:
+        """Returns the ids of all sessions in the index, evicting or not."""
 
-    async def entries(self, user_id: str, session_ids: Sequence[str], deadline: float) -> Entries:
-        """Returns the entries of these sessions, of those that are in the index."""
+    async def entries(self, user_id: str, session_ids: Sequence[str], call: Call) -> IndexEntries:
+        """Returns the entries of those of these sessions that the index names."""
 
-    async def forget(self, user_id: str, entries: Sequence[Entry], deadline: float) -> None:
-        """Takes out sessions that have ended; those that were entered anew or settled since then stay."""
+    async def remove(self, user_id: str, entries: Sequence[IndexEntry], call: Call) -> None:
+        """Removes sessions that have ended; those reserved anew or committed since then stay."""

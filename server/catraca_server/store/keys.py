@@ -1,10 +1,10 @@
-"""The names of things in Redis. Every key here has an expiry at every instant."""
+"""The names of keys in Redis. Every key here has an expiry at every instant."""
 
 
 class Keys:
     """Key names under an optional prefix, which lets several services share one database.
 
-    Each operation's every step is on one key, so that it does not matter where in a cluster the others are.
+    Every step of an operation is on one key, so it does not matter where in a cluster the others are.
     """
 
     def __init__(self, prefix: str = "") -> None:
@@ -12,9 +12,9 @@ class Keys:
         self._user = f"{prefix}user-sessions:"
 
     def session(self, session_id: str) -> str:
-        """Where a session's record is."""
+        """Returns the key of a session's record."""
         return self._session + session_id
 
     def user_index(self, user_id: str) -> str:
-        """Where the index of a user's sessions is."""
+        """Returns the key of the index of a user's sessions."""
         return self._user + user_id

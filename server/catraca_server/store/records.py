@@ -3,34 +3,39 @@
 import json
 from typing import Any
 
-from catraca_server.domain.session import Retired, Session
-
-_LAST_MOMENT = 253_402_300_799_999
-"""Unix milliseconds of the end of the year 9999, beyond which the API has no time."""
+from catraca_server.domain.limits import LAST_MOMENT_MS
+from catraca_server.domain.session import RotatedToken, Session
 
 
 class UnreadableRecord(Exception):
-    """What is under the key is no session's record. The text never quotes it."""
+    """What is under the key is not a session's record. The text never quotes it."""
+
+
+class UnstorableSession(Exception):
+    """A session that could not be read back. It is a defect that it came this far: requests are checked earlier."""
 
 
 def encode(session: Session) -> bytes:
-    """Returns the record; fields beyond these are another version's, and are ignored when it is read.
+    """Returns the record. Raises UnstorableSession if `decode` would refuse it.
 
-    Names are short because there are millions of them: up to 251 bytes take 64 less of the store's memory than more.
+    Names are short because there are millions of them: records of up to 251 bytes take 64 bytes less of the store's
+    memory than larger ones.
     """
+    if not _is_well_formed(session):
+        raise UnstorableSession
     record: dict[str, Any] = {
         "id": session.session_id,
         "user_id": session.user_id,
-        "login_at": session.create_time,
-        "absolute_expire_at": session.absolute_expire_time,
-        "idle_ms": session.idle_timeout,
+        "login_at": session.create_time_ms,
+        "absolute_expire_at": session.absolute_expire_time_ms,
+        "idle_ms": session.idle_timeout_ms,
         "digest": session.digest,
         "version": session.version,
     }
-    if session.retired:
+    if session.rotated_tokens:
         record["retired"] = [
-            {"digest": each.digest, "grace_until": each.grace_until, **({"salt": each.salt} if each.salt else {})}
-            for each in session.retired
+            {"digest": each.digest, "grace_until": each.grace_end_ms, **({"salt": each.salt} if each.salt else {})}
+            for each in session.rotated_tokens
         ]
     if session.attributes:
         record["attributes"] = dict(session.attributes)
@@ -38,7 +43,7 @@ def encode(session: Session) -> bytes:
 
 
 def decode(data: bytes) -> Session:
-    """Reads a record. Raises UnreadableRecord."""
+    """Reads a record. It may have fields of a later version, which are ignored. Raises UnreadableRecord."""
     try:
         record = json.loads(data.decode())
         if b"\\u" in data:
@@ -49,36 +54,37 @@ def decode(data: bytes) -> Session:
             user_id=record["user_id"],
             digest=record["digest"],
             attributes=record.get("attributes", {}),
-            create_time=record["login_at"],
-            absolute_expire_time=record["absolute_expire_at"],
-            idle_timeout=record["idle_ms"],
+            create_time_ms=record["login_at"],
+            absolute_expire_time_ms=record["absolute_expire_at"],
+            idle_timeout_ms=record["idle_ms"],
             version=record["version"],
-            retired=tuple(
-                Retired(each["digest"], each["grace_until"], each.get("salt", "")) for each in record.get("retired", ())
+            rotated_tokens=tuple(
+                RotatedToken(each["digest"], each["grace_until"], each.get("salt", ""))
+                for each in record.get("retired", ())
             ),
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UnreadableRecord(type(error).__name__) from None
-    if not _well_formed(session):
-        raise UnreadableRecord("a field is not what it should be")
+    if not _is_well_formed(session):
+        raise UnreadableRecord("a field has the wrong type or is out of range")
     return session
 
 
-def _well_formed(session: Session) -> bool:
-    numbers = (session.create_time, session.absolute_expire_time, session.idle_timeout, session.version)
+def _is_well_formed(session: Session) -> bool:
+    numbers = (session.create_time_ms, session.absolute_expire_time_ms, session.idle_timeout_ms, session.version)
     return (
         type(session.session_id) is type(session.user_id) is type(session.digest) is str
         and session.user_id != ""
         and session.digest.isascii()
-        and all(type(number) is int and 0 <= number <= _LAST_MOMENT for number in numbers)
+        and all(type(number) is int and 0 <= number <= LAST_MOMENT_MS for number in numbers)
         and session.version > 0
-        and type(session.attributes) is dict
+        and isinstance(session.attributes, dict)
         and all(
             type(each.digest) is type(each.salt) is str
             and each.digest.isascii()
-            and type(each.grace_until) is int
-            and 0 <= each.grace_until <= _LAST_MOMENT
-            for each in session.retired
+            and type(each.grace_end_ms) is int
+            and 0 <= each.grace_end_ms <= LAST_MOMENT_MS
+            for each in session.rotated_tokens
         )
         and all(type(value) is str for value in session.attributes.values())
     )

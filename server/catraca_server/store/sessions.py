@@ -2,38 +2,45 @@
 
 import logging
 from collections.abc import Sequence
-from importlib.resources import files
-from typing import Any
 
 from redis.exceptions import ResponseError
 
-from catraca_server.domain.session import Live, Session
+from catraca_server.domain.call import Call
+from catraca_server.domain.session import Session, StoredSession
 from catraca_server.redis.link import Link, Request
 from catraca_server.redis.replies import Replies
-from catraca_server.store import ATTEMPT_LASTS, Creation, Entries, Look, StoreProblem, StoreUnavailable
+from catraca_server.store import (
+    Creation,
+    IndexEntries,
+    IndexEntry,
+    ReadResult,
+    Replacement,
+    StoreProblem,
+    StoreUnavailable,
+    scripts,
+)
+from catraca_server.store.attempts import ATTEMPT_LIFETIME_MS, WRITE_WINDOW_MS, is_tombstone
 from catraca_server.store.keys import Keys
 from catraca_server.store.records import UnreadableRecord, decode, encode
 
 logger = logging.getLogger(__name__)
 
-# Sent whole each time (EVAL): they are short and rare, and so a restarted store or a new primary needs no loading.
-_SCRIPTS = files("catraca_server.store") / "scripts"
-_CONFIRM = (_SCRIPTS / "confirm.lua").read_bytes()
-_CREATE = (_SCRIPTS / "create.lua").read_bytes()
-_DELETE = (_SCRIPTS / "delete.lua").read_bytes()
-_KILL = (_SCRIPTS / "kill.lua").read_bytes()
-_REPLACE = (_SCRIPTS / "replace.lua").read_bytes()
-_TOUCH = (_SCRIPTS / "touch.lua").read_bytes()
+_CREATE = scripts.load("create", with_attempts=True)
+_DELETE = scripts.load("delete", with_attempts=True)
+_END = scripts.load("end", with_attempts=True)
+_ENSURE_REPLICATED = scripts.load("ensure_replicated")
+_REPLACE = scripts.load("replace")
+_TOUCH = scripts.load("touch")
 
-_VOID = b'{"void":'
-"""What stands under the key of a session that was revoked before it was written, until it cannot be any more."""
+_CHANGED, _WRITTEN, _FOUND = 0, 1, 2
+"""What `replace.lua` returns."""
 
 
 class RedisSessionStore:
     """The `SessionStore` of every Redis, Valkey and fakeredis.
 
-    `has_pexpiretime`: whether the store has PEXPIRETIME (Redis 7.0). One that has not is asked for the time left, which
-    is exact but for the milliseconds that pass while it answers.
+    `has_pexpiretime`: whether the store knows the command (Redis 7.0). One that does not is asked for the time left,
+    which is exact but for the milliseconds that pass while it replies.
     """
 
     def __init__(self, link: Link, keys: Keys, *, has_pexpiretime: bool) -> None:
@@ -41,133 +48,144 @@ class RedisSessionStore:
         self._keys = keys
         self._has_pexpiretime = has_pexpiretime
 
-    async def create(
-        self, session: Session, expiry: int, attempt: int, written_by: int, deadline: float
-    ) -> tuple[Creation, Live]:
+    async def create(self, session: Session, entry: IndexEntry, call: Call) -> tuple[Creation, StoredSession]:
         """Writes a session under an id that is free."""
-        record = encode(session)
-        words = (record, expiry, written_by, attempt, session.user_id)
-        answer = await self._write(session.session_id, _CREATE, *words, deadline=deadline)
+        stored = StoredSession(session, session.expiry_if_active_at(session.create_time_ms), encode(session))
+        write_by_ms = session.create_time_ms + WRITE_WINDOW_MS
+        args = (stored.record, stored.expiry_ms, write_by_ms, entry.sequence, session.user_id)
+        replies = await self._write(session.session_id, _CREATE, *args, call=call)
         try:
-            outcome = Creation(answer.get(0, bytes).decode())
+            outcome = Creation(replies.get(0, bytes).decode())
         except ValueError:
-            answer.invalidate("malformed reply to a creation")
-        if outcome is Creation.FOUND and not answer.repeated:
+            replies.invalidate("malformed reply to a creation")
+        if outcome is Creation.FOUND and not replies.repeated:
             outcome = Creation.TAKEN
         elif outcome is Creation.FOUND:
-            await self.confirm([session.session_id], deadline)
-        elif outcome is Creation.TAKEN and answer.repeated:
+            await self.ensure_replicated([session.session_id], call)
+        elif outcome is Creation.TAKEN and replies.repeated:
             # By the first sending, perhaps, and changed since.
             raise _unknown()
-        return outcome, Live(session, expiry, record)
+        return outcome, stored
 
-    async def read(self, session_ids: Sequence[str], deadline: float) -> Sequence[Look]:
+    async def read(self, session_ids: Sequence[str], call: Call) -> Sequence[ReadResult]:
         """Reads sessions, with the expiry they have."""
         expiry_command = "PEXPIRETIME" if self._has_pexpiretime else "PTTL"
         keys = [self._keys.session(session_id) for session_id in session_ids]
-        answers = await self._link.execute([(key, (("GET", key), (expiry_command, key))) for key in keys], deadline)
-        return [self._look(session_id, answer) for session_id, answer in zip(session_ids, answers, strict=True)]
+        requests: list[Request] = [(key, (("GET", key), (expiry_command, key))) for key in keys]
+        results = await self._link.execute(requests, call.deadline)
+        return [self._read_result(*each) for each in zip(session_ids, results, strict=True)]
 
-    async def touch(self, touches: Sequence[tuple[Live, int]], deadline: float) -> Sequence[bool]:
-        """Moves expiries to a later time, of sessions that still are what was read."""
-        questions: list[Request] = []
-        for live, expiry in touches:
-            key = self._keys.session(live.session.session_id)
-            questions.append((key, [("EVAL", _TOUCH, 1, key, live.stored_as, expiry)]))
-        return [answer.get(0, int) == 1 for answer in await self._link.execute(questions, deadline)]
+    async def touch(self, touched: Sequence[StoredSession], call: Call) -> Sequence[bool]:
+        """Moves expiries to a later time, of sessions whose record still is the same."""
+        requests: list[Request] = []
+        for stored in touched:
+            key = self._keys.session(stored.session.session_id)
+            requests.append((key, [("EVAL", _TOUCH, 1, key, stored.record, stored.expiry_ms)]))
+        return [replies.get(0, int) == 1 for replies in await self._link.execute(requests, call.deadline)]
 
-    async def replace(self, before: Live, after: Live, deadline: float, *, durable: bool = True) -> Live | None:
+    async def replace(self, replacement: Replacement, call: Call) -> StoredSession | None:
         """Writes a session's next version if it still is what was read."""
+        after = replacement.after
         record = encode(after.session)
-        expiry: int | str = "" if after.expiry == before.expiry else after.expiry
-        words = (before.stored_as, record, expiry, before.expiry)
-        answer = await self._write(before.session.session_id, _REPLACE, *words, deadline=deadline, durable=durable)
-        outcome = answer.get(0, int)
-        if answer.repeated and outcome != 1:
-            if outcome != 2:
-                # Whether the first sending was overtaken, or came first and was overwritten, cannot be told.
-                raise _unknown()
-            if durable:
-                await self.confirm([before.session.session_id], deadline)
-            return Live(after.session, after.expiry, record)
-        return Live(after.session, after.expiry, record) if outcome == 1 else None
+        (replies,) = await self._link.execute([self._replacing(replacement, record)], call.deadline, durable=True)
+        outcome = replies.get(0, int)
+        if replies.repeated and outcome == _CHANGED:
+            # Whether the first sending came too late, or came first and was overwritten, cannot be told.
+            raise _unknown()
+        if replies.repeated and outcome == _FOUND:
+            await self.ensure_replicated([after.session.session_id], call)
+            outcome = _WRITTEN
+        return StoredSession(after.session, after.expiry_ms, record) if outcome == _WRITTEN else None
 
-    async def delete(self, session_id: str, deadline: float) -> bool:
+    async def tidy(self, replacements: Sequence[Replacement], call: Call) -> None:
+        """Replaces many sessions in one exchange, without waiting for replicas."""
+        requests = [self._replacing(each, encode(each.after.session)) for each in replacements]
+        for replies in await self._link.execute(requests, call.deadline):
+            replies.get(0, int)
+
+    async def delete(self, session_id: str, call: Call) -> bool:
         """Deletes what is under a session's key."""
-        answer = await self._write(session_id, _DELETE, deadline=deadline)
-        deleted = bool(answer.get(0, int))
+        replies = await self._write(session_id, _DELETE, call=call)
+        deleted = bool(replies.get(0, int))
         if not deleted:
-            if answer.repeated:
-                # There was nothing: deleted by the first sending, by another call, or never there.
+            if replies.repeated:
+                # Deleted by the first sending, by another call, or never there.
                 raise _unknown()
-            await self.confirm([session_id], deadline)
+            await self.ensure_replicated([session_id], call)
         return deleted
 
-    async def kill(self, user_id: str, entries: Entries, deadline: float) -> Sequence[str]:
-        """Ends the sessions of a user that are in these entries."""
-        questions: list[Request] = []
-        for entry in entries.found:
-            attempt = entry.attempt if entry.is_recent(entries.now) else ""
-            settled = int(entry.is_settled(entries.now))
+    async def end(self, user_id: str, entries: IndexEntries, call: Call) -> Sequence[str]:
+        """Ends the sessions of a user that have these entries."""
+        requests: list[Request] = []
+        for entry in entries.entries:
+            sequence = entry.sequence if entry.is_recent(entries.now_ms) else ""
+            is_over = int(entry.is_over(entries.now_ms))
             key = self._keys.session(entry.session_id)
-            questions.append((key, [("EVAL", _KILL, 1, key, user_id, attempt, settled, ATTEMPT_LASTS)]))
-        answers = await self._link.execute(questions, deadline, durable=True)
-        ended = [bool(answer.get(0, int)) for answer in answers]
-        if any(answer.repeated and not by_us for answer, by_us in zip(answers, ended, strict=True)):
-            # Ended by the first sending, which would have to tell it, or by another call, which tells it.
+            requests.append((key, [("EVAL", _END, 1, key, user_id, sequence, is_over, ATTEMPT_LIFETIME_MS)]))
+        results = await self._link.execute(requests, call.deadline, durable=True)
+        by_us = {
+            entry.session_id: bool(replies.get(0, int)) for entry, replies in zip(entries.entries, results, strict=True)
+        }
+        if any(replies.repeated and not ended for replies, ended in zip(results, by_us.values(), strict=True)):
+            # Ended by the first sending, which would have to report it, or by another call, which reports it.
             raise _unknown()
-        await self.confirm(
-            [entry.session_id for entry, by_us in zip(entries.found, ended, strict=True) if not by_us], deadline
-        )
-        return [entry.session_id for entry, by_us in zip(entries.found, ended, strict=True) if by_us]
+        await self.ensure_replicated([session_id for session_id, ended in by_us.items() if not ended], call)
+        return [session_id for session_id, ended in by_us.items() if ended]
 
-    async def confirm(self, session_ids: Sequence[str], deadline: float) -> None:
+    async def ensure_replicated(self, session_ids: Sequence[str], call: Call) -> None:
         """Makes sure that what was read of these sessions lasts."""
         if self._link.replicates and session_ids:
             keys = [self._keys.session(session_id) for session_id in session_ids]
-            questions = [(key, [("EVAL", _CONFIRM, 1, key)]) for key in keys]
-            for answer in await self._link.execute(questions, deadline, durable=True):
-                answer.get(0, int)
+            requests: list[Request] = [(key, [("EVAL", _ENSURE_REPLICATED, 1, key)]) for key in keys]
+            for replies in await self._link.execute(requests, call.deadline, durable=True):
+                replies.get(0, int)
 
-    async def _write(
-        self, session_id: str, script: bytes, *words: str | bytes | int, deadline: float, durable: bool = True
-    ) -> Replies:
+    async def _write(self, session_id: str, script: bytes, *args: str | bytes | int, call: Call) -> Replies:
         key = self._keys.session(session_id)
-        (answer,) = await self._link.execute([(key, [("EVAL", script, 1, key, *words)])], deadline, durable=durable)
-        return answer
+        (replies,) = await self._link.execute([(key, [("EVAL", script, 1, key, *args)])], call.deadline, durable=True)
+        return replies
 
-    def _look(self, session_id: str, answer: Replies) -> Look:
+    def _replacing(self, replacement: Replacement, record: bytes) -> Request:
+        before, after = replacement
+        key = self._keys.session(before.session.session_id)
+        expiry_ms: int | str = "" if after.expiry_ms == before.expiry_ms else after.expiry_ms
+        args = (before.record, record, expiry_ms, before.expiry_ms)
+        return key, [("EVAL", _REPLACE, 1, key, *args)]
+
+    def _read_result(self, session_id: str, replies: Replies) -> ReadResult:
         """Reads the two replies about a session."""
-        now, record = answer.now_ms, answer.values[0]
-        if record is None or (type(record) is bytes and record.startswith(_VOID)):
-            return Look(now, None, gone=True)
+        now_ms, record = replies.now_ms, replies.values[0]
+        if record is None or (type(record) is bytes and is_tombstone(record)):
+            return ReadResult(now_ms, None, absent=True)
         try:
-            session = decode(_record(answer))
+            session = decode(_record(replies))
         except UnreadableRecord as fault:
-            logger.error("what is stored as session %s is none: %s", session_id, fault)  # noqa: TRY400  it has no more to say
-            return Look(now, None, gone=False)
+            logger.error("unreadable record: session %s: %s", session_id, fault)  # noqa: TRY400  it has no more to say
+            return ReadResult(now_ms, None, absent=False)
         if session.session_id != session_id:
-            logger.critical("asked for session %s, was answered with %s", session_id, session.session_id)
-            answer.invalidate("an answer named another session than was asked for")
-        expiry = answer.get(1, int)
-        if expiry < 0:
-            # It expired between the two commands; or somebody took its expiry away, and it must not pass for ever.
-            return Look(now, None, gone=False)
+            logger.critical("wrong record: read session %s, got session %s", session_id, session.session_id)
+            replies.invalidate("a record names another session than was asked for")
+        expiry_ms = replies.get(1, int)
+        if expiry_ms < 0:
+            # It expired between the two commands; or somebody removed its expiry, and it must not be valid for ever.
+            return ReadResult(now_ms, None, absent=False)
         if not self._has_pexpiretime:
-            expiry += now
+            expiry_ms += now_ms
         # Whoever moved the expiry of a key by hand has not moved the session's end.
-        return Look(now, Live(session, min(expiry, session.absolute_expire_time), record), gone=False)
+        expiry_ms = min(expiry_ms, session.absolute_expire_time_ms)
+        return ReadResult(now_ms, StoredSession(session, expiry_ms, record), absent=False)
 
 
 def _unknown() -> StoreUnavailable:
     return StoreUnavailable(
-        "the connection was closed before the reply, and repeating the request does not tell what it did",
+        "the connection was closed before the reply, and sending the request again does not tell what it did",
         StoreProblem.DISCONNECTED,
     )
 
 
-def _record(answer: Replies) -> Any:
-    reply = answer.values[0]
-    if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
+def _record(replies: Replies) -> bytes:
+    value = replies.values[0]
+    if isinstance(value, ResponseError) and str(value).startswith("WRONGTYPE"):
         raise UnreadableRecord("not a string")
-    return answer.get(0, bytes)
+    record: bytes = replies.get(0, bytes)
+    return record

@@ -9,7 +9,7 @@ from google.rpc.status_pb2 import Status
 
 from catraca.v1.error_reason_pb2 import ErrorReason
 from catraca_server.api.statuses import failure
-from catraca_server.domain.commands import (
+from catraca_server.domain.errors import (
     EtagMismatch,
     InvalidRequest,
     SessionLimitReached,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, strategies as st
 
-from catraca_server.domain.session import Live, Session
+from catraca_server.domain.session import Session, StoredSession
 
 BIRTH = 1_790_000_000_000
 SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
@@ -21,15 +21,15 @@ def a_session(ttl: int = DAY, idle_timeout: int = 30 * MINUTE) -> Session:
         user_id="12345",
         digest="d",
         attributes={},
-        create_time=BIRTH,
-        absolute_expire_time=BIRTH + ttl,
-        idle_timeout=idle_timeout,
+        create_time_ms=BIRTH,
+        absolute_expire_time_ms=BIRTH + ttl,
+        idle_timeout_ms=idle_timeout,
     )
 
 
-def live_at(session: Session, moment: int) -> Live:
+def live_at(session: Session, moment: int) -> StoredSession:
     """Returns the session as the store has it after activity at `moment`."""
-    return Live(session, session.expiry_if_active_at(moment), b"")
+    return StoredSession(session, session.expiry_if_active_at(moment), b"")
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def live_at(session: Session, moment: int) -> Live:
 )
 def test_the_touch_interval(idle_timeout: int, interval: int) -> None:
     """It is min(60 s, idle_timeout / 20), a minute without an idle timeout, and never nothing."""
-    assert a_session(idle_timeout=idle_timeout).touch_interval == interval
+    assert a_session(idle_timeout=idle_timeout).touch_interval_ms == interval
 
 
 @given(ttl=spans, idle_timeout=idle_timeouts, age=st.floats(0, 1, exclude_max=True))
@@ -47,7 +47,7 @@ def test_a_session_ends_in_time(ttl: int, idle_timeout: int, age: float) -> None
     session = a_session(ttl, idle_timeout)
     moment = BIRTH + int(ttl * age)
     expiry = session.expiry_if_active_at(moment)
-    deadline = session.absolute_expire_time
+    deadline = session.absolute_expire_time_ms
     if idle_timeout:
         deadline = min(deadline, moment + idle_timeout)
     assert moment < expiry <= deadline
@@ -61,9 +61,9 @@ def test_the_expiry_tells_the_last_activity(ttl: int, idle_timeout: int, age: fl
     moment = BIRTH + int(ttl * age)
     told = session.last_active_given(session.expiry_if_active_at(moment))
     # A session with less than a mark to live has no room to tell the millisecond apart.
-    assert BIRTH <= told <= max(moment, session.absolute_expire_time)
-    if session.absolute_expire_time - moment > max(SECOND, session.touch_interval):
-        assert moment - max(SECOND, session.touch_interval) < told <= moment
+    assert BIRTH <= told <= max(moment, session.absolute_expire_time_ms)
+    if session.absolute_expire_time_ms - moment > max(SECOND, session.touch_interval_ms):
+        assert moment - max(SECOND, session.touch_interval_ms) < told <= moment
 
 
 @given(ttl=spans, idle_timeout=idle_timeouts, ages=st.tuples(st.floats(0, 1), st.floats(0, 1)))
@@ -78,16 +78,16 @@ def test_while_the_idle_deadline_is_the_earlier_the_expiry_is_exact() -> None:
     """Far from the absolute deadline the expiry is the last activity plus the idle timeout, to the millisecond."""
     session = a_session(ttl=DAY, idle_timeout=30 * MINUTE)
     for moment in (BIRTH, BIRTH + 1, BIRTH + 12 * HOUR):
-        live = live_at(session, moment)
-        assert live.expiry == moment + 30 * MINUTE == live.expire_time
-        assert live.last_active_time == moment
+        stored = live_at(session, moment)
+        assert stored.expiry_ms == moment + 30 * MINUTE == stored.expire_time_ms
+        assert stored.last_active_time_ms == moment
 
 
 def test_what_a_mark_costs() -> None:
     """A day that is never used ends 1.44 s early; one that is used until the end, a millisecond."""
     session = a_session(ttl=DAY, idle_timeout=0)
-    assert session.absolute_expire_time - session.expiry_if_active_at(BIRTH) == 1440
-    assert session.absolute_expire_time - session.expiry_if_active_at(BIRTH + DAY - MINUTE) == 1
+    assert session.absolute_expire_time_ms - session.expiry_if_active_at(BIRTH) == 1440
+    assert session.absolute_expire_time_ms - session.expiry_if_active_at(BIRTH + DAY - MINUTE) == 1
 
 
 @given(ttl=spans, idle_timeout=idle_timeouts, age=st.floats(0, 1, exclude_max=True))
@@ -95,10 +95,10 @@ def test_activity_within_the_touch_interval_is_not_written_down(ttl: int, idle_t
     """A touch is due a touch interval after the last one; under the absolute deadline at most a mark before that."""
     session = a_session(ttl, idle_timeout)
     moment = BIRTH + int(ttl * age)
-    live = live_at(session, moment)
-    assert live.touch_due(max(moment, live.last_active_time) + session.touch_interval)
-    if live.last_active_time == moment:
-        assert not live.touch_due(moment + session.touch_interval - 1)
+    stored = live_at(session, moment)
+    assert stored.touch_due(max(moment, stored.last_active_time_ms) + session.touch_interval_ms)
+    if stored.last_active_time_ms == moment:
+        assert not stored.touch_due(moment + session.touch_interval_ms - 1)
 
 
 @given(ttl=spans, idle_timeout=idle_timeouts, age=st.floats(0, 1, exclude_max=True), wait=st.integers(0, 2 * MINUTE))
@@ -108,16 +108,16 @@ def test_an_answer_is_never_reused_past_the_next_touch_or_the_end(
     """`cache_ttl` reaches neither beyond the touch interval, nor the session's end, nor into the past."""
     session = a_session(ttl, idle_timeout)
     moment = BIRTH + int(ttl * age)
-    live = live_at(session, moment)
+    stored = live_at(session, moment)
     now = moment + wait
-    cache_ttl = live.cache_ttl(now)
-    assert 0 <= cache_ttl <= session.touch_interval
-    assert not cache_ttl or now + cache_ttl <= live.expiry
-    assert not cache_ttl or now + cache_ttl <= live.last_active_time + session.touch_interval
+    cache_ttl = stored.cache_ttl_ms(now)
+    assert 0 <= cache_ttl <= session.touch_interval_ms
+    assert not cache_ttl or now + cache_ttl <= stored.expiry_ms
+    assert not cache_ttl or now + cache_ttl <= stored.last_active_time_ms + session.touch_interval_ms
 
 
 def test_the_etag_tells_versions_and_sessions_apart() -> None:
     """It changes with the version, and a session that a brought token opens anew does not repeat an old one."""
     session = a_session()
-    etags = {each.etag for each in (session, replace(session, version=2), replace(session, create_time=BIRTH + 1))}
+    etags = {each.etag for each in (session, replace(session, version=2), replace(session, create_time_ms=BIRTH + 1))}
     assert len(etags) == 3

@@ -1,8 +1,7 @@
--- Deletes a session, or whatever else stands under its key but a note that it must not be written.
+-- Deletes what is under a session's key, unless it is a tombstone.
 -- KEYS[1]  the session's key
--- Returns 1 if there was something, else 0.
-local held = redis.pcall('GET', KEYS[1])
-if type(held) == 'string' and string.sub(held, 1, 8) == '{"void":' then
+-- Returns 1 if it deleted something, else 0.
+if is_tombstone(redis.pcall('GET', KEYS[1])) then
   return 0
 end
 return redis.call('DEL', KEYS[1])

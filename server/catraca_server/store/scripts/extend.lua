@@ -2,11 +2,11 @@
 -- KEYS[1]  the user's index
 -- ARGV[1]  the session id
 -- ARGV[2]  the deadline, Unix ms
-local clock = redis.call('TIME')
+local now_us = clock_us()
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
-  redis.call('ZADD', KEYS[1], string.format('%.0f', 2 * (clock[1] * 1000000 + clock[2]) + 1), ARGV[1])
+  redis.call('ZADD', KEYS[1], as_text(committed(sequence_at(now_us))), ARGV[1])
 end
--- Written also where it lasts long enough: replicas are waited for only after a write; see confirm.lua.
-local lasts = math.ceil(clock[1] * 1000 + clock[2] / 1000) + redis.call('PTTL', KEYS[1])
-redis.call('PEXPIREAT', KEYS[1], string.format('%.0f', math.max(lasts, tonumber(ARGV[2]))))
+-- Written even where it lasts long enough: replicas are waited for only after a write; see ensure_replicated.lua.
+local lasts_until_ms = math.ceil(now_us / 1000) + redis.call('PTTL', KEYS[1])
+redis.call('PEXPIREAT', KEYS[1], as_text(math.max(lasts_until_ms, tonumber(ARGV[2]))))
 return 0

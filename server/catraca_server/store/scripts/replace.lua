@@ -2,7 +2,7 @@
 -- KEYS[1]  the session's key
 -- ARGV[1]  the record as it was read, byte for byte
 -- ARGV[2]  the next record
--- ARGV[3]  the new expiry, Unix ms; empty: as it is
+-- ARGV[3]  the new expiry, Unix ms; empty: keep the expiry
 -- ARGV[4]  the expiry as it was read, Unix ms; compared only if there is a new one
 -- Returns 1 if it was written, 2 if the next record is there already, 0 if the session has changed otherwise, was
 -- touched, or is gone.
@@ -14,11 +14,11 @@ if ARGV[3] == '' then
   redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
   return 1
 end
--- The new expiry was reckoned from the activity that the old one told. (PEXPIRETIME says it from Redis 7 on; the floor
--- here is 6.2, and what is reckoned may be off by the milliseconds that reading took.)
+-- The new expiry was computed from the activity that the old one told. (PEXPIRETIME tells it from Redis 7 on; the oldest
+-- version supported is 6.2, where it may be off by the milliseconds that reading took.)
 local clock = redis.call('TIME')
-local expiry = clock[1] * 1000 + math.floor(clock[2] / 1000) + redis.call('PTTL', KEYS[1])
-if math.abs(expiry - tonumber(ARGV[4])) > 20 then
+local expiry_ms = clock[1] * 1000 + math.floor(clock[2] / 1000) + redis.call('PTTL', KEYS[1])
+if math.abs(expiry_ms - tonumber(ARGV[4])) > 20 then
   return 0
 end
 redis.call('SET', KEYS[1], ARGV[2], 'PXAT', ARGV[3])

@@ -1,16 +1,12 @@
--- Enters a session into its user's index before it is written, within the limit.
---
--- The index is a sorted set of session ids. A score is a number that grows with every entry of the user: the store's
--- clock in microseconds, doubled. An even one is an attempt to write the session, the odd one after it says that it was
--- written. A negative one marks a session that has to end to make room, until it has.
---
--- KEYS[1]  the user's index
+-- Reserves a place in a user's index for a session that is about to be written, within the session limit.
+-- KEYS[1]  the user's index: a sorted set of session ids, with the scores that attempts.py describes
 -- ARGV[1]  the session id
 -- ARGV[2]  the session's absolute deadline, Unix ms: the index has to last as long
 -- ARGV[3]  how many sessions the user may have; 0: any number
--- ARGV[4]  1: mark the oldest to make room; 0: answer that it is full
--- ARGV[5]  how many to mark at the most
--- Returns the score (0: full), the marked (id and score in turn), and a few others: all if it is full, else at random.
+-- ARGV[4]  1: evict the oldest to make room; 0: answer that the index is full
+-- ARGV[5]  how many to evict at most
+-- Returns the score (0: full), those that are being evicted (id and score in turn), and others: the oldest 1,000 if the
+-- index is full, else a few at random.
 local limit = tonumber(ARGV[3])
 local own = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or 0)
 if limit > 0 then
@@ -31,13 +27,12 @@ if limit > 0 then
     end
   end
 end
-local clock = redis.call('TIME')
-local now = clock[1] * 1000000 + clock[2]
-local last = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')
-local score = string.format('%.0f', 2 * math.max(now, math.floor(tonumber(last[2] or 0) / 2) + 1))
+local now_us = clock_us()
+local last = tonumber(redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2] or 0)
+local score = as_text(math.max(sequence_at(now_us), sequence_at(math.floor(last / 2) + 1)))
 redis.call('ZADD', KEYS[1], score, ARGV[1])
-local lasts = redis.call('PTTL', KEYS[1])
-if lasts < 0 or now / 1000 + lasts < tonumber(ARGV[2]) then
+local lasts_ms = redis.call('PTTL', KEYS[1])
+if lasts_ms < 0 or now_us / 1000 + lasts_ms < tonumber(ARGV[2]) then
   redis.call('PEXPIREAT', KEYS[1], ARGV[2])
 end
 return {

@@ -1,4 +1,4 @@
--- Takes sessions that have ended out of their user's index, but not those that were entered or written meanwhile.
+-- Removes sessions that have ended from their user's index, except those reserved anew or committed meanwhile.
 -- KEYS[1]  the user's index
 -- ARGV     session ids and the scores they had, in turn
 for at = 1, #ARGV, 2 do
