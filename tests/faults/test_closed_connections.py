@@ -10,8 +10,10 @@ import pytest
 from redis.asyncio.connection import AbstractConnection
 from tests.support.asking import Asking, service_on
 from tests.support.backends import Backend, Operations, Stores, soon
+from tests.support.cluster import Cluster
 from tests.support.fake_redis import HANG_UP, FakeRedis, bulk
 from tests.support.multiplexers import connector_to, in_seconds, running_multiplexer
+from tests.support.sentinel import Sentinels
 from tests.support.valkey import Valkey
 from tests.support.waiting import PATIENCE, eventually_async
 
@@ -185,6 +187,34 @@ async def test_killed_connections_cost_no_call(lives: int, own_valkey: Valkey) -
         assert service.changes == [True]
 
 
+async def test_killed_connections_that_wait_for_replicas_cost_no_call(valkey_sentinel: Sentinels) -> None:
+    """Found anew through the Sentinels each time, and what is acknowledged is on a replica."""
+    await asyncio.to_thread(valkey_sentinel.renew)
+    async with service_on(valkey_sentinel.url, replica_acks="1", store_timeout="5s") as service:
+        tokens = [(await service.create(f"standing-{number}")).token for number in range(4)]
+        async with Asking(service, tokens, lives=2) as asking:
+            for _ in range(KILLS // 4):
+                valkey_sentinel.primary.command("CLIENT KILL", "TYPE", "normal", "SKIPME", "yes")
+                await asking.go_on(times=2)
+        assert not asking.errors()
+        assert all("does not tell what it did" in each for each in asking.unavailable), asking.unavailable
+        assert service.changes == [True]
+
+
+async def test_killed_connections_to_a_cluster_cost_no_call(valkey_cluster: Cluster) -> None:
+    """Of all its nodes at once."""
+    await asyncio.to_thread(valkey_cluster.renew)
+    async with service_on(valkey_cluster.url, store_timeout="5s") as service:
+        tokens = [(await service.create(f"standing-{number}")).token for number in range(8)]
+        async with Asking(service, tokens, lives=2) as asking:
+            for _ in range(KILLS // 4):
+                for node in valkey_cluster.primaries:
+                    node.command("CLIENT KILL", "TYPE", "normal", "SKIPME", "yes")
+                await asking.go_on(times=2)
+        assert not asking.errors()
+        assert all("does not tell what it did" in each for each in asking.unavailable), asking.unavailable
+
+
 async def test_a_restart_costs_no_call_that_comes_after_it(own_valkey: Valkey) -> None:
     """A connection to the store before its restart is replaced by the first call, or has been by then."""
     async with service_on(own_valkey.url, store_timeout="5s") as service:
@@ -252,11 +282,8 @@ async def test_a_whole_life(repeating: Repeating) -> None:
     session_id = login.live.session.session_id
     (verdict,) = await sessions.validate([Check(login.token)], soon())
     assert verdict.live is not None
-    etag = (await sessions.get(session_id, soon())).session.etag
-    updated = await sessions.update(Update(session_id, entries={"step": "1"}, etag=etag), soon())
-    assert updated.session.attributes == {"step": "1"}
-    with pytest.raises(EtagMismatch):
-        await sessions.update(Update(session_id, entries={"step": "2"}, etag=etag), soon())
+    updated = await sessions.update(Update(session_id, entries={"step": "1"}), soon())
+    assert (updated.session.attributes, updated.session.version) == ({"step": "1"}, 2)
     rotation = await sessions.rotate(login.token, soon())
     (verdict,) = await sessions.validate([Check(rotation.token)], soon())
     assert verdict.live is not None
@@ -265,6 +292,28 @@ async def test_a_whole_life(repeating: Repeating) -> None:
     await revoked_once(operations, session_id, told=not repeating._executed)
     page = await operations.users.page("ana", None, 10, soon())
     assert not page.sessions
+
+
+async def test_an_update_with_an_etag(repeating: Repeating) -> None:
+    """Of two updates with one etag one wins, also if they write the same: one that may be the other is unknown."""
+    operations = Operations.over(Stores.over(repeating))
+    login = await operations.users.create(NewSession("ana"), soon())
+    update = Update(login.live.session.session_id, entries={"count": "2"}, etag=login.live.session.etag)
+    if repeating._executed:
+        with pytest.raises(StoreUnavailable, match="does not tell what it did"):
+            await operations.sessions.update(update, soon())
+    else:
+        await operations.sessions.update(update, soon())
+    with pytest.raises(EtagMismatch):
+        await operations.sessions.update(update, soon())
+
+
+async def test_a_session_that_its_index_does_not_name(repeating: Repeating, backend: Backend) -> None:
+    """It is ended by its key alone, which is told once or not at all."""
+    operations = Operations.over(Stores.over(repeating))
+    login = await operations.users.create(NewSession("ana"), soon())
+    await backend.command("DEL", "user-sessions:ana")
+    await revoked_once(operations, login.live.session.session_id, told=not repeating._executed)
 
 
 async def test_a_token_that_was_brought(repeating: Repeating) -> None:

@@ -14,7 +14,7 @@ import redis
 from redis.exceptions import AskError
 from tests.support.asking import Asking, Service, service_on
 from tests.support.cluster import Cluster, slot_of
-from tests.support.fake_redis import FakeRedis, bulk
+from tests.support.fake_redis import HANG_UP, FakeRedis, bulk
 from tests.support.multiplexers import in_seconds
 from tests.support.nodes import NODE_TIMEOUT, DataNode
 from tests.support.valkey import Valkey
@@ -396,6 +396,21 @@ def naming(name: str, command: list[bytes]) -> bytes | None:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks at the cluster more often than a server does."""
     monkeypatch.setattr(cluster_link, "REFRESH_PAUSE_SECONDS", 0.1)
+
+
+async def test_a_repeated_request_that_is_redirected(tmp_path: Path) -> None:
+    """Its first sending may have been executed where the slot was then, and the replies from its new place say so."""
+    fakes = FakeCluster(tmp_path, "one", "two")
+    hang_ups = [HANG_UP]
+    fakes.reply = lambda name, command: (
+        (hang_ups.pop() if hang_ups else b"-MOVED %d two:7000\r\n" % slot_of(KEY))
+        if (name, command[0]) == ("one", b"GET")
+        else naming(name, command)
+    )
+    fakes.give(("one", ALL))
+    async with fakes.linked("one") as link:
+        (replies,) = await link.link.execute([(KEY, [("GET", KEY)])], in_seconds(PATIENCE))
+        assert (replies.values, replies.repeated) == ([b"two"], True)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -77,7 +77,9 @@ class EmptyStore:
         """Touches all."""
         return [True] * len(touches)
 
-    async def replace(self, _before: Live, after: Live, _deadline: float, *, durable: bool = True) -> Live | None:
+    async def replace(
+        self, _before: Live, after: Live, _deadline: float, *, durable: bool = True, exclusive: bool = False
+    ) -> Live | None:
         """Forgets what it becomes."""
         return after
 

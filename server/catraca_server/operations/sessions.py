@@ -111,7 +111,7 @@ class Sessions:
                 # First, so that the index never ends before a session that it names.
                 await self._index.extend(after.session, deadline)
             # Changed or touched meanwhile: decided anew, until the deadline.
-            if written := await self._store.replace(before, after, deadline):
+            if written := await self._store.replace(before, after, deadline, exclusive=bool(update.etag)):
                 return written
 
     async def rotate(self, token: str, deadline: float) -> Rotation:

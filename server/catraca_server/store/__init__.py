@@ -129,11 +129,14 @@ class SessionStore(Protocol):
         time, so touches that overtake each other do no harm.
         """
 
-    async def replace(self, before: Live, after: Live, deadline: float, *, durable: bool = True) -> Live | None:
+    async def replace(
+        self, before: Live, after: Live, deadline: float, *, durable: bool = True, exclusive: bool = False
+    ) -> Live | None:
         """Writes a session's next version if it still is what was read, and None, and nothing changes, if it is not.
 
         If `after` has another expiry it is written too, unless the session was touched since it was read. What is not
-        `durable` does not wait for replicas.
+        `durable` does not wait for replicas. `exclusive`: of several calls that write the very same version only one
+        may be told that it did.
         """
 
     async def delete(self, session_id: str, deadline: float) -> bool:

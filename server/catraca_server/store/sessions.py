@@ -76,7 +76,9 @@ class RedisSessionStore:
             questions.append((key, [("EVAL", _TOUCH, 1, key, live.stored_as, expiry)]))
         return [answer.get(0, int) == 1 for answer in await self._link.execute(questions, deadline)]
 
-    async def replace(self, before: Live, after: Live, deadline: float, *, durable: bool = True) -> Live | None:
+    async def replace(
+        self, before: Live, after: Live, deadline: float, *, durable: bool = True, exclusive: bool = False
+    ) -> Live | None:
         """Writes a session's next version if it still is what was read."""
         record = encode(after.session)
         expiry: int | str = "" if after.expiry == before.expiry else after.expiry
@@ -84,8 +86,9 @@ class RedisSessionStore:
         answer = await self._write(before.session.session_id, _REPLACE, *words, deadline=deadline, durable=durable)
         outcome = answer.get(0, int)
         if answer.repeated and outcome != 1:
-            if outcome != 2:
-                # Whether the first sending was overtaken, or came first and was overwritten, cannot be told.
+            if outcome != 2 or exclusive:
+                # Whether the first sending came too late, or in time and was overwritten, cannot be told; nor, of two
+                # that write the same, whose it is that is there.
                 raise _unknown()
             if durable:
                 await self.confirm([before.session.session_id], deadline)
