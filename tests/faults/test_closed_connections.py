@@ -18,14 +18,17 @@ from tests.support.valkey import Valkey
 from tests.support.waiting import PATIENCE, eventually_async
 
 from catraca_server.domain.commands import EtagMismatch, NewSession, SessionNotFound, TokenInUse, Update
-from catraca_server.domain.session import Check
+from catraca_server.domain.session import Check, Live, Session
 from catraca_server.redis.errors import NotDurable, StoreProblem, StoreUnavailable
 from catraca_server.redis.link import Link, Request
 from catraca_server.redis.multiplexer import REPEATS, Multiplexer, _is_closed
 from catraca_server.redis.replies import Replies
+from catraca_server.store import Creation
 
 BROUGHT = "a-token-that-was-brought-along"
 KILLS = 20
+HOUR = 3_600_000
+ATTEMPT = 3_580_000_000_000_000
 
 
 @pytest.fixture
@@ -97,6 +100,9 @@ async def test_what_was_answered_before_the_end_is_not_repeated(tmp_path: Path) 
         assert [replies.repeated for replies in answered] == [False, True, True]
         assert [replies.values for replies in answered] == [[b"first"], [None], [b"last"]]
         assert (sent(fake, b"ECHO", b"first"), sent(fake, b"ECHO", b"last")) == (1, 1)
+        assert [command[0] for command in fake.commands if command[1:] in ([b"key"], [b"last"])] == [
+            *(b"GET", b"GET", b"ECHO")
+        ]
 
 
 async def test_what_waits_for_replicas_is_repeated_whole(tmp_path: Path) -> None:
@@ -326,6 +332,44 @@ async def test_a_token_that_was_brought(repeating: Repeating) -> None:
         await users.create(NewSession("ana", token=BROUGHT), soon())
     with pytest.raises(TokenInUse):
         await users.create(NewSession("ana", token=BROUGHT), soon())
+
+
+async def test_the_same_record_twice(backend: Backend) -> None:
+    """Two creations in one millisecond write the same: only one did it, and the other, not repeated, knows that."""
+    async with backend.link() as link:
+        store = Stores.over(link).sessions
+        session, expiry = a_session(await backend.now()), await backend.now() + HOUR
+        outcomes = [
+            (await store.create(session, expiry, attempt, expiry, soon()))[0] for attempt in (ATTEMPT, ATTEMPT + 2)
+        ]
+        assert outcomes == [Creation.CREATED, Creation.TAKEN]
+
+
+async def test_what_a_repeated_write_finds_may_have_come_after_it(backend: Backend) -> None:
+    """Another record says nothing of whether the first sending was executed, before it was there."""
+    async with backend.link() as link:
+        store, repeating = Stores.over(link).sessions, Stores.over(Repeating(link, executed=False)).sessions
+        session, expiry = a_session(await backend.now()), await backend.now() + HOUR
+        _, before = await store.create(session, expiry, ATTEMPT, expiry, soon())
+        others, own = (replace(session, attributes={"step": step}, version=2) for step in ("others", "own"))
+        assert await store.replace(before, Live(others, expiry, b""), soon())
+        with pytest.raises(StoreUnavailable, match="does not tell what it did"):
+            await repeating.replace(before, Live(own, expiry, b""), soon())
+        with pytest.raises(StoreUnavailable, match="does not tell what it did"):
+            await repeating.create(session, expiry, ATTEMPT + 2, expiry, soon())
+
+
+def a_session(now: int) -> Session:
+    """Returns a session that begins now."""
+    return Session(
+        session_id="0000000000000000000001",
+        user_id="ana",
+        digest="d" * 43,
+        attributes={},
+        create_time=now,
+        absolute_expire_time=now + HOUR,
+        idle_timeout=0,
+    )
 
 
 async def test_a_login_at_the_limit(repeating: Repeating) -> None:
