@@ -2,38 +2,35 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 from redis.asyncio.connection import AbstractConnection
 from tests.support.asking import Asking, service_on
-from tests.support.backends import Backend, Operations, Stores, soon
 from tests.support.cluster import Cluster
 from tests.support.fake_redis import HANG_UP, FakeRedis, bulk
+from tests.support.load import Load
 from tests.support.multiplexers import connector_to, in_seconds, running_multiplexer
 from tests.support.sentinel import Sentinels
-from tests.support.valkey import Valkey
+from tests.support.service import ServeProcess
+from tests.support.valkey import BINARY, WHY_NONE, Valkey
 from tests.support.waiting import PATIENCE, eventually_async
 
-from catraca_server.domain.commands import EtagMismatch, NewSession, SessionNotFound, TokenInUse, Update
-from catraca_server.domain.session import Check, Live, Session
-from catraca_server.redis.errors import NotDurable, StoreProblem, StoreUnavailable
-from catraca_server.redis.link import Link, Request
+from catraca import AsyncSessionClient
+from catraca_server.redis.errors import StoreProblem, StoreUnavailable
 from catraca_server.redis.multiplexer import REPEATS, Multiplexer, _is_closed
-from catraca_server.redis.replies import Replies
-from catraca_server.store import Creation
 
-BROUGHT = "a-token-that-was-brought-along"
 KILLS = 20
-HOUR = 3_600_000
-ATTEMPT = 3_580_000_000_000_000
+STORE_TIMEOUT = 0.25
 
 
 @pytest.fixture
 def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
     """A store that nobody else uses."""
+    if BINARY is None:
+        pytest.skip(WHY_NONE)
     store = Valkey(tmp_path)
     store.start()
     with contextlib.closing(store):
@@ -193,6 +190,25 @@ async def test_killed_connections_cost_no_call(lives: int, own_valkey: Valkey) -
         assert service.changes == [True]
 
 
+async def test_killed_connections_cost_no_call_over_the_wire(own_valkey: Valkey) -> None:
+    """With the default store timeout, and stubs without any retry."""
+    async with (
+        ServeProcess(store_url=own_valkey.url) as process,
+        AsyncSessionClient(process.target, timeout=PATIENCE) as sessions,
+    ):
+        users = {(await sessions.create(user)).token: user for user in ("ana", "bea", "eva")}
+        async with Load(process.target, users) as load:
+            for _ in range(KILLS):
+                await load.go_on()
+                own_valkey.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            await load.go_on()
+        assert not load.wrong
+        late = [each for each in load.answers if each.status is not grpc.StatusCode.OK]
+        # A machine that does nothing for so long is no fault of a closed connection.
+        assert all(each.seconds > STORE_TIMEOUT for each in late), late
+        assert process.log.count("store connection closed: disconnected") >= KILLS / 2
+
+
 async def test_killed_connections_that_wait_for_replicas_cost_no_call(valkey_sentinel: Sentinels) -> None:
     """Found anew through the Sentinels each time, and what is acknowledged is on a replica."""
     await asyncio.to_thread(valkey_sentinel.renew)
@@ -235,201 +251,3 @@ async def test_a_restart_costs_no_call_that_comes_after_it(own_valkey: Valkey) -
 
             await eventually_async(is_connected, "the store is connected")
             assert await service.is_valid(login.token)
-
-
-# What a repeated request finds
-
-
-class Repeating(Link):
-    """A link whose every connection is closed once before the reply: each request is executed, lost, and repeated.
-
-    With `executed` False it was lost on its way there.
-    """
-
-    def __init__(self, inner: Link, *, executed: bool) -> None:
-        self.replicates = inner.replicates
-        self._inner = inner
-        self._executed = executed
-
-    async def execute(
-        self, requests: Sequence[Request], deadline: float, *, durable: bool = False
-    ) -> Sequence[Replies]:
-        """Executes requests, and answers as to repeated ones."""
-        if self._executed:
-            await self._inner.execute(requests, deadline, durable=durable)
-        answered = await self._inner.execute(requests, deadline, durable=durable)
-        return [replace(replies, repeated=True) for replies in answered]
-
-
-@pytest.fixture(params=[True, False], ids=["reply lost", "request lost"])
-async def repeating(request: pytest.FixtureRequest, backend: Backend) -> AsyncIterator[Repeating]:
-    """A link to a backend that repeats everything."""
-    async with backend.link() as link:
-        yield Repeating(link, executed=request.param)
-
-
-async def revoked_once(operations: Operations, session_id: str, *, told: bool) -> None:
-    """Revokes a session. If its own work cannot be told from another call's, it is unknown, and done all the same."""
-    sessions = operations.sessions
-    if told:
-        assert await sessions.revoke(session_id, soon())
-    else:
-        with pytest.raises(StoreUnavailable, match="does not tell what it did"):
-            await sessions.revoke(session_id, soon())
-    with pytest.raises(SessionNotFound):
-        await sessions.get(session_id, soon())
-
-
-async def test_a_whole_life(repeating: Repeating) -> None:
-    """Logging in, being validated, changing and rotating come to the same; ending does, or says that it is unknown."""
-    operations = Operations.over(Stores.over(repeating))
-    sessions = operations.sessions
-    login = await operations.users.create(NewSession("ana"), soon())
-    session_id = login.live.session.session_id
-    (verdict,) = await sessions.validate([Check(login.token)], soon())
-    assert verdict.live is not None
-    updated = await sessions.update(Update(session_id, entries={"step": "1"}), soon())
-    assert (updated.session.attributes, updated.session.version) == ({"step": "1"}, 2)
-    rotation = await sessions.rotate(login.token, soon())
-    (verdict,) = await sessions.validate([Check(rotation.token)], soon())
-    assert verdict.live is not None
-    page = await operations.users.page("ana", None, 10, soon())
-    assert [live.session.session_id for live in page.sessions] == [session_id]
-    await revoked_once(operations, session_id, told=not repeating._executed)
-    page = await operations.users.page("ana", None, 10, soon())
-    assert not page.sessions
-
-
-async def test_an_update_with_an_etag(repeating: Repeating) -> None:
-    """Of two updates with one etag one wins, also if they write the same: one that may be the other is unknown."""
-    operations = Operations.over(Stores.over(repeating))
-    login = await operations.users.create(NewSession("ana"), soon())
-    update = Update(login.live.session.session_id, entries={"count": "2"}, etag=login.live.session.etag)
-    if repeating._executed:
-        with pytest.raises(StoreUnavailable, match="does not tell what it did"):
-            await operations.sessions.update(update, soon())
-    else:
-        await operations.sessions.update(update, soon())
-    with pytest.raises(EtagMismatch):
-        await operations.sessions.update(update, soon())
-
-
-async def test_a_session_that_its_index_does_not_name(repeating: Repeating, backend: Backend) -> None:
-    """It is ended by its key alone, which is told once or not at all."""
-    operations = Operations.over(Stores.over(repeating))
-    login = await operations.users.create(NewSession("ana"), soon())
-    await backend.command("DEL", "user-sessions:ana")
-    await revoked_once(operations, login.live.session.session_id, told=not repeating._executed)
-
-
-async def test_a_token_that_was_brought(repeating: Repeating) -> None:
-    """Exactly one of two creations with one token wins: one that may be the other does not say that it has."""
-    users = Operations.over(Stores.over(repeating)).users
-    if repeating._executed:
-        with pytest.raises(StoreUnavailable, match="may have been used by another call"):
-            await users.create(NewSession("ana", token=BROUGHT), soon())
-    else:
-        await users.create(NewSession("ana", token=BROUGHT), soon())
-    with pytest.raises(TokenInUse):
-        await users.create(NewSession("ana", token=BROUGHT), soon())
-
-
-async def test_the_same_record_twice(backend: Backend) -> None:
-    """Two creations in one millisecond write the same: only one did it, and the other, not repeated, knows that."""
-    async with backend.link() as link:
-        store = Stores.over(link).sessions
-        session, expiry = a_session(await backend.now()), await backend.now() + HOUR
-        outcomes = [
-            (await store.create(session, expiry, attempt, expiry, soon()))[0] for attempt in (ATTEMPT, ATTEMPT + 2)
-        ]
-        assert outcomes == [Creation.CREATED, Creation.TAKEN]
-
-
-async def test_what_a_repeated_write_finds_may_have_come_after_it(backend: Backend) -> None:
-    """Another record says nothing of whether the first sending was executed, before it was there."""
-    async with backend.link() as link:
-        store, repeating = Stores.over(link).sessions, Stores.over(Repeating(link, executed=False)).sessions
-        session, expiry = a_session(await backend.now()), await backend.now() + HOUR
-        _, before = await store.create(session, expiry, ATTEMPT, expiry, soon())
-        others, own = (replace(session, attributes={"step": step}, version=2) for step in ("others", "own"))
-        assert await store.replace(before, Live(others, expiry, b""), soon())
-        with pytest.raises(StoreUnavailable, match="does not tell what it did"):
-            await repeating.replace(before, Live(own, expiry, b""), soon())
-        with pytest.raises(StoreUnavailable, match="does not tell what it did"):
-            await repeating.create(session, expiry, ATTEMPT + 2, expiry, soon())
-
-
-def a_session(now: int) -> Session:
-    """Returns a session that begins now."""
-    return Session(
-        session_id="0000000000000000000001",
-        user_id="ana",
-        digest="d" * 43,
-        attributes={},
-        create_time=now,
-        absolute_expire_time=now + HOUR,
-        idle_timeout=0,
-    )
-
-
-async def test_a_login_at_the_limit(repeating: Repeating) -> None:
-    """It makes room once, and never for nothing; where it cannot tell whom it logged out, it does not log in."""
-    users = Operations.over(Stores.over(repeating), max_sessions_per_user=1).users
-    first = await users.create(NewSession("ana"), soon())
-    if repeating._executed:
-        with pytest.raises(StoreUnavailable, match="does not tell what it did"):
-            await users.create(NewSession("ana"), soon())
-    else:
-        second = await users.create(NewSession("ana"), soon())
-        assert second.evicted == [first.live.session.session_id]
-    page = await users.page("ana", None, 10, soon())
-    assert len(page.sessions) <= 1
-    assert first.live.session.session_id not in [live.session.session_id for live in page.sessions]
-
-
-async def test_logging_out_everywhere(repeating: Repeating) -> None:
-    """All sessions end; how many, is told right or not at all."""
-    users = Operations.over(Stores.over(repeating)).users
-    for _ in range(3):
-        await users.create(NewSession("ana"), soon())
-    if repeating._executed:
-        with pytest.raises(StoreUnavailable, match="does not tell what it did"):
-            await users.revoke("ana", "", soon())
-    else:
-        assert await users.revoke("ana", "", soon()) == 3
-    page = await users.page("ana", None, 10, soon())
-    assert not page.sessions
-
-
-class Recording(Link):
-    """A link that waits for replicas, and writes down which commands are to be durable."""
-
-    replicates = True
-
-    def __init__(self, inner: Link) -> None:
-        self._inner = inner
-        self.durable: list[bytes] = []
-
-    async def execute(
-        self, requests: Sequence[Request], deadline: float, *, durable: bool = False
-    ) -> Sequence[Replies]:
-        """Executes requests; the replicas lag behind what a later script confirms."""
-        answered = await self._inner.execute(requests, deadline)
-        if durable:
-            scripts = [command[1] for _, commands in requests for command in commands]
-            self.durable += scripts
-            if any(b"Writes under a session's key without changing anything" in script for script in scripts):
-                raise NotDurable("no replica has it")
-        return answered
-
-
-async def test_a_repeated_write_that_finds_its_work_done_waits_for_replicas(backend: Backend) -> None:
-    """WAIT says nothing on a connection over which nothing was written: the work of the first sending is confirmed."""
-    async with backend.link() as link:
-        login = await Operations.over(Stores.over(link)).users.create(NewSession("ana"), soon())
-        operations = Operations.over(Stores.over(Repeating(Recording(link), executed=True)))
-        with pytest.raises(NotDurable):
-            await operations.users.create(NewSession("bob"), soon())
-        session_id = login.live.session.session_id
-        with pytest.raises(NotDurable):
-            await operations.sessions.update(Update(session_id, entries={"step": "1"}), soon())

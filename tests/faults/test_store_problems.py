@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.asking import Service, service_on
-from tests.support.valkey import Valkey
+from tests.support.valkey import BINARY, WHY_NONE, Valkey
 from tests.support.waiting import eventually_async
 
 from catraca_server.redis.errors import StoreProblem, StoreUnavailable
@@ -15,6 +15,8 @@ from catraca_server.redis.errors import StoreProblem, StoreUnavailable
 @pytest.fixture
 def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
     """A store that nobody else uses."""
+    if BINARY is None:
+        pytest.skip(WHY_NONE)
     store = Valkey(tmp_path)
     store.start()
     with contextlib.closing(store):
