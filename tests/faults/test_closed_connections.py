@@ -237,6 +237,28 @@ async def test_killed_connections_to_a_cluster_cost_no_call(valkey_cluster: Clus
         assert all("does not tell what it did" in each for each in asking.unavailable), asking.unavailable
 
 
+async def test_an_end_is_told_at_most_once(own_valkey: Valkey) -> None:
+    """Several calls end each session while connections are killed: one tells it, or else one of them is unknown."""
+    async with service_on(own_valkey.url, store_timeout="5s") as service:
+        logins = [await service.create(f"user-{number}") for number in range(100)]
+
+        async def end(at: int) -> list[bool | BaseException]:
+            return await asyncio.gather(*(service.revoke(logins[at]) for _ in range(3)), return_exceptions=True)
+
+        outcomes: list[list[bool | BaseException]] = []
+        for first in range(0, len(logins), 10):
+            ending = [asyncio.create_task(end(at)) for at in range(first, first + 10)]
+            await asyncio.to_thread(own_valkey.command, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            outcomes += await asyncio.gather(*ending)
+        for told in outcomes:
+            unknown = [each for each in told if isinstance(each, BaseException)]
+            assert all(isinstance(each, StoreUnavailable) for each in unknown), unknown
+            assert told.count(True) <= 1
+            assert told.count(True) == 1 or unknown
+        for login in logins:
+            assert not await service.is_valid(login.token)
+
+
 async def test_a_restart_costs_no_call_that_comes_after_it(own_valkey: Valkey) -> None:
     """A connection to the store before its restart is replaced by the first call, or has been by then."""
     async with service_on(own_valkey.url, store_timeout="5s") as service:
