@@ -2,35 +2,35 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 from redis.asyncio.connection import AbstractConnection
 from tests.support.asking import Asking, service_on
-from tests.support.backends import Backend, Operations, Stores, a_call
+from tests.support.cluster import Cluster
 from tests.support.fake_redis import HANG_UP, FakeRedis, bulk
+from tests.support.load import Load
 from tests.support.multiplexers import connector_to, in_seconds, running_multiplexer
-from tests.support.valkey import Valkey
+from tests.support.sentinel import Sentinels
+from tests.support.service import ServeProcess
+from tests.support.valkey import BINARY, WHY_NONE, Valkey
 from tests.support.waiting import PATIENCE, eventually_async
 
-from catraca_server.domain.commands import NewSession, Update
-from catraca_server.domain.errors import EtagMismatch, SessionNotFound, TokenInUse
-from catraca_server.domain.validation import ValidationRequest
-from catraca_server.redis.errors import NotDurable, StoreProblem, StoreUnavailable
-from catraca_server.redis.link import Link, Request
+from catraca import AsyncSessionClient
+from catraca_server.redis.errors import StoreProblem, StoreUnavailable
 from catraca_server.redis.multiplexer import REPEATS, Multiplexer, _is_closed
-from catraca_server.redis.replies import Replies
-from catraca_server.store import scripts
 
-BROUGHT = "a-token-that-was-brought-along"
 KILLS = 20
+STORE_TIMEOUT = 0.25
 
 
 @pytest.fixture
 def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
     """A store that nobody else uses."""
+    if BINARY is None:
+        pytest.skip(WHY_NONE)
     store = Valkey(tmp_path)
     store.start()
     with contextlib.closing(store):
@@ -97,6 +97,9 @@ async def test_what_was_answered_before_the_end_is_not_repeated(tmp_path: Path) 
         assert [replies.repeated for replies in answered] == [False, True, True]
         assert [replies.values for replies in answered] == [[b"first"], [None], [b"last"]]
         assert (sent(fake, b"ECHO", b"first"), sent(fake, b"ECHO", b"last")) == (1, 1)
+        assert [command[0] for command in fake.commands if command[1:] in ([b"key"], [b"last"])] == [
+            *(b"GET", b"GET", b"ECHO")
+        ]
 
 
 async def test_what_waits_for_replicas_is_repeated_whole(tmp_path: Path) -> None:
@@ -187,6 +190,75 @@ async def test_killed_connections_cost_no_call(lives: int, own_valkey: Valkey) -
         assert service.changes == [True]
 
 
+async def test_killed_connections_cost_no_call_over_the_wire(own_valkey: Valkey) -> None:
+    """With the default store timeout, and stubs without any retry."""
+    async with (
+        ServeProcess(store_url=own_valkey.url) as process,
+        AsyncSessionClient(process.target, timeout=PATIENCE) as sessions,
+    ):
+        users = {(await sessions.create(user)).token: user for user in ("ana", "bea", "eva")}
+        async with Load(process.target, users) as load:
+            for _ in range(KILLS):
+                await load.go_on()
+                own_valkey.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            await load.go_on()
+        assert not load.wrong
+        late = [each for each in load.answers if each.status is not grpc.StatusCode.OK]
+        # A machine that does nothing for so long is no fault of a closed connection.
+        assert all(each.seconds > STORE_TIMEOUT for each in late), late
+        assert process.log.count("store connection closed: disconnected") >= KILLS / 2
+
+
+async def test_killed_connections_that_wait_for_replicas_cost_no_call(valkey_sentinel: Sentinels) -> None:
+    """Found anew through the Sentinels each time, and what is acknowledged is on a replica."""
+    await asyncio.to_thread(valkey_sentinel.renew)
+    async with service_on(valkey_sentinel.url, replica_acks="1", store_timeout="5s") as service:
+        tokens = [(await service.create(f"standing-{number}")).token for number in range(4)]
+        async with Asking(service, tokens, lives=2) as asking:
+            for _ in range(KILLS // 4):
+                valkey_sentinel.primary.command("CLIENT KILL", "TYPE", "normal", "SKIPME", "yes")
+                await asking.go_on(times=2)
+        assert not asking.errors()
+        assert all("does not tell what it did" in each for each in asking.unavailable), asking.unavailable
+        assert service.changes == [True]
+
+
+async def test_killed_connections_to_a_cluster_cost_no_call(valkey_cluster: Cluster) -> None:
+    """Of all its nodes at once."""
+    await asyncio.to_thread(valkey_cluster.renew)
+    async with service_on(valkey_cluster.url, store_timeout="5s") as service:
+        tokens = [(await service.create(f"standing-{number}")).token for number in range(8)]
+        async with Asking(service, tokens, lives=2) as asking:
+            for _ in range(KILLS // 4):
+                for node in valkey_cluster.primaries:
+                    node.command("CLIENT KILL", "TYPE", "normal", "SKIPME", "yes")
+                await asking.go_on(times=2)
+        assert not asking.errors()
+        assert all("does not tell what it did" in each for each in asking.unavailable), asking.unavailable
+
+
+async def test_an_end_is_told_at_most_once(own_valkey: Valkey) -> None:
+    """Several calls end each session while connections are killed: one tells it, or else one of them is unknown."""
+    async with service_on(own_valkey.url, store_timeout="5s") as service:
+        logins = [await service.create(f"user-{number}") for number in range(100)]
+
+        async def end(at: int) -> list[bool | BaseException]:
+            return await asyncio.gather(*(service.revoke(logins[at]) for _ in range(3)), return_exceptions=True)
+
+        outcomes: list[list[bool | BaseException]] = []
+        for first in range(0, len(logins), 10):
+            ending = [asyncio.create_task(end(at)) for at in range(first, first + 10)]
+            await asyncio.to_thread(own_valkey.command, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            outcomes += await asyncio.gather(*ending)
+        for told in outcomes:
+            unknown = [each for each in told if isinstance(each, BaseException)]
+            assert all(isinstance(each, StoreUnavailable) for each in unknown), unknown
+            assert told.count(True) <= 1
+            assert told.count(True) == 1 or unknown
+        for login in logins:
+            assert not await service.is_valid(login.token)
+
+
 async def test_a_restart_costs_no_call_that_comes_after_it(own_valkey: Valkey) -> None:
     """A connection to the store before its restart is replaced by the first call, or has been by then."""
     async with service_on(own_valkey.url, store_timeout="5s") as service:
@@ -201,147 +273,3 @@ async def test_a_restart_costs_no_call_that_comes_after_it(own_valkey: Valkey) -
 
             await eventually_async(is_connected, "the store is connected")
             assert await service.is_valid(login.token)
-
-
-# What a repeated request finds
-
-
-class Repeating(Link):
-    """A link whose every connection is closed once before the reply: each request is executed, lost, and repeated.
-
-    With `executed` False it was lost on its way there.
-    """
-
-    def __init__(self, inner: Link, *, executed: bool) -> None:
-        self.replicates = inner.replicates
-        self._inner = inner
-        self._executed = executed
-
-    async def execute(
-        self, requests: Sequence[Request], deadline: float, *, durable: bool = False
-    ) -> Sequence[Replies]:
-        """Executes requests, and answers as to repeated ones."""
-        if self._executed:
-            await self._inner.execute(requests, deadline, durable=durable)
-        answered = await self._inner.execute(requests, deadline, durable=durable)
-        return [replace(replies, repeated=True) for replies in answered]
-
-
-@pytest.fixture(params=[True, False], ids=["reply lost", "request lost"])
-async def repeating(request: pytest.FixtureRequest, backend: Backend) -> AsyncIterator[Repeating]:
-    """A link to a backend that repeats everything."""
-    async with backend.link() as link:
-        yield Repeating(link, executed=request.param)
-
-
-async def revoked_once(operations: Operations, session_id: str, *, told: bool) -> None:
-    """Revokes a session. If its own work cannot be told from another call's, it is unknown, and done all the same."""
-    sessions = operations.sessions
-    if told:
-        assert await sessions.revoke(session_id, a_call())
-    else:
-        with pytest.raises(StoreUnavailable, match="does not tell what it did"):
-            await sessions.revoke(session_id, a_call())
-    with pytest.raises(SessionNotFound):
-        await sessions.get(session_id, a_call())
-
-
-async def test_a_whole_life(repeating: Repeating) -> None:
-    """Logging in, being validated, changing and rotating come to the same; ending does, or says that it is unknown."""
-    operations = Operations.over(Stores.over(repeating))
-    sessions = operations.sessions
-    login = await operations.users.create(NewSession("ana"), a_call())
-    session_id = login.stored.session.session_id
-    (validation,) = await sessions.validate([ValidationRequest(login.token)], a_call())
-    assert validation.stored is not None
-    etag = (await sessions.get(session_id, a_call())).session.etag
-    updated = await sessions.update(Update(session_id, entries={"step": "1"}, etag=etag), a_call())
-    assert updated.session.attributes == {"step": "1"}
-    with pytest.raises(EtagMismatch):
-        await sessions.update(Update(session_id, entries={"step": "2"}, etag=etag), a_call())
-    rotation = await sessions.rotate(login.token, a_call())
-    (validation,) = await sessions.validate([ValidationRequest(rotation.token)], a_call())
-    assert validation.stored is not None
-    page = await operations.users.page("ana", None, 10, a_call())
-    assert [stored.session.session_id for stored in page.sessions] == [session_id]
-    await revoked_once(operations, session_id, told=not repeating._executed)
-    page = await operations.users.page("ana", None, 10, a_call())
-    assert not page.sessions
-
-
-async def test_a_token_that_was_brought(repeating: Repeating) -> None:
-    """Exactly one of two creations with one token wins: one that may be the other does not say that it has."""
-    users = Operations.over(Stores.over(repeating)).users
-    if repeating._executed:
-        with pytest.raises(StoreUnavailable, match="another call may have used the token"):
-            await users.create(NewSession("ana", token=BROUGHT), a_call())
-    else:
-        await users.create(NewSession("ana", token=BROUGHT), a_call())
-    with pytest.raises(TokenInUse):
-        await users.create(NewSession("ana", token=BROUGHT), a_call())
-
-
-async def test_a_login_at_the_limit(repeating: Repeating) -> None:
-    """It makes room once, and never for nothing; where it cannot tell whom it logged out, it does not log in."""
-    users = Operations.over(Stores.over(repeating), max_sessions_per_user=1).users
-    first = await users.create(NewSession("ana"), a_call())
-    if repeating._executed:
-        with pytest.raises(StoreUnavailable, match="does not tell what it did"):
-            await users.create(NewSession("ana"), a_call())
-    else:
-        second = await users.create(NewSession("ana"), a_call())
-        assert second.evicted_session_ids == [first.stored.session.session_id]
-    page = await users.page("ana", None, 10, a_call())
-    assert len(page.sessions) <= 1
-    assert first.stored.session.session_id not in [stored.session.session_id for stored in page.sessions]
-
-
-async def test_logging_out_everywhere(repeating: Repeating) -> None:
-    """All sessions end; how many, is told right or not at all."""
-    users = Operations.over(Stores.over(repeating)).users
-    for _ in range(3):
-        await users.create(NewSession("ana"), a_call())
-    if repeating._executed:
-        with pytest.raises(StoreUnavailable, match="does not tell what it did"):
-            await users.revoke("ana", "", a_call())
-    else:
-        assert await users.revoke("ana", "", a_call()) == 3
-    page = await users.page("ana", None, 10, a_call())
-    assert not page.sessions
-
-
-ENSURE_REPLICATED = scripts.load("ensure_replicated")
-
-
-class Recording(Link):
-    """A link that waits for replicas, and writes down which commands are to be durable."""
-
-    replicates = True
-
-    def __init__(self, inner: Link) -> None:
-        self._inner = inner
-        self.durable: list[bytes] = []
-
-    async def execute(
-        self, requests: Sequence[Request], deadline: float, *, durable: bool = False
-    ) -> Sequence[Replies]:
-        """Executes requests; the replicas lag behind what a later script confirms."""
-        answered = await self._inner.execute(requests, deadline)
-        if durable:
-            sent = [command[1] for _, commands in requests for command in commands]
-            self.durable += sent
-            if ENSURE_REPLICATED in sent:
-                raise NotDurable("no replica has it")
-        return answered
-
-
-async def test_a_repeated_write_that_finds_its_work_done_waits_for_replicas(backend: Backend) -> None:
-    """WAIT says nothing on a connection over which nothing was written: the work of the first sending is confirmed."""
-    async with backend.link() as link:
-        login = await Operations.over(Stores.over(link)).users.create(NewSession("ana"), a_call())
-        operations = Operations.over(Stores.over(Repeating(Recording(link), executed=True)))
-        with pytest.raises(NotDurable):
-            await operations.users.create(NewSession("bob"), a_call())
-        session_id = login.stored.session.session_id
-        with pytest.raises(NotDurable):
-            await operations.sessions.update(Update(session_id, entries={"step": "1"}), a_call())

@@ -14,7 +14,7 @@ import redis
 from redis.exceptions import AskError
 from tests.support.asking import Asking, Service, service_on
 from tests.support.cluster import Cluster, slot_of
-from tests.support.fake_redis import FakeRedis, bulk
+from tests.support.fake_redis import HANG_UP, FakeRedis, bulk
 from tests.support.multiplexers import in_seconds
 from tests.support.nodes import NODE_TIMEOUT, DataNode
 from tests.support.valkey import Valkey
@@ -29,7 +29,7 @@ from catraca_server.redis.multiplexer import Connector
 from catraca_server.redis.slots import Claim, View
 from catraca_server.redis.url import Address, StoreUrl
 
-ASKED = Address("10.0.0.9", 7009)
+SEED = Address("10.0.0.9", 7009)
 PATIENT = "2s"
 """A store timeout for tests that are not about time."""
 
@@ -42,7 +42,7 @@ IN_ONE_SLOT = "{moving}"
 
 @pytest.fixture
 async def cluster(valkey_cluster: Cluster) -> Cluster:
-    """The cluster, empty and healthy, whose nodes answer also while a slot is nobody's."""
+    """The cluster, empty and healthy, whose nodes answer even while a slot is uncovered."""
     await asyncio.to_thread(valkey_cluster.renew)
     for node in valkey_cluster.nodes:
         node.command("CONFIG SET", "cluster-require-full-coverage", "no")
@@ -51,7 +51,7 @@ async def cluster(valkey_cluster: Cluster) -> Cluster:
 
 @pytest.fixture
 def calm_cluster(cluster: Cluster) -> Iterator[Cluster]:
-    """The same, and nobody takes over from a node that only had no time to run."""
+    """The same, and no replica takes over from a node that only had no time to run."""
     for node in cluster.nodes:
         node.command("CONFIG SET", "cluster-node-timeout", 30_000)
     yield cluster
@@ -60,7 +60,7 @@ def calm_cluster(cluster: Cluster) -> Iterator[Cluster]:
 
 
 async def logged_in(service: Service, cluster: Cluster, each: int = 2) -> dict[DataNode, list[Login]]:
-    """Creates sessions until each primary has so many; returns them by primary, safe on its replicas."""
+    """Creates sessions until each primary has so many; returns them by primary, once its replicas have them."""
     found: dict[DataNode, list[Login]] = {node: [] for node in cluster.primaries}
     while min(map(len, found.values())) < each:
         login = await service.create()
@@ -89,7 +89,7 @@ def connections_to(node: DataNode) -> int:
 
 
 async def test_a_slot_moves_under_load(calm_cluster: Cluster) -> None:
-    """Before, during and after: whatever is asked about sessions in it is answered, and right."""
+    """Before, during and after: every request about a session in it is answered, and right."""
     cluster = calm_cluster
     target = next(node for node in cluster.primaries if node is not cluster.node_of(IN_ONE_SLOT))
     async with service_on(cluster.url, prefix=IN_ONE_SLOT, store_timeout=PATIENT) as service:
@@ -137,7 +137,7 @@ async def test_what_has_been_moved_is_found_while_the_rest_has_not(calm_cluster:
 
 
 async def test_a_batch_over_all_nodes_is_in_order(calm_cluster: Cluster) -> None:
-    """However tokens are spread over the nodes, each answer is in the place of its question."""
+    """However tokens are spread over the nodes, each validation is at the position of its token."""
     cluster = calm_cluster
     dice = random.Random(1)  # noqa: S311  no secret
     async with service_on(cluster.url, store_timeout=PATIENT) as service:
@@ -155,7 +155,7 @@ async def test_a_batch_over_all_nodes_is_in_order(calm_cluster: Cluster) -> None
 
 
 async def test_a_primary_is_killed(cluster: Cluster) -> None:
-    """Its sessions are unavailable until a replica has taken over, without a restart; others are never."""
+    """Its sessions are unavailable until a replica has taken over, without a restart; others never are."""
     async with service_on(cluster.url, store_timeout="1s") as service:
         logins = await logged_in(service, cluster)
         lost = cluster.primaries[0]
@@ -170,7 +170,7 @@ async def test_a_primary_is_killed(cluster: Cluster) -> None:
             await asking.go_on()
             assert await service.answers(*tokens_of(logins))
             await service.told(True, False, True)
-            # Whoever comes back has old data, and is asked nothing.
+            # A node that comes back has old data, and is not used.
             revoked = await service.create()
             while cluster.node_of(key_of(revoked)) is not heir:
                 revoked = await service.create()
@@ -197,13 +197,13 @@ async def test_a_failover_under_load(calm_cluster: Cluster, how: Literal["", "FO
             await asyncio.to_thread(cluster.fail_over, replica, how)
             await asking.go_on()
             assert cluster.node_of(key_of(logins[old][0])) is replica
-        # What was under way when the role was looked at.
+        # Requests that were in flight when the role was read.
         assert {each.token for each in asking.errors()} <= set(tokens_of(logins, old))
         assert len(asking.errors()) + len(asking.unavailable) <= 8
 
 
 async def test_a_primary_that_slept_while_it_was_replaced(cluster: Cluster) -> None:
-    """It wakes up and takes itself for the primary for a moment; what was revoked meanwhile is valid to nobody."""
+    """It wakes up and takes itself for the primary for a moment; what was revoked meanwhile is not valid there."""
     async with service_on(cluster.url) as service:
         slept = cluster.primaries[0]
         logins = (await logged_in(service, cluster, each=5))[slept]
@@ -225,7 +225,7 @@ async def test_a_primary_that_slept_while_it_was_replaced(cluster: Cluster) -> N
 
         slept.resume()
         with contextlib.suppress(StoreUnavailable):
-            # One that begins just then, and knows no other node.
+            # A service that starts just then, and knows no other node.
             async with service_on(f"redis+cluster://{slept.address}") as late:
                 await eventually_async(lambda: are_gone(late), "all is as it was")
         await eventually_async(lambda: are_gone(service), "all is as it was")
@@ -236,7 +236,7 @@ async def test_a_primary_that_slept_while_it_was_replaced(cluster: Cluster) -> N
 
 
 async def test_it_starts_from_whichever_node_answers(cluster: Cluster) -> None:
-    """Of the nodes that it is told of some may be gone, asleep, or replicas: one that answers is enough."""
+    """Some of the nodes in its URL may be gone, asleep, or replicas: one that answers is enough."""
     one, other, _ = cluster.primaries
     (asleep,), (replica,) = cluster.replicas_of(one), cluster.replicas_of(other)
     asleep.pause()
@@ -246,14 +246,14 @@ async def test_it_starts_from_whichever_node_answers(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("seeds", ["127.0.0.1:1", "127.0.0.1:1,127.0.0.1:2"])
 async def test_it_does_not_start_without_any(seeds: str) -> None:
-    """Where no node answers, the reason is told."""
+    """If no node answers, the error says why."""
     with pytest.raises(StoreUnavailable, match=r"no answer at redis://127\.0\.0\.1:1/"):
         async with service_on(f"redis+cluster://{seeds}"):
             pass
 
 
 async def test_it_does_not_start_on_a_part(cluster: Cluster) -> None:
-    """Where a primary is gone and nobody takes over, the reason is that it is gone, or how much is missing."""
+    """If a primary is gone and no replica takes over, the error says so, or how many slots are missing."""
     gone, other, _ = cluster.primaries
     cluster.replicas_of(gone)[0].kill()
     gone.kill()
@@ -267,18 +267,18 @@ async def test_it_does_not_start_on_a_part(cluster: Cluster) -> None:
     await eventually_async(is_missed, "the cluster knows that a part is missing")
 
 
-async def test_it_does_not_start_on_what_is_no_cluster(cluster: Cluster, valkey: Valkey) -> None:
-    """A single server and a cluster are not taken for each other, and the remedy is told."""
+async def test_it_does_not_start_on_what_is_not_a_cluster(cluster: Cluster, valkey: Valkey) -> None:
+    """A single server and a cluster are not taken for each other, and the error says what to write."""
     with pytest.raises(StoreRefused, match=r"write redis\+cluster:// instead"):
         async with service_on(f"redis://{cluster.primaries[0].address}"):
             pass
-    single = {ASKED: RedisConnector(StoreUrl.parse(valkey.url), of_cluster=True, allow_replica=True)}
+    single = {SEED: RedisConnector(StoreUrl.parse(valkey.url), of_cluster=True, allow_replica=True)}
     with pytest.raises(StoreRefused, match="write redis:// instead"):
         await Link(single, single.__getitem__, timeout_seconds=PATIENCE, on_change=lambda _: None).start()
 
 
-async def test_it_does_not_start_as_a_user_who_may_not_look(cluster: Cluster) -> None:
-    """Without the right to run CLUSTER NODES nothing can be found, and that is told."""
+async def test_it_does_not_start_as_a_user_who_may_not_run_cluster_nodes(cluster: Cluster) -> None:
+    """Without that right no key can be found, and the error says so."""
     node = cluster.primaries[0]
     node.command("ACL SETUSER", "limited", "on", ">word", "~*", "+@all", "-cluster|nodes")
     with pytest.raises(StoreRefused, match="CLUSTER NODES"):
@@ -287,28 +287,28 @@ async def test_it_does_not_start_as_a_user_who_may_not_look(cluster: Cluster) ->
     node.command("ACL DELUSER", "limited")
 
 
-# Nodes that a real cluster cannot be brought to be
+# Nodes that behave as no real one can be made to
 
 
 class FakeCluster:
-    """Nodes that are whatever a test says of them. All of them tell the same of who has which slots."""
+    """Nodes that behave as a test wants. By default all of them have the same view of the slots."""
 
     def __init__(self, directory: Path, *names: str) -> None:
         self.nodes = {name: FakeRedis(directory / name, self._answering(name)) for name in names}
         for fake in self.nodes.values():
             fake.info["cluster_enabled"] = "1"
         self.default = ""
-        """What nodes tell of the cluster."""
-        self.told: dict[str, str] = {}
-        """What a node tells that tells something else."""
+        """How nodes reply to CLUSTER NODES."""
+        self.views: dict[str, str] = {}
+        """How single nodes reply that have another view."""
         self.reply: Callable[[str, list[bytes]], bytes | None] = naming
-        """How a node answers what is not about the cluster."""
+        """How a node replies to any other command."""
         self.asleep = ""
-        """The node that says nothing at all."""
+        """The node that does not reply at all."""
 
     @staticmethod
     def text(*owners: tuple[str, str], epoch: int = 1) -> str:
-        """Returns what CLUSTER NODES answers where nodes have slots."""
+        """Returns a reply to CLUSTER NODES in which nodes have slots."""
         return "".join(
             f"id-{name} {name}:7000@17000 master - 0 0 {epoch} connected {slots}\n" for name, slots in owners
         )
@@ -318,8 +318,8 @@ class FakeCluster:
         self.default = self.text(*owners, epoch=epoch)
 
     @asynccontextmanager
-    async def open_link(self, seed: str, timeout: float = PATIENCE) -> AsyncIterator["FakeLink"]:
-        """Runs all nodes, and a link that begins with one of them."""
+    async def link(self, seed: str, timeout: float = PATIENCE) -> AsyncIterator["FakeLink"]:
+        """Runs all nodes, and a link with one of them as its seed."""
         async with AsyncExitStack() as stack:
             for fake in self.nodes.values():
                 await stack.enter_async_context(fake)
@@ -332,12 +332,12 @@ class FakeCluster:
             await link.start()
             yield FakeLink(link, changes)
 
-    def asked(self, name: str) -> list[bytes]:
-        """Returns the commands about keys that a node was asked."""
+    def requests_to(self, name: str) -> list[bytes]:
+        """Returns the commands about keys that a node received."""
         return [command[0] for command in self.nodes[name].commands if command[0] in (b"GET", b"ASKING")]
 
-    def looks(self, name: str) -> int:
-        """Returns how often a node was asked about the cluster."""
+    def refreshes(self, name: str) -> int:
+        """Returns how often a node was asked for its view."""
         return sum(command[0] == b"CLUSTER" for command in self.nodes[name].commands)
 
     def _connector(self, address: Address) -> Connector:
@@ -348,7 +348,7 @@ class FakeCluster:
             if name == self.asleep:
                 return b""
             if command[0] == b"CLUSTER":
-                return bulk(self.told.get(name, self.default).encode())
+                return bulk(self.views.get(name, self.default).encode())
             return self.reply(name, command)
 
         return answer
@@ -356,18 +356,18 @@ class FakeCluster:
 
 @dataclass
 class FakeLink:
-    """A link to nodes that are none, and what it told."""
+    """A link to fake nodes, and what it reported."""
 
     link: Link
     changes: list[bool]
 
     async def get(self, *keys: str) -> list[str]:
-        """Asks for keys, or for one that only the last half of the slots has."""
-        questions = [(key, [("GET", key)]) for key in keys or (KEY,)]
-        return [answer.get(0, bytes).decode() for answer in await self.link.execute(questions, in_seconds(PATIENCE))]
+        """Reads keys; by default one whose slot is in the second half."""
+        requests = [(key, [("GET", key)]) for key in keys or (KEY,)]
+        return [replies.get(0, bytes).decode() for replies in await self.link.execute(requests, in_seconds(PATIENCE))]
 
     async def comes_from(self, name: str) -> None:
-        """Waits until nodes that answer with their names answer with this one."""
+        """Waits until the reply comes from this node; nodes reply with their names."""
 
         async def does() -> bool:
             with contextlib.suppress(StoreUnavailable):
@@ -376,13 +376,13 @@ class FakeLink:
 
         await eventually_async(does, f"{name} has the slot")
 
-    async def told(self, *changes: bool) -> None:
-        """Waits until it has told this of its health."""
+    async def reported(self, *changes: bool) -> None:
+        """Waits until it has reported exactly this: connected or not."""
 
-        async def has_told() -> bool:
+        async def has_reported() -> bool:
             return self.changes == [*changes]
 
-        await eventually_async(has_told, f"told {changes}")
+        await eventually_async(has_reported, f"reported {changes}")
 
 
 KEY, OTHER_KEY = "key", "b"
@@ -390,26 +390,41 @@ ALL, FIRST_HALF, LAST_HALF = "0-16383", "0-8191", "8192-16383"
 
 
 def naming(name: str, command: list[bytes]) -> bytes | None:
-    """Answers GET with the name of who was asked."""
+    """Replies to GET with the node's own name."""
     return bulk(name.encode()) if command[0] == b"GET" else None
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks at the cluster more often than a server does."""
+def frequent_refreshes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refreshes the map more often than a server does."""
     monkeypatch.setattr(cluster_link, "REFRESH_PAUSE_SECONDS", 0.1)
 
 
-@pytest.mark.usefixtures("impatient")
-async def test_nodes_without_slots_are_let_go(tmp_path: Path) -> None:
+async def test_a_repeated_request_that_is_redirected(tmp_path: Path) -> None:
+    """Its first sending may have been executed where the slot was then, and the replies from its new place say so."""
+    fakes = FakeCluster(tmp_path, "one", "two")
+    hang_ups = [HANG_UP]
+    fakes.reply = lambda name, command: (
+        (hang_ups.pop() if hang_ups else b"-MOVED %d two:7000\r\n" % slot_of(KEY))
+        if (name, command[0]) == ("one", b"GET")
+        else naming(name, command)
+    )
+    fakes.give(("one", ALL))
+    async with fakes.link("one") as link:
+        (replies,) = await link.link.execute([(KEY, [("GET", KEY)])], in_seconds(PATIENCE))
+        assert (replies.values, replies.repeated) == ([b"two"], True)
+
+
+@pytest.mark.usefixtures("frequent_refreshes")
+async def test_nodes_without_slots_are_dropped(tmp_path: Path) -> None:
     """However often slots move from node to node, nothing is left behind: no connection and no task."""
     fakes = FakeCluster(tmp_path, "one", "two", "three")
     fakes.give(("one", ALL))
-    async with fakes.open_link("one") as link:
+    async with fakes.link("one") as link:
 
         async def only_one_is_connected_to() -> bool:
             connected = {name: fake.connections for name, fake in fakes.nodes.items() if fake.connections}
-            # A task for each: the test, the cluster's look, the node's owner, and the fake's end of the connection.
+            # A task for each: the test, the refreshes, the node's owner, and the fake's end of the connection.
             return list(connected.values()) == [1] and len(asyncio.all_tasks()) == 4
 
         for epoch in range(2, 8):
@@ -421,120 +436,120 @@ async def test_nodes_without_slots_are_let_go(tmp_path: Path) -> None:
     assert len(asyncio.all_tasks()) == 1
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("frequent_refreshes")
 async def test_a_node_that_gets_its_first_slot_is_kept(tmp_path: Path) -> None:
-    """Until the move is over it has no slots, and is asked all the time: over one connection, which stays."""
+    """Until the move is over it has no slots, and yet gets requests all the time: over one connection, which stays."""
     fakes = FakeCluster(tmp_path, "old", "new")
     ask = b"-ASK %d new:7000\r\n" % slot_of(KEY)
     fakes.reply = lambda name, command: ask if (name, command[0]) == ("old", b"GET") else naming(name, command)
     fakes.give(("old", ALL))
-    async with fakes.open_link("old") as link:
+    async with fakes.link("old") as link:
 
         async def is_looked_at() -> bool:
             assert await link.get() == ["new"]
-            return fakes.looks("old") >= 5
+            return fakes.refreshes("old") >= 5
 
         await eventually_async(is_looked_at, "the cluster was looked at some more times")
         assert fakes.nodes["new"].connected == 1
-        assert fakes.asked("new")[:2] == [b"ASKING", b"GET"]
+        assert fakes.requests_to("new")[:2] == [b"ASKING", b"GET"]
 
 
 @pytest.mark.parametrize("word", [b"MOVED", b"ASK"])
-async def test_nodes_that_send_in_circles(word: bytes, tmp_path: Path) -> None:
-    """Nodes that each say it is the other one are not asked for ever: it is unavailable."""
+async def test_nodes_that_redirect_to_each_other(word: bytes, tmp_path: Path) -> None:
+    """They are not followed for ever: the session is unavailable."""
     fakes = FakeCluster(tmp_path, "one", "two")
     other = {"one": b"two", "two": b"one"}
     fakes.reply = lambda name, command: (
         b"-%s %d %s:7000\r\n" % (word, slot_of(KEY), other[name]) if command[0] == b"GET" else None
     )
     fakes.give(("one", ALL))
-    async with fakes.open_link("one") as link:
+    async with fakes.link("one") as link:
         for keys in ((KEY,), (KEY, OTHER_KEY)):
             with pytest.raises(StoreUnavailable, match="redirect to each other without end"):
                 await link.get(*keys)
-        times = [command for name in other for command in fakes.asked(name) if command == b"GET"]
+        times = [command for name in other for command in fakes.requests_to(name) if command == b"GET"]
         assert len(times) <= 3 * (REDIRECTIONS + 1)
 
 
 async def test_a_redirection_without_a_host(tmp_path: Path) -> None:
-    """A node that does not know its host sends to its own, as Redis 7 may be told to."""
+    """A node may redirect to another port of its own host, as Redis 7 does if configured to."""
     fakes = FakeCluster(tmp_path, "one")
     rest = [b"-MOVED %d :7000\r\n" % slot_of(KEY), bulk(b"found")]
     fakes.reply = lambda _, command: rest.pop(0) if command[0] == b"GET" else None
     fakes.give(("one", ALL))
-    async with fakes.open_link("one") as link:
+    async with fakes.link("one") as link:
         assert await link.get() == ["found"]
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("frequent_refreshes")
 async def test_an_older_view_does_not_override_a_newer_one(tmp_path: Path) -> None:
-    """Whoever has not heard of a failover yet, or slept through it, is not believed."""
+    """A node that has not heard of a failover yet, or slept through it, is not believed."""
     fakes = FakeCluster(tmp_path, "old", "new")
     fakes.give(("old", ALL), epoch=1)
-    async with fakes.open_link("old") as link:
+    async with fakes.link("old") as link:
         fakes.give(("old", FIRST_HALF), ("new", LAST_HALF), epoch=2)
         await link.comes_from("new")
-        fakes.told = {"old": fakes.text(("old", ALL), epoch=1)}
-        looks = fakes.looks("old")
+        fakes.views = {"old": fakes.text(("old", ALL), epoch=1)}
+        looks = fakes.refreshes("old")
 
         async def is_looked_at() -> bool:
             assert await link.get() == ["new"]
-            return fakes.looks("old") >= looks + 2
+            return fakes.refreshes("old") >= looks + 2
 
         await eventually_async(is_looked_at, "the old node has told its view some more times")
 
 
 async def test_a_node_that_was_replaced_while_it_slept_is_not_asked(tmp_path: Path) -> None:
-    """When a lost node answers again, the others are asked first whether its slots still are its own."""
+    """When a lost node answers again, the others are asked first whether it still has its slots."""
     fakes = FakeCluster(tmp_path, "slept", "other")
     fakes.give(("slept", LAST_HALF), ("other", FIRST_HALF))
 
     def replaced(name: str, command: list[bytes]) -> bytes | None:
-        # By the time that it says its first word.
+        # By the time of its first reply.
         if name == "slept" and command[0] == b"INFO":
-            fakes.told = {"slept": fakes.default}
+            fakes.views = {"slept": fakes.default}
             fakes.give(("other", ALL), epoch=2)
         return naming(name, command)
 
-    async with fakes.open_link("other", timeout=0.25) as link:
+    async with fakes.link("other", timeout=0.25) as link:
         await link.comes_from("slept")
         fakes.asleep = "slept"
-        await link.told(True, False)
+        await link.reported(True, False)
         fakes.nodes["slept"].commands.clear()
         fakes.reply, fakes.asleep = replaced, ""
         await link.comes_from("other")
-        await link.told(True, False, True)
-        assert fakes.asked("slept") == []
+        await link.reported(True, False, True)
+        assert fakes.requests_to("slept") == []
 
 
 async def test_its_health_follows_the_cluster(tmp_path: Path) -> None:
-    """It is lost as long as some slots cannot be asked about, and the others are answered meanwhile."""
+    """It is disconnected as long as some slots cannot be reached, and requests about others are answered meanwhile."""
     fakes = FakeCluster(tmp_path, "one", "two", "three")
     fakes.give(("one", FIRST_HALF), ("two", LAST_HALF))
-    async with fakes.open_link("one", timeout=0.25) as link:
+    async with fakes.link("one", timeout=0.25) as link:
         await link.comes_from("two")
         fakes.asleep = "two"
-        await link.told(True, False)
+        await link.reported(True, False)
         assert await link.get(OTHER_KEY) == ["one"]
         fakes.give(("one", FIRST_HALF), ("three", LAST_HALF), epoch=2)
-        await link.told(True, False, True)
+        await link.reported(True, False, True)
         assert await link.get(KEY, OTHER_KEY) == ["three", "one"]
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("frequent_refreshes")
 async def test_all_nodes_may_be_replaced_while_nobody_looks(tmp_path: Path) -> None:
-    """When none that it knows is a primary any more, those are asked that it began with."""
+    """When no node that it knows is a primary any more, the seeds are asked again."""
     fakes = FakeCluster(tmp_path, "seed", "one", "two")
     fakes.give(("one", ALL))
-    async with fakes.open_link("seed", timeout=0.25) as link:
+    async with fakes.link("seed", timeout=0.25) as link:
         await link.comes_from("one")
         await fakes.nodes["one"].close()
         fakes.give(("two", ALL), epoch=2)
         await link.comes_from("two")
-        await link.told(True, False, True)
+        await link.reported(True, False, True)
 
 
-# What nodes say of each other
+# Views
 
 REDIS_6 = b"""\
 07c3 127.0.0.1:30004@31004 slave e7d1 0 1426238317239 4 connected
@@ -579,8 +594,8 @@ VALKEY_9 = b"""\
     ids=["Redis 6.2", "Redis 7", "Valkey 9", "nothing"],
 )
 def test_a_view_is_read(text: bytes, claims: set[Claim]) -> None:
-    """Primaries that may be asked, with their slots; slots on their way still are where they were."""
-    assert View.read(text, ASKED).claims == claims
+    """A view has the primaries that are up, with their slots; slots that are moving still belong to their source."""
+    assert View.read(text, SEED).claims == claims
 
 
 @pytest.mark.parametrize(
@@ -596,6 +611,6 @@ def test_a_view_is_read(text: bytes, claims: set[Claim]) -> None:
     ],
 )
 def test_what_is_no_view_is_none(text: bytes) -> None:
-    """What cannot be read tells nothing."""
+    """A view that cannot be read says nothing."""
     with pytest.raises(StoreUnavailable):
-        View.read(text, ASKED)
+        View.read(text, SEED)

@@ -1,4 +1,4 @@
-"""With `replica_acks`, what is acknowledged is on a replica; else it is told that it is not, in time."""
+"""With `replica_acks`, what is acknowledged is on a replica; what is not is reported as not durable, in time."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from catraca_server.store import NotDurable, StoreUnavailable
 
 TIMEOUT = 0.25
 NOTICE = 0.05
-"""Seconds beyond the store's timeout within which a caller is told."""
+"""Seconds beyond the store's timeout within which a caller hears of it."""
 
 ATTEMPTS = 3
 """Times that a call is measured where the machine may be busy."""
@@ -82,7 +82,7 @@ WRITES: dict[str, Callable[[Service, Login], Awaitable[object]]] = {
 
 
 async def test_changes_wait_for_a_replica_and_validations_do_not(service: Service, sentinels: Sentinels) -> None:
-    """While all replicas sleep every change is told as not durable, in time; validations are answered as ever."""
+    """While all replicas sleep every change is reported as not durable, in time; validations are answered as ever."""
     logins = [await service.create(f"user-{number}") for number in range(2 * len(WRITES))]
     async with Asking(service, [(await service.create()).token]) as asking:
         await asking.go_on()
@@ -117,7 +117,7 @@ async def test_changes_wait_for_a_replica_and_validations_do_not(service: Servic
 
 
 async def test_all_at_once_are_told_in_time(service: Service, sentinels: Sentinels) -> None:
-    """Who comes while another change is being waited for is told in time as well."""
+    """A caller that comes while another change waits for replicas hears of its own in time as well."""
     logins = [await service.create() for _ in range(40)]
     replicas_sleep(sentinels)
     took: list[float] = []
@@ -137,7 +137,7 @@ async def test_all_at_once_are_told_in_time(service: Service, sentinels: Sentine
 
 
 async def test_activity_waits_for_nobody(sentinels: Sentinels) -> None:
-    """A validation that writes down activity, or drops a salt whose time is over, is answered all the same."""
+    """A validation that writes activity, or drops a salt whose grace is over, is answered all the same."""
     async with service_on(sentinels.url, replica_acks="1", rotation_grace_ms="100ms") as service:
         login = await service.create(idle_timeout=20_000)
         rotation = await service.operations.sessions.rotate(login.token, service.call)
@@ -153,11 +153,11 @@ async def test_activity_waits_for_nobody(sentinels: Sentinels) -> None:
         await eventually_async(is_written_down, "activity is written down")
 
 
-# What others have done
+# Changes made by others
 
 
 async def repeat_extension(service: Service, login: Login) -> None:
-    """Makes the index last for a session, as it may do already."""
+    """Makes the index last for a session, which it may do already."""
     await service.stores.index.extend(login.stored.session, service.call)
 
 
@@ -168,7 +168,7 @@ REPEATED = {"extend": repeat_extension} | {
 
 @pytest.mark.parametrize("write", REPEATED)
 async def test_what_is_found_done_is_confirmed(write: str, sentinels: Sentinels) -> None:
-    """A change that a replica may not have is not acknowledged by those who find it done, be it another server."""
+    """A change that a replica may not have is not acknowledged by a call that finds it done, on any server."""
     async with service_on(sentinels.url, replica_acks="1") as first:
         login = await first.create()
         replicas = replicas_sleep(sentinels)
@@ -185,7 +185,7 @@ async def test_what_is_found_done_is_confirmed(write: str, sentinels: Sentinels)
 
 
 async def test_an_end_that_may_come_undone_stays_in_the_index(service: Service, sentinels: Sentinels) -> None:
-    """Listing a user's sessions does not forget one whose end no replica has: ending all of them has to find it."""
+    """Listing a user's sessions does not remove one whose end no replica has: ending all of them has to find it."""
     login = await service.create()
     replicas = replicas_sleep(sentinels)
     with pytest.raises(NotDurable):
@@ -202,7 +202,7 @@ async def test_an_end_that_may_come_undone_stays_in_the_index(service: Service, 
 
 
 async def test_revoking_does_not_take_memory(valkey: Valkey) -> None:
-    """A session can be ended, however new it is, where the store has run out of memory."""
+    """A session can be ended, however new it is, when the store has run out of memory."""
     valkey.command("FLUSHALL")
     async with service_on(valkey.url) as service:
         login = await service.create()
@@ -215,11 +215,11 @@ async def test_revoking_does_not_take_memory(valkey: Valkey) -> None:
             valkey.command("CONFIG", "SET", "maxmemory", "0")
 
 
-# Where there are no replicas, or they are others
+# No replicas, or other ones
 
 
 async def test_without_replicas_nothing_is_durable(valkey: Valkey) -> None:
-    """A store without any replica is told as such, over the wire too, and validations go on."""
+    """Without any replica changes are NOT_DURABLE over the wire, and validations go on."""
     valkey.command("FLUSHALL")
     async with (
         serving(store_url=valkey.url) as without,
@@ -241,7 +241,7 @@ async def test_without_replicas_nothing_is_durable(valkey: Valkey) -> None:
 
 
 async def test_each_primary_of_a_cluster_has_its_own_replicas(valkey_cluster: Cluster) -> None:
-    """Where the replica of one primary sleeps, the sessions of others are changed as ever."""
+    """If the replica of one primary sleeps, the sessions of others are changed as ever."""
     await asyncio.to_thread(valkey_cluster.renew)
     async with service_on(valkey_cluster.url, replica_acks="1") as service:
         one, *_ = valkey_cluster.primaries

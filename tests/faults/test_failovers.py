@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 @pytest.mark.parametrize("replica_acks", ACKS)
 @pytest.mark.parametrize("kind", ["sentinel", "cluster"])
 async def test_primaries_are_killed(kind: str, replica_acks: int, request: pytest.FixtureRequest) -> None:
-    """With one replica's acknowledgement nothing is lost or comes back; without, what is lost is told."""
+    """If one replica must acknowledge, nothing is lost or comes back; otherwise the report says what is lost."""
     nodes: Cluster | Sentinels = request.getfixturevalue(f"valkey_{kind}")
     await asyncio.to_thread(nodes.renew)
     dice = random.Random(replica_acks)  # noqa: S311  no secret
@@ -55,7 +55,7 @@ async def test_primaries_are_killed(kind: str, replica_acks: int, request: pytes
 
 
 def unavailability(recorder: Recorder, killed: float) -> str:
-    """Says what a kill was like for the callers."""
+    """Returns what a kill was like for the callers."""
     failed = [each for each in recorder.outcomes if each.told != OK and each.answered >= killed]
     lasted = max((each.answered - killed for each in failed), default=0.0)
     return f"{len(failed)} operations failed, the last {lasted:.2f} s after the kill"

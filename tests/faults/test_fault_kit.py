@@ -1,4 +1,4 @@
-"""The kit of the fault tests itself: it can take things away and give them back, and it sees what is wrong."""
+"""The fault kit itself: it can take things away and give them back, and it notices what is wrong."""
 
 import contextlib
 from pathlib import Path
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(BINARY is None, reason=WHY_NONE)
 
 
 def test_a_cluster_fails_over_and_heals(valkey_cluster: Cluster) -> None:
-    """A replica takes over, with what there was; who is back follows it."""
+    """A replica takes over, with all data; the old primary follows it when it is back."""
     valkey_cluster.renew()
     valkey_cluster.command("key", "SET", "key", "value")
     valkey_cluster.command("key", "WAIT", 1, 0)
@@ -31,7 +31,7 @@ def test_a_cluster_fails_over_and_heals(valkey_cluster: Cluster) -> None:
 
 
 def test_a_slot_moves_step_by_step(valkey_cluster: Cluster) -> None:
-    """Who asks the old node for what has been moved is sent to the new one: first for once, then for good."""
+    """The old node redirects requests for moved keys to the new one: first once, then for good."""
     valkey_cluster.renew()
     valkey_cluster.command("key", "SET", "key", "value")
     source = valkey_cluster.node_of("key")
@@ -49,7 +49,7 @@ def test_a_slot_moves_step_by_step(valkey_cluster: Cluster) -> None:
 
 
 def test_sentinels_fail_over_and_heal(valkey_sentinel: Sentinels) -> None:
-    """A replica takes over, with what there was; who is back follows it."""
+    """A replica takes over, with all data; the old primary follows it when it is back."""
     valkey_sentinel.renew()
     valkey_sentinel.command("SET", "key", "value")
     valkey_sentinel.command("WAIT", 2, 0)
@@ -62,7 +62,7 @@ def test_sentinels_fail_over_and_heal(valkey_sentinel: Sentinels) -> None:
 
 
 async def test_the_recorder_finds_nothing_where_nothing_is_wrong(valkey_sentinel: Sentinels) -> None:
-    """Over a proxy, whose connections break amid all that."""
+    """Over a proxy, whose connections break in the meantime."""
     valkey_sentinel.renew()
     async with Proxy(valkey_sentinel.primary.port) as proxy, ServeProcess(store_url=proxy.url) as process:
         async with Recorder(process.target) as recorder:

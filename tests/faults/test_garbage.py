@@ -76,7 +76,7 @@ class EmptyStore:
         """Touches all."""
         return [True] * len(touched)
 
-    async def replace(self, replacement: Replacement, _call: Call) -> StoredSession | None:
+    async def replace(self, replacement: Replacement, _call: Call, *, exclusive: bool = False) -> StoredSession | None:
         """Forgets what it becomes."""
         return replacement.after
 

@@ -1,4 +1,4 @@
-"""The batcher under everything that goes wrong with callers, connections and replies: an answer is right or none."""
+"""The multiplexer under everything that goes wrong with callers, connections and replies: no reply is wrong."""
 
 import asyncio
 import contextlib
@@ -27,31 +27,31 @@ async def proxy(valkey: Valkey, tmp_path: Path) -> AsyncIterator[Proxy]:
 
 
 def echoing(reply: bytes) -> Callable[[list[bytes]], bytes | None]:
-    """Returns how a fake Redis answers that has this reply to every ECHO."""
+    """Returns how a fake Redis replies that gives this reply to every ECHO."""
     return lambda command: reply if command[0] == b"ECHO" else None
 
 
-# Callers that come, go and lose patience
+# Callers that come, go and run out of time
 
 
-async def storm(running: RunningMultiplexer, seed: int, callers: int, questions: int) -> tuple[int, int, int]:
-    """Has callers ask, a third of them cancelled at any moment and some with hardly any time.
+async def storm(running: RunningMultiplexer, seed: int, callers: int, requests: int) -> tuple[int, int, int]:
+    """Has callers make requests, a third of which are cancelled at any moment, and some have hardly any time.
 
-    Asserts that whatever is answered answers what was asked. Returns how many were answered, cancelled and refused.
+    Asserts that every reply is the one to its request. Returns how many were answered, cancelled and refused.
     """
     chance = random.Random(seed)  # noqa: S311
     answered = cancelled = refused = 0
 
-    async def question(number: int) -> None:
+    async def request(number: int) -> None:
         words = [f"{number}.{part}" for part in range(chance.randint(1, 5))]
         within = 0.001 if chance.random() < 0.1 else PATIENCE
-        answer = await running.execute(*(("ECHO", word) for word in words), within=within)
-        assert answer.values == [word.encode() for word in words]
+        replies = await running.execute(*(("ECHO", word) for word in words), within=within)
+        assert replies.values == [word.encode() for word in words]
 
     async def caller(first: int) -> None:
         nonlocal answered, cancelled, refused
-        for number in range(first, questions, callers):
-            task = asyncio.create_task(question(number))
+        for number in range(first, requests, callers):
+            task = asyncio.create_task(request(number))
             if chance.random() < 1 / 3:
                 asyncio.get_running_loop().call_later(chance.random() * 0.004, task.cancel)
             try:
@@ -61,18 +61,18 @@ async def storm(running: RunningMultiplexer, seed: int, callers: int, questions:
                 cancelled += 1
             except StoreUnavailable:
                 refused += 1
-                await asyncio.sleep(0.005)  # or all questions would be spent on a store that is known to be away
+                await asyncio.sleep(0.005)  # or all requests would be spent on a store that is known to be disconnected
 
     await asyncio.gather(*(caller(first) for first in range(callers)))
     return answered, cancelled, refused
 
 
 async def test_replies_never_shift(proxy: Proxy) -> None:
-    """Whoever is cancelled, whenever, everybody else gets the answer to what they asked, and the connection stays."""
+    """Whichever callers are cancelled, and when, all others get the replies to their requests, over one connection."""
     chance = random.Random(0)  # noqa: S311
     proxy.delay = lambda: chance.random() * 0.003
     async with running_multiplexer(proxy.url) as running:
-        answered, cancelled, refused = await storm(running, seed=1, callers=100, questions=20_000)
+        answered, cancelled, refused = await storm(running, seed=1, callers=100, requests=20_000)
         assert (await running.execute(("ECHO", "after"))).values == [b"after"]
         assert proxy.accepted == 1
         assert running.changes == [True]
@@ -93,7 +93,7 @@ async def test_replies_never_shift_across_connections(proxy: Proxy) -> None:
 
     async with running_multiplexer(proxy.url, timeout_seconds=0.25) as running:
         breaking = asyncio.create_task(break_it())
-        answered, _, refused = await storm(running, seed=3, callers=100, questions=20_000)
+        answered, _, refused = await storm(running, seed=3, callers=100, requests=20_000)
         breaking.cancel()
 
         async def answers() -> bool:
@@ -109,7 +109,7 @@ async def test_replies_never_shift_across_connections(proxy: Proxy) -> None:
 
 
 async def test_the_queue_is_bounded(proxy: Proxy) -> None:
-    """What is more than can wait is refused at once, and what was accepted is answered in the end."""
+    """A request that finds the queue full is refused at once, and what was accepted is answered in the end."""
     async with running_multiplexer(proxy.url) as running:
         proxy.hold()
         in_flight = asyncio.create_task(running.execute(*[("PING",)] * BATCH_LIMIT))
@@ -126,7 +126,7 @@ async def test_the_queue_is_bounded(proxy: Proxy) -> None:
 
 
 async def test_a_deadline_is_kept(proxy: Proxy) -> None:
-    """Who has little time is told so when it is over; who has more is answered when the store is back."""
+    """A caller with little time hears when it is over; one with more is answered when the store is back."""
     async with running_multiplexer(proxy.url) as running:
         proxy.hold()
         patient = asyncio.create_task(running.execute(("ECHO", "patient")))
@@ -141,7 +141,7 @@ async def test_a_deadline_is_kept(proxy: Proxy) -> None:
 
 
 async def test_what_nobody_waits_for_is_not_sent(tmp_path: Path) -> None:
-    """A question whose caller has gone before it was its turn, or whose deadline has, never reaches the store."""
+    """A request whose caller has gone, or whose deadline has passed, before it was its turn never reaches the store."""
     async with (
         FakeRedis(tmp_path / "fake.sock", echoing(OK)) as fake,
         Proxy(tmp_path / "fake.sock", tmp_path / "proxy.sock") as proxy,
@@ -164,7 +164,7 @@ async def test_what_nobody_waits_for_is_not_sent(tmp_path: Path) -> None:
 
 
 async def test_stopping_leaves_nobody_waiting(proxy: Proxy) -> None:
-    """Who waits when it stops is told at once, whether the question was on its way or not."""
+    """Callers that wait when it stops hear of it at once, whether their requests were sent or not."""
     async with running_multiplexer(proxy.url) as running:
         proxy.hold()
         in_flight = asyncio.create_task(running.execute(("ECHO", "in flight")))
@@ -179,7 +179,7 @@ async def test_stopping_leaves_nobody_waiting(proxy: Proxy) -> None:
 
 
 async def test_stopping_at_once_closes_the_connection(proxy: Proxy) -> None:
-    """A batcher that is stopped before it was asked anything leaves no connection behind."""
+    """A multiplexer that is stopped before its first request leaves no connection behind."""
     async with running_multiplexer(proxy.url):
         assert proxy.connections == 1
 
@@ -194,18 +194,18 @@ async def test_stopping_at_once_closes_the_connection(proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("fault", ["reset", "half_close", "hold", "lose_replies"])
 async def test_a_broken_connection_is_replaced(fault: str, proxy: Proxy) -> None:
-    """However the connection breaks, the question in flight is told unknown and the next connection is as good."""
+    """However it breaks, if no other can be made in time the request in flight fails, and the next one is answered."""
     async with running_multiplexer(proxy.url, timeout_seconds=0.1) as running:
         if fault == "lose_replies":
             proxy.lose_replies(True)
         else:
             proxy.hold()
-        asked = asyncio.create_task(running.execute(("ECHO", "asked")))
+        in_flight = asyncio.create_task(running.execute(("ECHO", "in flight")))
         if fault in ("reset", "half_close"):
-            await proxy.holding(b"asked")
+            await proxy.holding(b"in flight")
             proxy.reset() if fault == "reset" else proxy.half_close()
         with pytest.raises(StoreUnavailable):
-            await asked
+            await in_flight
         proxy.lose_replies(False)
         proxy.release()
         await running.recovered()
@@ -218,26 +218,26 @@ async def test_a_broken_connection_is_replaced(fault: str, proxy: Proxy) -> None
         await eventually_async(one_connection, "only one connection remains")
 
 
-async def test_a_dead_store_is_noticed_without_asking(proxy: Proxy) -> None:
-    """An idle batcher sees the store go and come back, tells it, and refuses meanwhile without waiting."""
+async def test_a_dead_store_is_noticed_without_a_request(proxy: Proxy) -> None:
+    """An idle multiplexer notices the store go and come back, reports it, and meanwhile refuses without waiting."""
     async with running_multiplexer(proxy.url, timeout_seconds=0.1) as running:
         proxy.refuse(True)
         proxy.hold()
 
-        async def told(*expected: bool) -> bool:
+        async def reported(*expected: bool) -> bool:
             return running.changes == list(expected)
 
-        await eventually_async(lambda: told(True, False), "the store is seen to be gone")
-        asked = asyncio.create_task(running.execute(("PING",)))
+        await eventually_async(lambda: reported(True, False), "the store is reported disconnected")
+        request = asyncio.create_task(running.execute(("PING",)))
         await asyncio.sleep(0)
-        assert isinstance(asked.exception() if asked.done() else None, StoreUnavailable), "it was made to wait"
+        assert isinstance(request.exception() if request.done() else None, StoreUnavailable), "it was made to wait"
         proxy.refuse(False)
         proxy.release()
-        await eventually_async(lambda: told(True, False, True), "the store is seen to be back")
+        await eventually_async(lambda: reported(True, False, True), "the store is reported connected")
 
 
 async def test_every_new_connection_is_examined(tmp_path: Path) -> None:
-    """A store that has become a replica while it was away is not used, and again once it is a primary."""
+    """A store that became a replica while it was away is not used until it is a primary again."""
     async with (
         FakeRedis(tmp_path / "fake.sock", echoing(b"")) as fake,
         running_multiplexer(fake.url, timeout_seconds=0.1) as running,
@@ -246,22 +246,22 @@ async def test_every_new_connection_is_examined(tmp_path: Path) -> None:
         with pytest.raises(StoreUnavailable):
             await running.execute(("ECHO", "no answer"))
 
-        async def lost() -> bool:
+        async def is_disconnected() -> bool:
             return running.changes == [True, False]
 
-        await eventually_async(lost, "the replica is refused")
+        await eventually_async(is_disconnected, "the replica is refused")
         with pytest.raises(StoreUnavailable, match="is a replica"):
             await running.execute()
         fake.info["role"] = "master"
         await running.recovered()
 
 
-# Primaries that are none any more
+# Servers that are no longer primaries
 
 
-@pytest.mark.parametrize("asking", [True, False], ids=["asked", "idle"])
-async def test_a_primary_that_becomes_a_replica_is_noticed(asking: bool, tmp_path: Path) -> None:
-    """It goes on answering, and lags behind: within a heartbeat it is asked no more."""
+@pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
+async def test_a_primary_that_becomes_a_replica_is_noticed(busy: bool, tmp_path: Path) -> None:
+    """It goes on replying, and lags behind: within a heartbeat it is no longer used."""
     store = Valkey(tmp_path)
     store.start()
     with contextlib.closing(store):
@@ -271,7 +271,7 @@ async def test_a_primary_that_becomes_a_replica_is_noticed(asking: bool, tmp_pat
             demoted = time.monotonic()
 
             async def is_noticed() -> bool:
-                if asking:
+                if busy:
                     with contextlib.suppress(StoreUnavailable):
                         await running.execute(("GET", "key"))
                 return running.changes == [True, False]
@@ -287,21 +287,21 @@ async def test_a_primary_that_becomes_a_replica_is_noticed(asking: bool, tmp_pat
 
 @pytest.mark.parametrize("of_script", [b"", b"ERR Error running script: @user_script: 1: -"], ids=["", "Redis 6.2"])
 async def test_a_replica_gives_itself_away(of_script: bytes, tmp_path: Path) -> None:
-    """Who refuses a write because it is a replica is asked nothing more over this connection."""
+    """If a server refuses a write because it is a replica, the connection is invalidated."""
     replies = [b"-%sREADONLY You can't write against a read only replica.\r\n" % of_script, bulk(b"OK")]
     async with (
         FakeRedis(tmp_path / "fake.sock", lambda command: replies.pop(0) if command[0] == b"ECHO" else None) as fake,
         running_multiplexer(fake.url) as running,
     ):
-        answer = await running.execute(("ECHO", "first"))
+        refused = await running.execute(("ECHO", "first"))
         with pytest.raises(StoreUnavailable):
-            answer.get(0, bytes)
+            refused.get(0, bytes)
         assert (await running.execute(("ECHO", "second"))).get(0, bytes) == b"OK"
         assert fake.connected == 2
 
 
-async def test_whoever_may_not_ask_for_the_role_goes_without(tmp_path: Path) -> None:
-    """A user without the right to run ROLE is served, as far as the rest tells enough."""
+async def test_a_user_who_may_not_run_role_goes_without(tmp_path: Path) -> None:
+    """Other replies have to show then that a primary became a replica."""
     refused = b"-NOPERM this user has no permissions to run the 'role' command\r\n"
     async with (
         FakeRedis(tmp_path / "fake.sock", lambda command: refused if command[0] == b"ROLE" else None) as fake,
@@ -311,7 +311,7 @@ async def test_whoever_may_not_ask_for_the_role_goes_without(tmp_path: Path) -> 
         assert fake.connected == 1
 
 
-# Replicas that are waited for
+# Waiting for replicas
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ async def test_whoever_may_not_ask_for_the_role_goes_without(tmp_path: Path) -> 
     ],
 )
 async def test_how_many_replicas_have_it(reply: bytes, expected: type[Exception] | None, tmp_path: Path) -> None:
-    """What fewer replicas have than have to is not durable; and a reply that is no number says nothing."""
+    """A write that too few replicas have is not durable; a reply that is not a number says nothing."""
     async with (
         FakeRedis(tmp_path / "fake.sock", lambda command: reply if command[0] == b"WAIT" else None) as fake,
         running_multiplexer(fake.url, replica_acks=2) as running,

@@ -1,4 +1,4 @@
-"""Replies of the store that are errors, or make no sense, or are another's: none is taken for an answer."""
+"""Replies that are errors, or make no sense, or belong to another request: none is taken for an answer."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -35,9 +35,9 @@ ENTRY = IndexEntry(ID, 2)
 ENTRIES = IndexEntries(1_790_000_000_000, [ENTRY])
 
 
-def answering(name: bytes, *answers: bytes) -> Callable[[list[bytes]], bytes | None]:
-    """Returns how a fake Redis that has one session answers: one answer after the other, the last one for ever."""
-    rest = list(answers)
+def replying(name: bytes, *replies: bytes) -> Callable[[list[bytes]], bytes | None]:
+    """Returns how a fake Redis with one session replies: with one reply after the other, and then with the last one."""
+    rest = list(replies)
 
     def answer(command: list[bytes]) -> bytes | None:
         if command[0].upper() == name:
@@ -91,13 +91,13 @@ REPLIES = {
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation of the store, the command that it hangs on, and a right reply to that."""
+    """An operation of the store, the command that it depends on, and a right reply to that."""
 
     command: bytes
     run: Callable[[Stores, Call], Awaitable[object]]
     right: bytes
     plausible: frozenset[str] = frozenset()
-    """Which of REPLIES it might be answered with."""
+    """Which of REPLIES are possible."""
     has_pexpiretime: bool = True
 
 
@@ -157,10 +157,10 @@ OPERATIONS = {
 }
 
 
-async def run(operation: Operation, reply: bytes, directory: Path, *, doubted: bool = False) -> None:
-    """Runs an operation whose command has this reply; where that is `doubted`, waits for another connection."""
+async def run(operation: Operation, reply: bytes, directory: Path, *, invalidates: bool = False) -> None:
+    """Runs an operation whose command has this reply; if it `invalidates`, waits for another connection."""
     async with (
-        FakeRedis(directory / "fake.sock", answering(operation.command, reply)) as fake,
+        FakeRedis(directory / "fake.sock", replying(operation.command, reply)) as fake,
         running_multiplexer(fake.url, timeout_seconds=0.2) as running,
     ):
 
@@ -172,20 +172,20 @@ async def run(operation: Operation, reply: bytes, directory: Path, *, doubted: b
             await operation.run(made, a_call(PATIENCE))
         finally:
             assert operation.command in {command[0] for command in fake.commands}
-            if doubted:
+            if invalidates:
                 await eventually_async(another, "the connection is given up")
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_a_right_reply_is_an_answer(operation: str, tmp_path: Path) -> None:
-    """Each operation hangs on the command that the table says."""
+    """Each operation depends on the command that the table says."""
     await run(OPERATIONS[operation], OPERATIONS[operation].right, tmp_path)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.split()[0].decode())
 async def test_an_error_reply_is_no_answer(error: bytes, operation: str, tmp_path: Path) -> None:
-    """Whatever error Redis answers an operation with, nothing is known: not "gone", not "taken", not "done"."""
+    """Whatever error Redis replies to an operation, nothing is known: not "gone", not "taken", not "done"."""
     with pytest.raises(StoreUnavailable):
         await run(OPERATIONS[operation], b"-" + error + b"\r\n", tmp_path)
 
@@ -195,18 +195,18 @@ NO_SENSE = [(name, reply) for name, each in OPERATIONS.items() for reply in REPL
 
 @pytest.mark.parametrize(("operation", "reply"), NO_SENSE)
 async def test_a_reply_that_makes_no_sense_is_no_answer(operation: str, reply: str, tmp_path: Path) -> None:
-    """A reply that cannot be one to what was asked is not taken for one, nor is anything that comes after it."""
+    """A reply that cannot belong to the request is not taken for one, nor is anything that comes after it."""
     with pytest.raises(StoreUnavailable):
-        await run(OPERATIONS[operation], REPLIES[reply], tmp_path, doubted=True)
+        await run(OPERATIONS[operation], REPLIES[reply], tmp_path, invalidates=True)
 
 
 @pytest.mark.parametrize(
     "stray", [bulk(b"OK"), bulk(RECORD), integer(1), NIL, OK], ids=["text", "record", "1", "nil", "OK"]
 )
 async def test_a_reply_too_many_is_seen(stray: bytes, tmp_path: Path) -> None:
-    """A reply to nothing does not shift those that follow: the connection is closed, and the next is right."""
+    """A surplus reply does not shift those that follow: the connection is closed, and the next one is right."""
     async with (
-        FakeRedis(tmp_path / "fake.sock", answering(b"PEXPIRETIME", integer(EXPIRY) + stray, integer(EXPIRY))) as fake,
+        FakeRedis(tmp_path / "fake.sock", replying(b"PEXPIRETIME", integer(EXPIRY) + stray, integer(EXPIRY))) as fake,
         running_multiplexer(fake.url) as running,
     ):
         store = Stores.over(Server(running.multiplexer)).sessions
@@ -222,10 +222,10 @@ async def test_a_reply_too_many_is_seen(stray: bytes, tmp_path: Path) -> None:
 
 
 async def test_an_answer_about_another_session_is_none(tmp_path: Path) -> None:
-    """A record that names another session closes the connection, and whoever comes after it there is told unknown."""
+    """A record that names another session closes the connection, and requests behind it there fail."""
     other = "0000000000000000000002"
     async with (
-        FakeRedis(tmp_path / "fake.sock", answering(b"GET", bulk(RECORD))) as fake,
+        FakeRedis(tmp_path / "fake.sock", replying(b"GET", bulk(RECORD))) as fake,
         Proxy(tmp_path / "fake.sock", tmp_path / "proxy.sock") as proxy,
         running_multiplexer(proxy.url) as running,
     ):

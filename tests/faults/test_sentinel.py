@@ -1,4 +1,4 @@
-"""A primary under Sentinel that dies, sleeps and is replaced: the service finds the next one, and asks no other."""
+"""A primary under Sentinel that dies, sleeps and is replaced: the service finds the next one, and uses no other."""
 
 import asyncio
 import contextlib
@@ -69,7 +69,7 @@ async def stays_revoked(service: Service, sentinels: Sentinels, logins: list[Log
 
 
 async def test_the_primary_is_killed(sentinels: Sentinels) -> None:
-    """It is unavailable until the Sentinels have another, and then good again, without a restart."""
+    """The service is unavailable until the Sentinels have another, and then good again, without a restart."""
     async with service_on(sentinels.url) as service:
         logins = await logged_in(service, sentinels)
         async with Asking(service, tokens_of(logins)) as asking:
@@ -85,7 +85,7 @@ async def test_the_primary_is_killed(sentinels: Sentinels) -> None:
 
 
 async def test_the_primary_sleeps_and_is_replaced(sentinels: Sentinels) -> None:
-    """It wakes up and takes itself for the primary until it is told; what was revoked meanwhile is valid to nobody."""
+    """It wakes up and takes itself for the primary until it is told; what was revoked meanwhile is not valid there."""
     async with service_on(sentinels.url) as service:
         logins = await logged_in(service, sentinels)
         slept = sentinels.primary
@@ -98,7 +98,7 @@ async def test_the_primary_sleeps_and_is_replaced(sentinels: Sentinels) -> None:
 
 
 async def test_an_operator_has_it_replaced(sentinels: Sentinels) -> None:
-    """With all replicas' acknowledgement, nothing is lost that an old primary took that did not know yet."""
+    """If all replicas must acknowledge, nothing is lost of what an old primary accepted before it knew."""
     async with service_on(sentinels.url, replica_acks="2", store_timeout="1s") as service:
         logins = await logged_in(service, sentinels)
         async with Asking(service, tokens_of(logins), lives=4) as asking:
@@ -120,7 +120,7 @@ async def test_an_operator_has_it_replaced(sentinels: Sentinels) -> None:
 
 
 async def test_sentinels_may_be_away(sentinels: Sentinels) -> None:
-    """A majority is enough to start. Without one what is connected goes on, and comes back when they do."""
+    """A majority is enough to start. Without one, connections go on working, and new ones are made when it is back."""
     for node in sentinels.sentinels[:2]:
         node.kill()
     with pytest.raises(StoreUnavailable, match=rf"no majority of the Sentinels names a primary '{NAME}': no answer at"):
@@ -141,7 +141,7 @@ async def test_sentinels_may_be_away(sentinels: Sentinels) -> None:
 
 
 async def test_a_sentinel_that_says_nothing(sentinels: Sentinels) -> None:
-    """It is not waited for so long that no connection can be made within a short timeout."""
+    """It is not waited for so long that no connection could be made within a short timeout."""
     sentinels.sentinels[0].pause()
     async with service_on(sentinels.url, store_timeout="100ms") as service:
         login = await service.create()
@@ -151,47 +151,45 @@ async def test_a_sentinel_that_says_nothing(sentinels: Sentinels) -> None:
 
 
 async def test_a_name_that_no_sentinel_knows(sentinels: Sentinels) -> None:
-    """It does not start, and says what was asked for and what the Sentinels said."""
+    """The service does not start, and says which name the Sentinels do not know."""
     with pytest.raises(StoreUnavailable, match="names a primary 'other': a Sentinel refused: No such master"):
         async with service_on(sentinels.url.replace(f"/{NAME}", "/other")):
             pass
 
 
-# Sentinels and primaries that real ones cannot be brought to be
+# Sentinels and primaries that behave as no real ones can be made to
 
 
 @dataclass
 class Opinion:
-    """What a Sentinel tells of the primary."""
+    """What a Sentinel says about the primary."""
 
     epoch: int
     name: str
     master: str = ""
-    """What it tells in SENTINEL MASTER, if that is something else."""
+    """The primary in its reply to SENTINEL MASTER, if it contradicts itself there."""
 
 
 @dataclass
 class Fakes:
-    """Three Sentinels and some servers, which are whatever a test says of them."""
+    """Three Sentinels and some servers, which behave as a test wants."""
 
     directory: Path
     servers: dict[str, FakeRedis] = field(default_factory=dict)
     opinions: list[Opinion] = field(default_factory=list)
     asleep: str = ""
-    """The server that says nothing."""
+    """The server that does not reply."""
     meanwhile: Callable[[], None] = lambda: None
-    """What happens by the time that a server says its first word."""
-    asked: list[str] = field(default_factory=list)
-    """Who was asked for a key, one after the other."""
+    """What happens before a server's first reply on a connection."""
+    replied: list[str] = field(default_factory=list)
+    """The servers that replied about a key, one after the other."""
 
     def agree(self, epoch: int, name: str) -> None:
         """Has all Sentinels name a server."""
         self.opinions = [Opinion(epoch, name) for _ in range(3)]
 
     @asynccontextmanager
-    async def open_link(
-        self, *names: str, timeout: float = PATIENCE, replica_acks: int = 0
-    ) -> AsyncIterator["FakeLink"]:
+    async def link(self, *names: str, timeout: float = PATIENCE, replica_acks: int = 0) -> AsyncIterator["FakeLink"]:
         """Runs servers of these names, Sentinels that name the first, and a link to whatever they name."""
         self.agree(1, names[0])
         async with AsyncExitStack() as stack:
@@ -226,7 +224,7 @@ class Fakes:
             if command[0] == b"INFO":
                 self.meanwhile()
             if command[0] == b"GET":
-                self.asked.append(name)
+                self.replied.append(name)
                 return bulk(name.encode())
             return b":9\r\n" if command[0] == b"WAIT" else None
 
@@ -254,19 +252,19 @@ def dialer(url: str) -> Dialer:
 
 @dataclass
 class FakeLink:
-    """A link to servers that are none, and what it told."""
+    """A link to fake servers, and what it reported."""
 
     server: Server
     changes: list[bool]
 
     async def get(self, *, durable: bool = False) -> str:
-        """Asks for a key."""
-        (answer,) = await self.server.execute([("key", [("GET", "key")])], in_seconds(PATIENCE), durable=durable)
-        found: bytes = answer.get(0, bytes)
+        """Reads a key."""
+        (replies,) = await self.server.execute([("key", [("GET", "key")])], in_seconds(PATIENCE), durable=durable)
+        found: bytes = replies.get(0, bytes)
         return found.decode()
 
     async def comes_from(self, name: str) -> None:
-        """Waits until it is a certain server that answers."""
+        """Waits until the reply comes from a certain server."""
 
         async def does() -> bool:
             with contextlib.suppress(StoreUnavailable):
@@ -275,35 +273,35 @@ class FakeLink:
 
         await eventually_async(does, f"{name} answers")
 
-    async def told(self, *changes: bool) -> None:
-        """Waits until it has told this of its health."""
+    async def reported(self, *changes: bool) -> None:
+        """Waits until it has reported exactly this: connected or not."""
 
-        async def has_told() -> bool:
+        async def has_reported() -> bool:
             return self.changes == [*changes]
 
-        await eventually_async(has_told, f"told {changes}")
+        await eventually_async(has_reported, f"reported {changes}")
 
 
 @pytest.fixture
 def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
-    """Servers and Sentinels to be open_link, of which the latter are asked more often than by a server."""
+    """Fake servers and Sentinels; the Sentinels are polled more often than by a server."""
     monkeypatch.setattr(sentinel_link, "POLL_PAUSE_SECONDS", 0.05)
     return Fakes(tmp_path)
 
 
 async def test_an_old_view_misleads_nobody(fakes: Fakes) -> None:
-    """Of what the Sentinels say the newest counts, however many have not heard of it."""
-    async with fakes.open_link("old", "new") as link:
+    """The newest opinion counts, however many Sentinels have not heard of it."""
+    async with fakes.link("old", "new") as link:
         fakes.opinions = [Opinion(1, "old"), Opinion(2, "new"), Opinion(1, "old")]
         await link.comes_from("new")
-        fakes.asked.clear()
-        link.server.invalidate("to have it look again")
+        fakes.replied.clear()
+        link.server.invalidate("to have it connect again")
         await link.comes_from("new")
-        assert set(fakes.asked) == {"new"}
+        assert set(fakes.replied) == {"new"}
 
 
 async def test_one_that_knows_more_may_be_slower(fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A majority that has not heard yet is not the last word; the others have a moment to answer as well."""
+    """A majority may not have heard yet, so the others have a moment to answer as well."""
     monkeypatch.setattr(sentinel_link, "STRAGGLER_TIMEOUT_SECONDS", PATIENCE)
     fakes.opinions = [Opinion(1, "old"), Opinion(1, "old"), Opinion(2, "new")]
     async with (
@@ -318,17 +316,17 @@ async def test_one_that_knows_more_may_be_slower(fakes: Fakes, tmp_path: Path, m
 
 @pytest.mark.parametrize("names", [("z", "a"), ("a", "z")])
 async def test_the_leader_of_a_failover_misleads_nobody(names: tuple[str, str], fakes: Fakes) -> None:
-    """It tells the new epoch together with the old address, until the failover is over."""
+    """It replies with the new epoch and the old address until the failover is over."""
     old, new = names
-    async with fakes.open_link(old, new) as link:
+    async with fakes.link(old, new) as link:
         fakes.opinions = [Opinion(2, new, master=old), Opinion(2, new), Opinion(1, old)]
         await link.comes_from(new)
         assert fakes.connections() == {new: 1}
 
 
-async def test_a_primary_that_answers_and_has_been_replaced_is_given_up(fakes: Fakes) -> None:
-    """It does not know; nobody waits for longer than a reconnection takes."""
-    async with fakes.open_link("old", "new") as link:
+async def test_a_primary_that_answers_and_has_been_replaced_is_dropped(fakes: Fakes) -> None:
+    """It does not know; callers wait no longer than a reconnection takes."""
+    async with fakes.link("old", "new") as link:
         assert await link.get() == "old"
         fakes.agree(2, "new")
         await link.comes_from("new")
@@ -336,21 +334,21 @@ async def test_a_primary_that_answers_and_has_been_replaced_is_given_up(fakes: F
         assert fakes.connections() == {"new": 1}
 
 
-async def test_a_primary_that_was_replaced_while_it_slept_is_not_asked(fakes: Fakes) -> None:
-    """When it wakes up, the Sentinels are asked again before it is."""
-    async with fakes.open_link("slept", "new", timeout=0.25) as link:
+async def test_a_primary_that_was_replaced_while_it_slept_is_not_used(fakes: Fakes) -> None:
+    """When it wakes up, the Sentinels are asked again before it is used."""
+    async with fakes.link("slept", "new", timeout=0.25) as link:
         fakes.asleep = "slept"
-        await link.told(True, False)
+        await link.reported(True, False)
         fakes.meanwhile = lambda: fakes.agree(2, "new")
         fakes.asleep = ""
         await link.comes_from("new")
-        assert "slept" not in fakes.asked
+        assert "slept" not in fakes.replied
 
 
 async def test_both_connections_are_to_the_same_primary(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one for what waits for replicas does not stay behind when the other one moves, or the other way round."""
+    """When one of the two moves, with or without waiting for replicas, the other does not stay behind."""
     monkeypatch.setattr(sentinel_link, "POLL_PAUSE_SECONDS", PATIENCE)
-    async with fakes.open_link("old", "new", timeout=0.25, replica_acks=1) as link:
+    async with fakes.link("old", "new", timeout=0.25, replica_acks=1) as link:
         assert [await link.get(), await link.get(durable=True)] == ["old", "old"]
         fakes.agree(2, "new")
         link.server._durable.invalidate("as it would after a timeout")
@@ -363,9 +361,9 @@ async def test_both_connections_are_to_the_same_primary(fakes: Fakes, monkeypatc
 
 
 async def test_nothing_is_left_of_old_primaries(fakes: Fakes) -> None:
-    """However often it is replaced, there is one connection, and no more tasks than there were."""
-    async with fakes.open_link("one", "two") as link:
-        # The test, the owner and the watch; and the other end of each connection to a server.
+    """However often the primary is replaced, there is one connection, and no more tasks than before."""
+    async with fakes.link("one", "two") as link:
+        # The test, the owner and the poll; and the other end of each connection to a server.
         for epoch in range(2, 22):
             name = ("one", "two")[epoch % 2]
             fakes.agree(epoch, name)
@@ -383,14 +381,14 @@ async def test_nothing_is_left_of_old_primaries(fakes: Fakes) -> None:
     "reply", [b"*-1\r\n", b"$-1\r\n", b":1\r\n", b"*1\r\n$1\r\n1\r\n", array(bulk(b"\xff"), bulk(b"x"))]
 )
 async def test_a_sentinel_that_makes_no_sense(reply: bytes, tmp_path: Path) -> None:
-    """What is no address is none."""
+    """A reply without an address is refused."""
     async with FakeRedis(tmp_path / "0", lambda command: reply if command[0] == b"SENTINEL" else None) as fake:
         with pytest.raises(StoreUnavailable, match="malformed Sentinel reply"):
             await Link(NAME, [dialer(fake.url)], lambda _: dialer(fake.url)).primary()
 
 
 async def test_sentinels_with_a_password(tmp_path: Path) -> None:
-    """They have their own, and where it is missing the remedy is the right setting."""
+    """They have their own, and if it is missing the error names the right setting."""
     authenticated = False
 
     def answer(command: list[bytes]) -> bytes | None:

@@ -38,7 +38,7 @@ RECOVERY = 1.0
 """Seconds within which the service has to be good again, from when the store answers."""
 
 OUTAGE = 5.0 if "CATRACA_TEST_LONG" in os.environ else 0.0
-"""Seconds for which the store is away, if callers have not been told enough before."""
+"""Seconds for which the store is away, unless enough calls have failed before."""
 
 ATTEMPTS = 3
 OK, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
@@ -77,7 +77,7 @@ class OwnValkey(Fault):
 
 
 class Stalled(OwnValkey):
-    """The store is stopped in its tracks, connections and all."""
+    """The store is paused, and its connections stay open."""
 
     async def take(self) -> None:
         """SIGSTOP."""
@@ -129,7 +129,7 @@ class EmbeddedKilled(Fault):
 
 
 class WrongPassword(OwnValkey):
-    """The store's password is another from one moment to the next."""
+    """The store's password changes from one moment to the next."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[ServeProcess]:
@@ -143,7 +143,7 @@ class WrongPassword(OwnValkey):
                 yield process
 
     async def take(self) -> None:
-        """Changes it, and has whoever used the old one connect again."""
+        """Changes it, and closes the connections that used the old one."""
         self.valkey.command("ACL", "SETUSER", "service", "resetpass", ">other")
         self.valkey.command("CLIENT", "KILL", "USER", "service")
 
@@ -172,7 +172,7 @@ class Proxied(OwnValkey):
 
 
 class BlackHole(Proxied):
-    """Nothing gets through any more, and nobody is told."""
+    """Nothing gets through any more, and no connection is closed."""
 
     async def take(self) -> None:
         """Holds everything."""
@@ -184,7 +184,7 @@ class BlackHole(Proxied):
 
 
 class Slow(Proxied):
-    """Answers take nearly as long as they may, and those that had to wait for others longer."""
+    """Replies take nearly as long as they may, and longer for those that had to wait for others."""
 
     async def take(self) -> None:
         """200 ms for every piece."""
@@ -196,7 +196,7 @@ class Slow(Proxied):
 
 
 class RepliesLost(Proxied):
-    """The store is asked and does what it is asked, and its answers get lost."""
+    """The store executes requests, and its replies get lost."""
 
     async def take(self) -> None:
         """Drops replies."""
@@ -223,7 +223,7 @@ class Reset(Proxied):
 
 
 class HalfClosed(Reset):
-    """The store's direction of each connection ends, and no new one can be made."""
+    """The store closes its direction of each connection, and no new one can be made."""
 
     async def take(self) -> None:
         """Ends them."""
@@ -291,7 +291,7 @@ async def test_the_store_goes_and_returns(fault: type[Fault], tmp_path: Path) ->
 
 
 class Churn:
-    """Users who log in and out all the time, and what they were told as done."""
+    """Users who log in and out all the time, and what was acknowledged to them."""
 
     def __init__(self, sessions: AsyncSessionClient) -> None:
         self.logged_in: set[str] = set()
@@ -299,7 +299,7 @@ class Churn:
         self._sessions = sessions
 
     async def run(self) -> None:
-        """Goes on for ever; of what is told as unavailable nothing is known."""
+        """Goes on for ever; of what was unavailable nothing is known."""
         while True:
             with contextlib.suppress(errors.Unavailable):
                 token = (await self._sessions.create("12345")).token
@@ -326,7 +326,7 @@ class Churn:
         return False
 
     async def valid(self, tokens: set[str]) -> set[bool]:
-        """Returns which answers there are to these tokens."""
+        """Returns which verdicts there are about these tokens."""
         asked = list(tokens)
         batches = [asked[at : at + 1000] for at in range(0, len(asked), 1000)]
         return {bool(each) for batch in batches for each in await self._sessions.validate_batch(batch)}
@@ -334,7 +334,7 @@ class Churn:
 
 @pytest.mark.parametrize("fault", [Killed, RepliesLost, Reset], ids=lambda each: each.__name__)
 async def test_what_was_acknowledged_stands(fault: type[Fault], tmp_path: Path) -> None:
-    """After the store went and returned amid logins and logouts, what was told as done is done."""
+    """After the store went and returned amid logins and logouts, what was acknowledged is done."""
     made = fault(tmp_path)
     async with made.running() as process, AsyncSessionClient(process.target, timeout=20) as sessions:
         churn = Churn(sessions)

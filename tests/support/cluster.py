@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS, key_slot
-from tests.support.nodes import HOST, NODE_TIMEOUT, DataNode, Nodes, eventually_told
+from tests.support.nodes import HOST, NODE_TIMEOUT, DataNode, Nodes, eventually_answered
 
 _PRIMARIES = 3
 _OPTIONS = (
@@ -21,7 +21,7 @@ _MOVE_TIMEOUT = 5000
 
 @dataclass(frozen=True)
 class Account:
-    """What a node tells of one node, itself or another."""
+    """What a node says about one node, itself or another."""
 
     address: str
     node_id: str
@@ -32,7 +32,7 @@ class Account:
     slots: frozenset[tuple[int, int]]
     """Ranges, ends included."""
     moving: frozenset[int]
-    """Slots on their way to or from it; only itself tells of them."""
+    """Slots that are moving to or from it; only the node itself knows them."""
     connected: bool
 
     def has(self, slot: int) -> bool:
@@ -69,12 +69,12 @@ class Cluster(Nodes[DataNode]):
         theirs = {each.address for each in self._accounts(primary) if each.primary_id == own.node_id}
         return [node for node in self.nodes if node.address in theirs]
 
-    def command(self, key: str | bytes, *words: str | bytes | float) -> Any:
+    def command(self, key: str | bytes, *args: str | bytes | float) -> Any:
         """Runs a command where a key is."""
-        return self.node_of(key).command(*words)
+        return self.node_of(key).command(*args)
 
     def wait_for_takeover(self, lost: DataNode) -> DataNode:
-        """Waits until a replica of a lost primary serves its slots and all who run know it; returns that replica."""
+        """Waits until a replica of a lost primary has its slots and all running nodes know it; returns that replica."""
 
         def has_none(node: DataNode) -> bool:
             return not any(each.slots for each in self._accounts(node) if each.address == lost.address)
@@ -82,23 +82,23 @@ class Cluster(Nodes[DataNode]):
         def is_taken_over() -> bool:
             return all(has_none(node) and _is_up(node) for node in self.running)
 
-        eventually_told(is_taken_over, f"a replica takes over from {lost.address}")
+        eventually_answered(is_taken_over, f"a replica takes over from {lost.address}")
         return max(self._claims(), key=lambda node: self._own(node).epoch)
 
     def fail_over(self, replica: DataNode, how: Literal["", "FORCE", "TAKEOVER"] = "") -> None:
-        """Makes a replica the primary, and returns once all who run know it."""
+        """Makes a replica the primary, and returns once all running nodes know it."""
         node_id = self._own(replica).node_id
         replica.command("CLUSTER FAILOVER", *([how] if how else []))
 
         def knows(node: DataNode) -> bool:
             return any("master" in each.flags for each in self._accounts(node) if each.node_id == node_id)
 
-        eventually_told(
+        eventually_answered(
             lambda: all(knows(node) and _is_up(node) for node in self.running), "the replica is the primary"
         )
 
     def moving(self, key: str | bytes, target: DataNode) -> "Move":
-        """Returns the move of a key's slot to another primary, not begun."""
+        """Returns the move of a key's slot to another primary, which has not begun."""
         return Move(self, slot_of(key), self.node_of(key), target)
 
     def is_healthy(self) -> bool:
@@ -120,7 +120,7 @@ class Cluster(Nodes[DataNode]):
         self.heal()
 
     def heal(self) -> None:
-        """Brings back all that is away, and ends all moves of slots where they are."""
+        """Brings back all nodes that are away, and cancels all moves of slots."""
         for node in self.nodes:
             node.revive()
 
@@ -130,7 +130,7 @@ class Cluster(Nodes[DataNode]):
                     node.command("CLUSTER SETSLOT", slot, "STABLE")
             return True
 
-        eventually_told(ends_moves, "no slot is moving")
+        eventually_answered(ends_moves, "no slot is moving")
         super().heal()
 
     def _unite(self) -> None:
@@ -141,7 +141,7 @@ class Cluster(Nodes[DataNode]):
             node.command("CLUSTER SET-CONFIG-EPOCH", number + 1)
         for node in self.nodes[1:]:
             self.nodes[0].command("CLUSTER MEET", HOST, node.port)
-        eventually_told(self._are_introduced, "all nodes know each other")
+        eventually_answered(self._are_introduced, "all nodes know each other")
         for primary, replica in zip(primaries, replicas, strict=True):
             replica.command("CLUSTER REPLICATE", self._own(primary).node_id)
 
@@ -152,7 +152,7 @@ class Cluster(Nodes[DataNode]):
         )
 
     def _accounts(self, node: DataNode) -> list[Account]:
-        """Returns what a node tells of all nodes."""
+        """Returns what a node says about all nodes."""
         found = node.command("CLUSTER NODES")
         return [
             Account(
@@ -192,7 +192,7 @@ class Move:
         self._cluster = cluster
 
     def begin(self) -> None:
-        """From now on, who asks the source for a key that it has not is sent to the target."""
+        """From now on, the source redirects requests for keys that it does not have to the target."""
         self.target.command("CLUSTER SETSLOT", self.slot, "IMPORTING", self._cluster._own(self.source).node_id)
         self.source.command("CLUSTER SETSLOT", self.slot, "MIGRATING", self._cluster._own(self.target).node_id)
 
@@ -204,7 +204,7 @@ class Move:
             self.source.command("MIGRATE", HOST, self.target.port, "", 0, _MOVE_TIMEOUT, *auth, "KEYS", *chosen)
 
     def end(self) -> None:
-        """Gives the slot to the target, and returns once all who run know it: who asks the source is sent there."""
+        """Gives the slot to the target, and returns once all running nodes know it: the source redirects there."""
         target_id = self._cluster._own(self.target).node_id
         for node in (self.target, self.source):
             node.command("CLUSTER SETSLOT", self.slot, "NODE", target_id)
@@ -212,7 +212,7 @@ class Move:
         def knows(node: DataNode) -> bool:
             return any(each.node_id == target_id and each.has(self.slot) for each in self._cluster._accounts(node))
 
-        eventually_told(lambda: all(map(knows, self._cluster.running)), f"all know where slot {self.slot} is")
+        eventually_answered(lambda: all(map(knows, self._cluster.running)), f"all know where slot {self.slot} is")
 
 
 def slot_of(key: str | bytes) -> int:

@@ -1,4 +1,4 @@
-"""A server that speaks just enough of Redis' protocol to say what a real one cannot be brought to say."""
+"""A server that speaks just enough of Redis' protocol to reply as no real one can be made to."""
 
 import asyncio
 import time
@@ -15,31 +15,31 @@ HANG_UP = b""" closes the connection instead of replying """
 
 
 def bulk(data: bytes) -> bytes:
-    """Returns a string as Redis answers it."""
+    """Returns a string as a reply."""
     return b"$%d\r\n%s\r\n" % (len(data), data)
 
 
 def array(*items: bytes) -> bytes:
-    """Returns an array of answers."""
+    """Returns an array of replies as a reply."""
     return b"*%d\r\n%s" % (len(items), b"".join(items))
 
 
 def integer(number: int) -> bytes:
-    """Returns a number as Redis answers it."""
+    """Returns a number as a reply."""
     return b":%d\r\n" % number
 
 
 class FakeRedis:
-    """Listens on a Unix socket. `answer` may answer a command, or return None to leave it to the defaults.
+    """Listens on a Unix socket. `reply_to` returns a reply to a command, or None to leave it to the defaults.
 
-    By default it is a new enough primary with a clock and without keys. `info` changes what INFO says. An empty answer
+    By default it is a new enough primary with a clock and without keys. `info` changes what INFO says. An empty reply
     is none at all, and HANG_UP closes the connection.
     """
 
     def __init__(
         self,
         listen: Path,
-        answer: Callable[[list[bytes]], bytes | None] | None = None,
+        reply_to: Callable[[list[bytes]], bytes | None] | None = None,
         *,
         info: Mapping[str, str] | None = None,
     ) -> None:
@@ -50,7 +50,7 @@ class FakeRedis:
         self.connected = 0
         """Connections accepted so far."""
         self._listen = listen
-        self._answer = answer
+        self._reply_to = reply_to
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -68,7 +68,7 @@ class FakeRedis:
         await self.close()
 
     async def close(self) -> None:
-        """Hangs up on all and listens no longer."""
+        """Closes all connections and stops listening."""
         self._server.close()
         for task in self._tasks:
             task.cancel()
@@ -83,10 +83,10 @@ class FakeRedis:
             while True:
                 command = await _command(reader)
                 self.commands.append(command)
-                answer = self._answer(command) if self._answer else None
-                if answer is HANG_UP:
+                reply = self._reply_to(command) if self._reply_to else None
+                if reply is HANG_UP:
                     break
-                writer.write(self._default(command) if answer is None else answer)
+                writer.write(self._default(command) if reply is None else reply)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # the client has gone, or the test is over
         finally:
@@ -111,8 +111,8 @@ class FakeRedis:
 
 async def _command(reader: asyncio.StreamReader) -> list[bytes]:
     count = int((await reader.readuntil(b"\r\n"))[1:])
-    words = []
+    args = []
     for _ in range(count):
         length = int((await reader.readuntil(b"\r\n"))[1:])
-        words.append((await reader.readexactly(length + 2))[:-2])
-    return words
+        args.append((await reader.readexactly(length + 2))[:-2])
+    return args

@@ -1,4 +1,4 @@
-"""Several real Valkeys on TCP ports of loopback that belong together, each of which may be taken away for a while."""
+"""Several real Valkeys that belong together, on TCP ports of loopback; each may be taken away for a while."""
 
 import secrets
 import socket
@@ -17,7 +17,7 @@ from tests.support.waiting import PATIENCE, eventually
 HOST = "127.0.0.1"
 
 NODE_TIMEOUT = 1000
-"""Milliseconds of silence after which the others take a node for gone; less, and a slow machine looks like that."""
+"""Milliseconds of silence after which the others take a node for gone; a shorter silence may be a slow machine."""
 
 _BUS = 10_000
 """How much higher the port is on which the nodes of a cluster talk to each other."""
@@ -32,7 +32,7 @@ _OPTIONS = (
     "appendonly yes",
     f"appendfsync {FSYNC}",
     "repl-diskless-sync-delay 0",
-    # When all are told to stop, nobody waits for anybody.
+    # When all are told to stop, none waits for the others.
     "shutdown-timeout 0",
 )
 
@@ -45,7 +45,7 @@ class Node(Server):
         self.address = f"{HOST}:{self.port}"
         self._password = password
         directory.mkdir()
-        # A file, not words: whoever's configuration changes while it runs writes it down there.
+        # A file, not arguments: Sentinels and nodes of a cluster rewrite it when their configuration changes.
         file = directory / "valkey.conf"
         file.write_text("\n".join((f"port {self.port}", f"bind {HOST}", f'dir "{directory}"', *lines, "")))
         super().__init__(str(file), *mode)
@@ -69,7 +69,7 @@ class Node(Server):
             password=self._password or None,
             protocol=2,
             socket_timeout=_CLIENT_TIMEOUT,
-            # Whoever asks a node that may be away asks again.
+            # What asks a node that may be away asks again by itself.
             retry=Retry(NoBackoff(), 0),
         )
 
@@ -82,7 +82,7 @@ class DataNode(Node):
         super().__init__(directory, *_OPTIONS, *secret, *lines, password=password)
 
     def replication(self) -> dict[str, Any]:
-        """Returns what it tells about replication."""
+        """Returns its INFO replication."""
         found: dict[str, Any] = self.command("INFO", "replication")
         return found
 
@@ -120,10 +120,10 @@ class Nodes(ABC, Generic[_Kind]):
         self.heal()
 
     def heal(self) -> None:
-        """Brings back all that is away and waits until all is healthy; at once, if it is. Data may be lost."""
+        """Brings back all nodes that are away, and waits until all are healthy. Data may be lost."""
         for node in self.nodes:
             node.revive()
-        eventually_told(self.is_healthy, "all nodes are healthy", _HEALING)
+        eventually_answered(self.is_healthy, "all nodes are healthy", _HEALING)
 
     def flush(self) -> None:
         """Empties it."""
@@ -131,12 +131,12 @@ class Nodes(ABC, Generic[_Kind]):
             node.command("FLUSHALL")
 
     def renew(self) -> None:
-        """Heals and empties it: what who shares it does first."""
+        """Heals and empties it, which every test that shares it does first."""
         self.heal()
         self.flush()
 
     def close(self) -> None:
-        """Kills all and lets go of everything."""
+        """Kills all nodes and releases everything."""
         for node in self.nodes:
             node.close()
 
@@ -154,7 +154,7 @@ class Nodes(ABC, Generic[_Kind]):
         self.close()
 
 
-def eventually_told(condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
+def eventually_answered(condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
     """Returns once the condition holds; a node that does not answer, because the machine is busy, is asked again."""
 
     def holds() -> bool:

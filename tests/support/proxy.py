@@ -1,4 +1,4 @@
-"""A proxy in front of a store, which does to the traffic what networks do: delays, holds, loses, breaks."""
+"""A proxy in front of a store, which does to the traffic what networks do: delay, hold, lose and break it."""
 
 import asyncio
 import contextlib
@@ -21,8 +21,8 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 class Proxy:
     """Passes everything on to a store's Unix socket or TCP port, in both directions, until told otherwise.
 
-    It listens on the Unix socket `listen` or, without one, on a TCP port. Ports are of loopback. `delay` is asked how
-    many seconds to keep each piece that goes back to the client; None: not at all.
+    It listens on the Unix socket `listen` or, without one, on a TCP port of loopback. `delay` returns for how many
+    seconds to keep each piece that goes back to the client; None: not at all.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Proxy:
         self._passing.clear()
 
     async def holding(self, text: bytes) -> None:
-        """Returns once what it holds has this in it."""
+        """Returns once it holds something with this in it."""
 
         async def is_held() -> bool:
             return text in self.held
@@ -62,7 +62,7 @@ class Proxy:
         await eventually_async(is_held, f"{text!r} is on its way to the store")
 
     def release(self) -> None:
-        """Lets everything through again, what was held first."""
+        """Lets everything through again, beginning with what was held."""
         self.held = b""
         self._passing.set()
 
@@ -71,11 +71,11 @@ class Proxy:
         self._refusing = refusing
 
     def lose_replies(self, losing: bool) -> None:
-        """Drops what the store answers, or no longer."""
+        """Drops the store's replies, or no longer."""
         self._losing_replies = losing
 
     def reset(self) -> None:
-        """Breaks every connection, in the middle of whatever it does."""
+        """Breaks every connection, at whatever point it is."""
         for writer in list(self._clients):
             _break(writer)
 
@@ -111,7 +111,7 @@ class Proxy:
                 self._clients.add(writer)
                 await self._connect(reader, writer)
         except (OSError, asyncio.CancelledError):
-            pass  # broken, by whomever: what a proxy is for
+            pass  # broken by either side: what this proxy is for
         finally:
             self._clients.discard(writer)
             self._tasks.discard(task)
@@ -136,7 +136,7 @@ class Proxy:
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
-            # What has been opened for nobody is still to be closed.
+            # A connection that nobody uses any more still has to be closed.
             with contextlib.suppress(OSError):
                 (await opening)[1].close()
             raise

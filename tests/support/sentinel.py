@@ -1,11 +1,11 @@
-"""A real Valkey under Sentinel for tests: a primary with two replicas, and three sentinels to watch over them."""
+"""A real Valkey under Sentinel for tests: a primary with two replicas, and three sentinels that monitor them."""
 
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import redis
-from tests.support.nodes import HOST, NODE_TIMEOUT, DataNode, Node, Nodes, eventually_told
+from tests.support.nodes import HOST, NODE_TIMEOUT, DataNode, Node, Nodes, eventually_answered
 
 NAME = "catraca"
 """What the sentinels call the primary."""
@@ -18,9 +18,9 @@ _PERIODS = {
     "INFO-PERIOD": 500,
     "PING-PERIOD": 200,
     "ASK-PERIOD": 200,
-    # An old primary that returns is made a replica after four of these.
+    # An old primary that returns becomes a replica after four of these.
     "PUBLISH-PERIOD": 250,
-    # For so long a sentinel that had no time to run does nothing, else for half a minute.
+    # For this long a sentinel that had no time to run does nothing; the default is half a minute.
     "TILT-PERIOD": 1000,
 }
 """How often a sentinel does what; its own periods are up to twenty times as long."""
@@ -41,17 +41,17 @@ class SentinelNode(Node):
         )
 
     def start(self) -> None:
-        """Starts it, and puts it in a hurry."""
+        """Starts it, and shortens its periods."""
         super().start()
         self.command("SENTINEL DEBUG", *(word for period in _PERIODS.items() for word in period))
 
     def primary_port(self) -> int:
-        """Returns where it says that the primary is."""
+        """Returns the port of the primary, as far as it knows."""
         _, port = self.command("SENTINEL GET-MASTER-ADDR-BY-NAME", NAME)
         return int(port)
 
-    def is_content(self) -> bool:
-        """Whether it knows of all others and none is away."""
+    def is_satisfied(self) -> bool:
+        """Whether it knows all others and none is away."""
         primary = self.command("SENTINEL MASTER", NAME)
         replicas = self.command("SENTINEL SLAVES", NAME)
         others = self.command("SENTINEL SENTINELS", NAME)
@@ -100,39 +100,39 @@ class Sentinels(Nodes[Node]):
         primary = self.primary
         return [node for node in self.data if node is not primary]
 
-    def command(self, *words: str | bytes | float) -> Any:
+    def command(self, *args: str | bytes | float) -> Any:
         """Runs a command on the primary."""
-        return self.primary.command(*words)
+        return self.primary.command(*args)
 
     def wait_for_takeover(self, lost: DataNode) -> DataNode:
-        """Waits until all running sentinels name another primary, and it is one; returns that."""
+        """Waits until all running sentinels name another primary, and it is one; returns it."""
 
         def is_replaced() -> bool:
             ports = {node.primary_port() for node in self.sentinels if node.running}
             return len(ports) == 1 and lost.port not in ports and self.primary.replication()["role"] == "master"
 
-        eventually_told(is_replaced, f"another takes over from {lost.address}")
+        eventually_answered(is_replaced, f"another takes over from {lost.address}")
         return self.primary
 
     def fail_over(self) -> DataNode:
-        """Has the sentinels make another the primary; returns that."""
+        """Has the sentinels make another node the primary; returns it."""
         old = self.primary
 
         def is_accepted() -> bool:
             try:
                 return bool(self.sentinels[0].command("SENTINEL FAILOVER", NAME))
             except redis.ResponseError:
-                return False  # No replica is good enough yet, or the last failover was only just.
+                return False  # No replica is good enough yet, or the last failover has only just ended.
 
-        eventually_told(is_accepted, "the sentinel begins a failover")
+        eventually_answered(is_accepted, "the sentinel begins a failover")
         return self.wait_for_takeover(old)
 
     def is_healthy(self) -> bool:
-        """Whether all sentinels agree on the primary and miss nobody, and both replicas follow it."""
+        """Whether all sentinels agree on the primary and are satisfied, and both replicas follow it."""
         ports = {node.primary_port() for node in self.sentinels}
         return (
             len(ports) == 1
-            and all(node.is_content() for node in self.sentinels)
+            and all(node.is_satisfied() for node in self.sentinels)
             and self.primary.replication()["role"] == "master"
             and all(node.follows(self.primary) for node in self.replicas)
         )

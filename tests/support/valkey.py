@@ -50,7 +50,7 @@ class Server:
             [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), *self._words],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # A group of its own is woken up by the kernel when we end: paused, it would not hear that it has to end.
+            # In a group of its own the kernel wakes it up when we end: paused, it could not end itself.
             process_group=0,
         ).result()
         eventually(self._answers, "Valkey answers")
@@ -62,9 +62,9 @@ class Server:
             self._client = self._connect()
         return self._client
 
-    def command(self, *words: str | bytes | float) -> Any:
+    def command(self, *args: str | bytes | float) -> Any:
         """Runs a command, as `redis-cli` would."""
-        return self.client.execute_command(*words)  # type: ignore[no-untyped-call]
+        return self.client.execute_command(*args)  # type: ignore[no-untyped-call]
 
     def pause(self) -> None:
         """Stops it from running without closing anything."""
@@ -85,7 +85,7 @@ class Server:
             self.paused = False
 
     def close(self) -> None:
-        """Kills it and lets go of everything."""
+        """Kills it and releases everything."""
         self.kill()
         if self._client is not None:
             self._client.close()

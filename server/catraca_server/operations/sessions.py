@@ -150,7 +150,8 @@ class Sessions:
                 # First, so that the index never ends before a session that it names.
                 await self._index.extend(after.session, call)
             # If it was changed or touched meanwhile, decide again, until the deadline.
-            if written := await self._store.replace(Replacement(before, after), call):
+            exclusive = bool(update.etag)
+            if written := await self._store.replace(Replacement(before, after), call, exclusive=exclusive):
                 return written
 
     async def rotate(self, token: str, call: Call) -> Rotation:

@@ -1,1 +1,1 @@
-"""Redis: connections, and who has which key. It knows nothing of sessions and imports nothing of catraca."""
+"""Connections to Redis, and which server has which key. It knows no sessions and imports nothing of catraca."""

@@ -20,7 +20,7 @@ from redis.exceptions import AskError, MovedError, RedisError, ResponseError
 from catraca_server.redis.errors import Overloaded, StoreProblem, StoreRefused, StoreUnavailable
 from catraca_server.redis.link import Request, Server
 from catraca_server.redis.multiplexer import CONNECT_TIMEOUT_SECONDS, Connector
-from catraca_server.redis.replies import Replies
+from catraca_server.redis.replies import Replies, described
 from catraca_server.redis.slots import Claim, SlotMap, View
 from catraca_server.redis.url import Address
 
@@ -284,7 +284,9 @@ async def _view_of(seed: Address, connect: Connector, timeout_seconds: float) ->
             finally:
                 await connection.disconnect(nowait=True)
     except ResponseError as error:
-        raise StoreRefused(f"{seed} refused CLUSTER NODES ({error}): check that the user may run it") from error
+        raise StoreRefused(
+            f"{seed} refused CLUSTER NODES ({described(error)}): check that the user may run it"
+        ) from error
     except (RedisError, OSError) as error:
         raise StoreUnavailable(f"no answer at {seed} ({type(error).__name__})", StoreProblem.CANNOT_CONNECT) from error
 

@@ -21,6 +21,7 @@ from redis.exceptions import (
 
 from catraca_server.redis.errors import StoreLoading, StoreProblem, StoreRefused, StoreUnavailable
 from catraca_server.redis.multiplexer import Connector
+from catraca_server.redis.replies import described
 from catraca_server.redis.url import StoreKind, StoreUrl
 
 OLDEST_VERSION = (6, 2)
@@ -84,8 +85,8 @@ class Dialer:
                 return StoreLoading(f"{self.url} is still loading its data")
             case ResponseError():
                 return StoreRefused(
-                    f"{self.url} refused the first commands ({error}): check the database number, and that the user "
-                    "may run INFO"
+                    f"{self.url} refused the first commands ({described(error)}): check the database number, and "
+                    "that the user may run INFO"
                 )
             case _:
                 return StoreUnavailable(f"no answer at {self.url} ({error})", StoreProblem.CANNOT_CONNECT)

@@ -1,4 +1,4 @@
-"""How the store reaches Redis: it makes requests about keys over a link, which knows what server has them.
+"""How the store reaches Redis: it sends requests about keys over a link, which knows which server has them.
 
 A `Server` is a link to one server; which one that is may change (see `sentinel`). A cluster (see `cluster`) is a link
 to many, and each key is on one of them. Both use multiplexers, and neither knows what the requests are about.

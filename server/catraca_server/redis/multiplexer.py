@@ -4,13 +4,13 @@ Request handlers never await a Redis connection. A handler that is cancelled in 
 rest of it to the next caller, which is how other services have shown one user another's data. Here a handler hands over
 its commands and a deadline, and awaits a future. The owner takes everything that waits, writes it at once, reads the
 replies in order and hands them out; if a handler has gone by then, its reply is read all the same and dropped. Any
-doubt about the connection (a timeout, a reset, a reply that makes no sense) closes it and fails what was in flight.
+doubt about the connection (a timeout, a reply that makes no sense) closes it and fails what was in flight.
 
-A connection that the other side closed (Redis' `timeout`, CLIENT KILL, a restart) is no such doubt: it is replaced, and
-what was in flight is sent once more on the new one, within its deadline, because a request may be repeated by the
-promises of the store. There is no waiting for a store that is down: if the new connection fails, so do the requests.
-The first sending may have been executed, so a write may find its own work done. The replies say that they are to a
-repeated request, and only the store knows what they mean then (see `Replies.repeated`).
+If the other side closes the connection (CLIENT KILL, Redis' `timeout`, a restart) there is no such doubt, and mostly
+time left. Requests whose replies were lost with it are sent again on a new one, within their deadlines and at most
+REPEATS times. If no new connection can be made they fail at once: a store that is down is not waited for. Since the
+first sending may have been executed, a repeated write may find its own work. The replies say that they are to a
+repeated request; what that means only the code that wrote the command can know (see `Replies.repeated`).
 
 So a slow moment makes the next batch larger instead of opening connections, and 1,000 callers cost little more than
 one. Each batch starts with TIME: all replies carry the store's clock, which is the one that decides.

@@ -1,8 +1,10 @@
 """The replies to one caller's commands, and what an error reply means."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any, NoReturn, Protocol
 
 from redis.exceptions import (
@@ -11,20 +13,36 @@ from redis.exceptions import (
     OutOfMemoryError,
     ReadOnlyError,
     ResponseError,
+    TryAgainError,
 )
 
 from catraca_server.redis.errors import StoreProblem, StoreUnavailable
 
-_PROBLEMS: Sequence[tuple[type[ResponseError] | None, str, StoreProblem]] = (
-    (ReadOnlyError, "READONLY", StoreProblem.NOT_PRIMARY),
-    (OutOfMemoryError, "OOM ", StoreProblem.FULL),
-    (None, "MISCONF", StoreProblem.READ_ONLY),
-    (None, "NOREPLICAS", StoreProblem.READ_ONLY),
-    (ClusterDownError, "CLUSTERDOWN", StoreProblem.SLOT_UNCOVERED),
-    (None, "TRYAGAIN", StoreProblem.SLOT_UNCOVERED),
-    (None, "LOADING", StoreProblem.LOADING),
+_CODES: Mapping[type[ResponseError], str] = MappingProxyType(
+    {
+        ClusterDownError: "CLUSTERDOWN",
+        NoPermissionError: "NOPERM",
+        OutOfMemoryError: "OOM",
+        ReadOnlyError: "READONLY",
+        TryAgainError: "TRYAGAIN",
+    }
 )
-"""By redis-py's type, which has taken the code out of the text; by the code where a script met with it on Redis 6.2."""
+"""Of those error replies whose code redis-py has taken out of the text."""
+
+_PROBLEMS: Mapping[str, StoreProblem] = MappingProxyType(
+    {
+        "CLUSTERDOWN": StoreProblem.SLOT_UNCOVERED,
+        "LOADING": StoreProblem.LOADING,
+        "MISCONF": StoreProblem.READ_ONLY,
+        "NOREPLICAS": StoreProblem.READ_ONLY,
+        "OOM": StoreProblem.FULL,
+        "READONLY": StoreProblem.NOT_PRIMARY,
+        "TRYAGAIN": StoreProblem.SLOT_UNCOVERED,
+    }
+)
+
+_CODE = re.compile(r"(?:^|: -)([A-Z]{3,}) ")
+"""Where an error reply has its code; a script on Redis 6.2 quotes that of the command that failed in it."""
 
 
 class Source(Protocol):
@@ -78,15 +96,15 @@ class Replies:
 
 def problem_of(reply: ResponseError) -> StoreProblem:
     """Returns what an error reply says."""
-    text = str(reply)
-    for error_type, code, problem in _PROBLEMS:
-        if (error_type is not None and isinstance(reply, error_type)) or text.startswith(code) or f"-{code}" in text:
-            return problem
-    return StoreProblem.REFUSED
+    codes = [code for code in _CODE.findall(_with_code(reply)) if code in _PROBLEMS]
+    return _PROBLEMS[codes[0]] if codes else StoreProblem.REFUSED
 
 
 def described(reply: ResponseError) -> str:
     """Returns an error reply as it may be logged: without what Redis quotes, which may be a key or a record."""
-    code = {NoPermissionError: "NOPERM ", ReadOnlyError: "READONLY ", OutOfMemoryError: "OOM "}.get(type(reply), "")
-    text, _, _ = str(reply).partition(", with args beginning with")
-    return f"{code}{text}"
+    return _with_code(reply).partition(", with args beginning with")[0]
+
+
+def _with_code(reply: ResponseError) -> str:
+    code = _CODES.get(type(reply))
+    return f"{code} {reply}" if code else str(reply)

@@ -159,7 +159,7 @@ def _with_options(url: StoreUrl, parts: SplitResult, shown: str) -> StoreUrl:
     """Reads what stands after the question mark."""
     options = _options(parts)
     if unknown := options.keys() - _TLS_OPTIONS - {"db"}:
-        raise ValueError(f"{shown} has options that mean nothing here ({_names(unknown)}): leave them out")
+        raise ValueError(f"{shown} has options that mean nothing here ({', '.join(sorted(unknown))}): leave them out")
     tls_options: dict[str, str | bool] = {name: value for name, value in options.items() if name != "db"}
     if tls_options and not url.uses_tls:
         raise ValueError(f"{shown} has options for TLS and does not use it: write rediss instead of redis")
@@ -230,8 +230,3 @@ def _database(text: str, shown: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise ValueError(f"{shown} names no database by number: write redis://host:6379/0")
     return int(text)
-
-
-def _names(options: set[str]) -> str:
-    """Returns names of options, leaving out what is rather a part of something that was not escaped."""
-    return ", ".join(sorted(name if re.fullmatch(r"\w{1,40}", name) else HIDDEN for name in options))

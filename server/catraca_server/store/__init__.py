@@ -120,11 +120,11 @@ class SessionStore(Protocol):
         time, so touches that overtake each other do no harm.
         """
 
-    async def replace(self, replacement: Replacement, call: Call) -> StoredSession | None:
+    async def replace(self, replacement: Replacement, call: Call, *, exclusive: bool = False) -> StoredSession | None:
         """Writes a session's next version if it still is what was read; None, and no change, if it is not.
 
-        If `after` has another expiry it is written too, unless the session was touched since it was read. Raises
-        UnstorableSession.
+        If `after` has another expiry it is written too, unless the session was touched since it was read. `exclusive`:
+        of several calls that write the very same version only one may be told that it did. Raises UnstorableSession.
         """
 
     async def tidy(self, replacements: Sequence[Replacement], call: Call) -> None:

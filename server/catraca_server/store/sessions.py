@@ -83,14 +83,15 @@ class RedisSessionStore:
             requests.append((key, [("EVAL", _TOUCH, 1, key, stored.record, stored.expiry_ms)]))
         return [replies.get(0, int) == 1 for replies in await self._link.execute(requests, call.deadline)]
 
-    async def replace(self, replacement: Replacement, call: Call) -> StoredSession | None:
+    async def replace(self, replacement: Replacement, call: Call, *, exclusive: bool = False) -> StoredSession | None:
         """Writes a session's next version if it still is what was read."""
         after = replacement.after
         record = encode(after.session)
         (replies,) = await self._link.execute([self._replacing(replacement, record)], call.deadline, durable=True)
         outcome = replies.get(0, int)
-        if replies.repeated and outcome == _CHANGED:
-            # Whether the first sending came too late, or came first and was overwritten, cannot be told.
+        if replies.repeated and (outcome == _CHANGED or (outcome == _FOUND and exclusive)):
+            # Whether the first sending came too late, or in time and was overwritten, cannot be told; nor, of two calls
+            # that write the same, whose record it is.
             raise _unknown()
         if replies.repeated and outcome == _FOUND:
             await self.ensure_replicated([after.session.session_id], call)
