@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import uvloop
 
 from catraca_server import logs
-from catraca_server.app import StartError, serve
+from catraca_server.app import StartError
+from catraca_server.listening import CannotListen
+from catraca_server.runtime.run import serve
 from catraca_server.settings import SETTINGS, Loaded, SettingsError, environment_name, load
 
 EXIT_OK, EXIT_USAGE, EXIT_UNAVAILABLE = 0, 2, 3
@@ -64,7 +66,7 @@ def _serve(loaded: Loaded) -> int:
         # uvloop makes a call a tenth cheaper (docs/performance.md).
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(loaded.settings, os.environ))
-    except StartError as error:
+    except (StartError, CannotListen) as error:
         print(f"catraca: {error}", file=sys.stderr)
         return EXIT_UNAVAILABLE
     return EXIT_OK
