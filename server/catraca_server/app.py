@@ -106,7 +106,7 @@ def read_pepper(settings: Settings) -> bytes | None:
 
 
 def _options(settings: Settings) -> tuple[tuple[str, int], ...]:
-    age_ms = settings.max_connection_age.milliseconds
+    age_ms = settings.max_connection_age.ms
     calls = settings.max_calls_per_connection
     return (
         ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
@@ -130,10 +130,10 @@ def _service(
 ) -> SessionService:
     tokens = Tokens(secrets.token_bytes, pepper)
     policy = Policy(
-        default_ttl=settings.default_ttl.milliseconds,
-        default_idle_timeout=settings.default_idle_timeout.milliseconds,
-        max_ttl=settings.max_ttl.milliseconds,
-        rotation_grace=settings.rotation_grace.milliseconds,
+        default_ttl=settings.default_ttl.ms,
+        default_idle_timeout=settings.default_idle_timeout.ms,
+        max_ttl=settings.max_ttl.ms,
+        rotation_grace=settings.rotation_grace.ms,
         max_sessions_per_user=settings.max_sessions_per_user,
         evict_oldest=settings.session_limit_policy == "evict-oldest",
     )
@@ -185,9 +185,13 @@ def _find_embedded(settings: Settings, environment: Mapping[str, str]) -> Embedd
             )
         logger.warning("no valkey-server for this platform: falling back to memory:, see below")
         return None
-    data_dir = settings.data_dir or default_data_dir(environment)
+    try:
+        data_dir = (settings.data_dir or default_data_dir(environment)).absolute()
+    except (OSError, RuntimeError):
+        # There is no home directory, or the working directory has gone.
+        raise StartError("the embedded store has nowhere to keep its data: set --data-dir, an absolute path") from None
     logger.info("embedded store: data in %s, server %s", data_dir, binary.name)
-    return EmbeddedStore(data_dir.absolute(), binary)
+    return EmbeddedStore(data_dir, binary)
 
 
 def _bind(server: grpc.aio.Server, settings: Settings) -> str:

@@ -18,7 +18,7 @@ EXIT_OK, EXIT_USAGE, EXIT_UNAVAILABLE = 0, 2, 3
 
 
 def main(command: str, arguments: Sequence[str]) -> int:
-    """Runs `serve` or `config` and returns the exit status: 2 for unusable settings, 3 if it cannot start or go on."""
+    """Runs `serve` or `config`. Returns the exit status: 2 for invalid settings, 3 if it cannot start or go on."""
     options = vars(_parser(command).parse_args(arguments))
     action = options.pop("action", None)
     try:
@@ -42,7 +42,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"catraca {command}",
         description="Run the service." if command == "serve" else "Show or check the settings that serve would use.",
-        epilog="A flag goes before its environment twin, that before the configuration file (TOML).",
+        epilog="A flag overrides its environment variable, which overrides the configuration file (TOML).",
     )
     if command == "config":
         parser.add_argument("action", choices=("show", "check"))

@@ -29,13 +29,14 @@ def canonical_host(text: str) -> str:
         raise ValueError("must be an address or a name, not a URL")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
+    host = host.lower().removesuffix(".")
+    if not host or not host.isprintable() or any(char.isspace() for char in host):
+        raise ValueError("must be an address or a name, such as 127.0.0.1")
     if address := _address(host):
         return address
     if ":" in host:
         raise ValueError("must be an address or a name; the port has a setting of its own, port")
-    if not host or not host.isprintable() or any(char.isspace() for char in host):
-        raise ValueError("must be an address or a name, such as 127.0.0.1")
-    return host.lower().removesuffix(".")
+    return host
 
 
 def _address(host: str) -> str:
@@ -44,8 +45,8 @@ def _address(host: str) -> str:
         address = ipaddress.ip_address(host)
     except ValueError:
         try:
-            # The old short and octal forms. It reads up to the first space, so there must be none.
-            return "" if any(char.isspace() for char in host) else socket.inet_ntoa(socket.inet_aton(host))
+            # The old short and octal forms. It ignores what comes after a space; there is none.
+            return socket.inet_ntoa(socket.inet_aton(host))
         except (OSError, UnicodeError):
             return ""
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None

@@ -381,7 +381,13 @@ def test_of_two_that_start_at_once_one_has_the_port(valkey: Valkey) -> None:
 def test_an_address_of_another_machine(valkey: Valkey) -> None:
     """An address that is not this machine's cannot be listened on."""
     refused = serve(store_url=valkey.url, host="192.0.2.1", insecure="true")
-    assert refused.startswith("3 catraca: cannot listen on 192.0.2.1:0")
+    assert refused.startswith("3 catraca: cannot listen on 192.0.2.1:0: 192.0.2.1 is not an address of this machine")
+
+
+def test_a_host_that_cannot_be_resolved(valkey: Valkey) -> None:
+    """It is told as without workers."""
+    refused = serve(store_url=valkey.url, host="catraca.invalid", insecure="true")
+    assert refused.startswith("3 catraca: cannot listen on catraca.invalid:0: the name cannot be resolved")
 
 
 def test_a_host_by_name(valkey: Valkey) -> None:
@@ -402,7 +408,7 @@ def test_what_keeps_workers_from_starting_is_told_as_ever(tmp_path: Path) -> Non
 def test_memory_takes_one_worker() -> None:
     """A store in a process cannot be shared, and is refused together with workers."""
     assert serve(store_url="memory:").startswith(
-        "2 catraca: store_url memory: takes one worker, not 2: each would have"
+        "2 catraca: store_url memory: allows one worker, not 2: each would have"
     )
 
 

@@ -83,7 +83,7 @@ async def service_on(url: str, *, prefix: str = "", **settings: str) -> AsyncIte
     changes: list[bool] = []
     async with linked(url, loaded, changes.append) as (link, tells_expiry):
         made = Stores.over(link, prefix=prefix, tells_expiry=tells_expiry)
-        operations = Operations.over(made, rotation_grace=loaded.rotation_grace.milliseconds)
+        operations = Operations.over(made, rotation_grace=loaded.rotation_grace.ms)
         yield Service(made, operations, changes, loaded.store_timeout.seconds)
 
 
