@@ -1,15 +1,13 @@
-"""The composition root: settings become parts, the parts are put together, run, and drained. Nothing imports this."""
+"""The composition root: settings become parts, and the parts a running server.
+
+Only `runtime`, which runs it as a process, builds on this module (and the tests that serve within their own process).
+"""
 
 import asyncio
 import logging
-import os
 import secrets
-import signal
-import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import replace
-from importlib.metadata import version
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -22,6 +20,7 @@ from catraca_server.api.health import Health
 from catraca_server.api.session_service import SessionService
 from catraca_server.domain.limits import Policy
 from catraca_server.domain.tokens import Tokens
+from catraca_server.listening import format_address, why_refused
 from catraca_server.operations.ending import Ending
 from catraca_server.operations.sessions import Sessions
 from catraca_server.operations.users import UserSessions
@@ -30,7 +29,6 @@ from catraca_server.redis.errors import StoreUnavailable
 from catraca_server.redis.multiplexer import CONNECT_TIMEOUT_SECONDS
 from catraca_server.redis.open import open_link
 from catraca_server.redis.url import StoreKind, StoreUrl
-from catraca_server.runtime.supervisor import Order, WorkersFailed, claim, working
 from catraca_server.settings import Settings
 from catraca_server.store.keys import Keys
 from catraca_server.store.sessions import RedisSessionStore
@@ -41,95 +39,28 @@ logger = logging.getLogger(__name__)
 MAX_REQUEST_BYTES = 8 << 20
 """A batch of 1,000 of the longest tokens and user ids takes 4.4 MB, over the engine's default of 4 MiB."""
 
-LONGEST_WAIT = 1
-"""Seconds for which a call may wait to be taken in. The engine knows no less, and more nobody waits for."""
+ACCEPT_TIMEOUT_SECONDS = 1
+"""How long a call may wait to be accepted. The engine takes no less, and nobody waits longer."""
 
-CONNECTION_AGE_GRACE = 60_000
-"""Milliseconds for the calls of a connection that has come of age: several times what the longest call takes."""
+CONNECTION_AGE_GRACE_MS = 60_000
+"""For the calls of a connection that has reached its age: several times what the longest call takes."""
+
+KEEPALIVE_MIN_INTERVAL_MS = 5_000
+"""How often clients may ping an idle connection to keep it alive."""
+
+PEPPER_MIN_BYTES = 32
 
 
 class StartError(Exception):
-    """The service cannot start: why, and what to do about it."""
-
-
-async def serve(settings: Settings, environment: Mapping[str, str]) -> None:
-    """Serves until SIGTERM or SIGINT, then drains. Raises StartError."""
-
-    def announce(address: str) -> None:
-        logger.info("catraca %s listening on %s; Ctrl-C stops it", version("catraca"), address)
-
-    run = running if settings.workers == 1 else supervising
-    await _until_told_to_stop(run(settings, environment, _pepper(settings)), announce)
-
-
-async def serve_as_worker(order: Order, serving: Callable[[], None]) -> None:
-    """Serves as one of several workers, as `serve` does; tells when it serves. Raises StartError."""
-
-    def announce(_: str) -> None:
-        logger.info("serving, process %d", os.getpid())
-        serving()
-
-    await _until_told_to_stop(running(order.settings, {}, order.pepper), announce)
-
-
-async def _until_told_to_stop(run: AbstractAsyncContextManager[str], announce: Callable[[str], None]) -> None:
-    stop = asyncio.Event()
-    serving = asyncio.current_task()
-    assert serving is not None
-    started = False
-
-    def told_to_stop() -> None:
-        # Starting may take as long as the store has to load, and is not waited for.
-        if not started and not stop.is_set():
-            serving.cancel()
-        stop.set()
-
-    for each in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(each, told_to_stop)
-    try:
-        async with run as address:
-            started = True
-            announce(address)
-            await stop.wait()
-    except asyncio.CancelledError:
-        if started or not stop.is_set():
-            raise
-    logger.info("stopped")
-
-
-@asynccontextmanager
-async def supervising(settings: Settings, environment: Mapping[str, str], pepper: bytes | None) -> AsyncIterator[str]:
-    """Runs the service by several workers and yields the address they share; they drain on the way out.
-
-    Raises StartError, also later on, when workers keep dying.
-    """
-    if sys.platform != "linux":
-        raise StartError(
-            f"--workers {settings.workers} takes Linux, which spreads connections over them: on other systems run "
-            "several servers, each on a port of its own"
-        )
-    try:
-        holder = claim(settings.host.strip("[]"), settings.port)
-    except OSError:
-        raise _cannot_listen(settings) from None
-    with holder:
-        port = holder.getsockname()[1]
-        async with _embedded(settings, environment) as embedded:
-            if embedded is not None:
-                settings = replace(settings, store_url=embedded.url)
-            try:
-                async with working(replace(settings, port=port), pepper):
-                    yield _address(settings.host, port)
-            except WorkersFailed as error:
-                raise StartError(str(error)) from error
+    """The service cannot start, or cannot go on: why, and what to do about it."""
 
 
 @asynccontextmanager
 async def running(settings: Settings, environment: Mapping[str, str], pepper: bytes | None) -> AsyncIterator[str]:
-    """Runs the service and yields the address it listens on; drains it on the way out. Raises StartError."""
+    """Runs a server and yields the address it listens on; drains it on the way out. Raises StartError, CannotListen."""
     server = admission.server(_options(settings))
-    # Bound first: a port in use is the commonest mistake, and the cheapest to find. Not so one that workers share:
-    # connections come to it at once, and would wait there for the store.
+    # Bound first: a port in use is the commonest mistake, and the cheapest to find. Not so a port that workers share:
+    # connections would come at once, and wait there for the store.
     address = _bind(server, settings) if settings.workers == 1 else ""
     health = Health(SERVICE_NAME)
     async with _store(settings, environment, health) as (store, index):
@@ -139,29 +70,58 @@ async def running(settings: Settings, environment: Mapping[str, str], pepper: by
             await server.start()
             yield address
         finally:
-            logger.info("draining: new calls are refused, calls in flight have %s to finish", settings.drain_timeout)
+            logger.info("draining: timeout %s", settings.drain_timeout)
             health.drain()
             started = asyncio.get_running_loop().time()
             await server.stop(settings.drain_timeout.seconds)
-            logger.info("drained in %.2f s", asyncio.get_running_loop().time() - started)
+            logger.info("drained: %.2f s", asyncio.get_running_loop().time() - started)
+
+
+@asynccontextmanager
+async def embedded_store(settings: Settings, environment: Mapping[str, str]) -> AsyncIterator[EmbeddedStore | None]:
+    """Runs the embedded store if the settings ask for it and there is a binary. Raises StartError."""
+    try:
+        embedded = _find_embedded(settings, environment)
+        if embedded is not None:
+            await embedded.start()
+    except StoreUnavailable as error:
+        raise StartError(str(error)) from error
+    try:
+        yield embedded
+    finally:
+        if embedded is not None:
+            await embedded.stop()
+
+
+def read_pepper(settings: Settings) -> bytes | None:
+    """Returns the pepper of all token digests, if there is one. Raises StartError."""
+    path = settings.token_pepper_file
+    if path is None:
+        return None
+    try:
+        pepper = path.read_bytes().strip()
+    except OSError as error:
+        raise StartError(f"token_pepper_file {path} cannot be read: {error.strerror}") from error
+    if len(pepper) < PEPPER_MIN_BYTES:
+        raise StartError(f"token_pepper_file {path} must hold at least {PEPPER_MIN_BYTES} bytes")
+    return pepper
 
 
 def _options(settings: Settings) -> tuple[tuple[str, int], ...]:
-    age = settings.max_connection_age.milliseconds
+    age_ms = settings.max_connection_age.ms
     calls = settings.max_calls_per_connection
     return (
         ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
         ("grpc.max_send_message_length", -1),
-        # A second server on the same port is a mistake to be told, not a partner to share it with.
+        # A second server on the same port is a mistake to report, not a partner to share the port with.
         ("grpc.so_reuseport", int(settings.workers > 1)),
-        # Clients may keep idle connections alive.
-        ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+        ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MIN_INTERVAL_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         *((("grpc.max_concurrent_streams", calls),) if calls else ()),
-        ("grpc.server_max_unrequested_time_in_server", LONGEST_WAIT),
+        ("grpc.server_max_unrequested_time_in_server", ACCEPT_TIMEOUT_SECONDS),
         *(
-            (("grpc.max_connection_age_ms", age), ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_GRACE))
-            if age
+            (("grpc.max_connection_age_ms", age_ms), ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_GRACE_MS))
+            if age_ms
             else ()
         ),
     )
@@ -172,10 +132,10 @@ def _service(
 ) -> SessionService:
     tokens = Tokens(secrets.token_bytes, pepper)
     policy = Policy(
-        default_ttl_ms=settings.default_ttl.milliseconds,
-        default_idle_timeout_ms=settings.default_idle_timeout.milliseconds,
-        max_ttl_ms=settings.max_ttl.milliseconds,
-        rotation_grace_ms=settings.rotation_grace.milliseconds,
+        default_ttl_ms=settings.default_ttl.ms,
+        default_idle_timeout_ms=settings.default_idle_timeout.ms,
+        max_ttl_ms=settings.max_ttl.ms,
+        rotation_grace_ms=settings.rotation_grace.ms,
         max_sessions_per_user=settings.max_sessions_per_user,
         evict_oldest=settings.session_limit_policy == "evict-oldest",
     )
@@ -201,7 +161,7 @@ async def _store(
     settings: Settings, environment: Mapping[str, str], health: Health
 ) -> AsyncIterator[tuple[RedisSessionStore, RedisUserIndex]]:
     async with AsyncExitStack() as stack:
-        embedded = await stack.enter_async_context(_embedded(settings, environment))
+        embedded = await stack.enter_async_context(embedded_store(settings, environment))
         if embedded is not None:
             url = embedded.url
         else:
@@ -228,22 +188,6 @@ async def _store(
         yield RedisSessionStore(link, keys, has_pexpiretime=has_pexpiretime), RedisUserIndex(link, keys)
 
 
-@asynccontextmanager
-async def _embedded(settings: Settings, environment: Mapping[str, str]) -> AsyncIterator[EmbeddedStore | None]:
-    """Runs the embedded store if the settings ask for it and there is a binary. Raises StartError."""
-    try:
-        embedded = _find_embedded(settings, environment)
-        if embedded is not None:
-            await embedded.start()
-    except StoreUnavailable as error:
-        raise StartError(str(error)) from error
-    try:
-        yield embedded
-    finally:
-        if embedded is not None:
-            await embedded.stop()
-
-
 def _find_embedded(settings: Settings, environment: Mapping[str, str]) -> EmbeddedStore | None:
     if settings.store_url.kind is not StoreKind.EMBEDDED:
         return None
@@ -256,39 +200,20 @@ def _find_embedded(settings: Settings, environment: Mapping[str, str]) -> Embedd
             )
         logger.warning("no valkey-server for this platform: falling back to memory:, see below")
         return None
-    data_dir = settings.data_dir or default_data_dir(environment)
-    logger.info("sessions are kept in %s by %s", data_dir, binary.name)
-    return EmbeddedStore(data_dir.absolute(), binary)
+    try:
+        data_dir = (settings.data_dir or default_data_dir(environment)).absolute()
+    except (OSError, RuntimeError):
+        # There is no home directory, or the working directory has gone.
+        raise StartError("the embedded store has nowhere to keep its data: set --data-dir, an absolute path") from None
+    logger.info("embedded store: data in %s, server %s", data_dir, binary.name)
+    return EmbeddedStore(data_dir, binary)
 
 
 def _bind(server: grpc.aio.Server, settings: Settings) -> str:
     try:
-        port = server.add_insecure_port(_address(settings.host, settings.port))
+        port = server.add_insecure_port(format_address(settings.host, settings.port))
     except RuntimeError:
         port = 0
     if not port:
-        raise _cannot_listen(settings)
-    return _address(settings.host, port)
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
-
-
-def _cannot_listen(settings: Settings) -> StartError:
-    return StartError(
-        f"cannot listen on {_address(settings.host, settings.port)}: another program has that port, or the address is "
-        "not this machine's. Choose another with --port or --host"
-    )
-
-
-def _pepper(settings: Settings) -> bytes | None:
-    if settings.token_pepper_file is None:
-        return None
-    try:
-        pepper = settings.token_pepper_file.read_bytes().strip()
-    except OSError as error:
-        raise StartError(f"token_pepper_file {settings.token_pepper_file} cannot be read: {error.strerror}") from error
-    if len(pepper) < 32:
-        raise StartError(f"token_pepper_file {settings.token_pepper_file} must hold at least 32 bytes")
-    return pepper
+        raise why_refused(settings.host, settings.port)
+    return format_address(settings.host, port)

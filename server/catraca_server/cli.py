@@ -9,14 +9,16 @@ from collections.abc import Sequence
 import uvloop
 
 from catraca_server import logs
-from catraca_server.app import StartError, serve
+from catraca_server.app import StartError
+from catraca_server.listening import CannotListen
+from catraca_server.runtime.run import serve
 from catraca_server.settings import SETTINGS, Loaded, SettingsError, environment_name, load
 
 EXIT_OK, EXIT_USAGE, EXIT_UNAVAILABLE = 0, 2, 3
 
 
 def main(command: str, arguments: Sequence[str]) -> int:
-    """Runs `serve` or `config` and returns the exit status: 2 for unusable settings, 3 if it cannot start or go on."""
+    """Runs `serve` or `config`. Returns the exit status: 2 for invalid settings, 3 if it cannot start or go on."""
     options = vars(_parser(command).parse_args(arguments))
     action = options.pop("action", None)
     try:
@@ -40,7 +42,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"catraca {command}",
         description="Run the service." if command == "serve" else "Show or check the settings that serve would use.",
-        epilog="A flag goes before its environment twin, that before the configuration file (TOML).",
+        epilog="A flag overrides its environment variable, which overrides the configuration file (TOML).",
     )
     if command == "config":
         parser.add_argument("action", choices=("show", "check"))
@@ -64,7 +66,7 @@ def _serve(loaded: Loaded) -> int:
         # uvloop makes a call a tenth cheaper (docs/performance.md).
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(loaded.settings, os.environ))
-    except StartError as error:
+    except (StartError, CannotListen) as error:
         print(f"catraca: {error}", file=sys.stderr)
         return EXIT_UNAVAILABLE
     return EXIT_OK

@@ -33,16 +33,16 @@ class _Json(_Utc):
 
 
 def configure(log_format: str, level: str, *, worker: int | None = None) -> None:
-    """Sets up logging for the process; `log_format` is `text` or `json`. Each entry tells the worker, if it is one."""
+    """Sets up logging for this process; `log_format` is `text` or `json`. A worker's lines have its number."""
     handler = logging.StreamHandler(sys.stderr)
     who = "" if worker is None else f"worker {worker}: "
     text = _Utc(f"%(asctime)s %(levelname)-7s {who}%(message)s")
     handler.setFormatter(_Json(worker) if log_format == "json" else text)
-    handler.addFilter(_is_news)
+    handler.addFilter(_is_worth_logging)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Leaves out what the engine logs, with a traceback, about every caller who has gone before the answer was sent."""
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """Drops what the engine logs, with a traceback, for each caller who disconnected before the response was sent."""
     error = record.exc_info[0] if record.exc_info else None
     return error is None or error.__name__ != "ExecuteBatchError"

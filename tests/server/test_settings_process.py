@@ -7,6 +7,7 @@ from tests.support.command import catraca
 from tests.support.service import ServeProcess
 
 YES, USAGE = 0, 2
+LEAST = {"--max-ttl": "1ms", "--default-ttl": "1ms", "--default-idle-timeout": "0s"}
 
 
 @pytest.fixture
@@ -73,10 +74,10 @@ def test_a_password_among_the_options_is_not_shown() -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ('color = "red"\n', "color (in the configuration file) is no setting of catraca"),
-        ('port = "many"\n', "port (in the configuration file) must be a port"),
-        ("port = \n", "the configuration file cannot be read"),
-        ('default_ttl = "60d"\n', "default_ttl (60d) must not be over max_ttl (30d)"),
+        ('color = "red"\n', "color (in the configuration file) is not a setting of catraca"),
+        ('port = "many"\n', "port (in the configuration file) must be a whole number from 0 to 65535"),
+        ("port = \n", "cannot be read: it is not TOML"),
+        ('default_ttl = "60d"\n', "default_ttl (60d) must not be longer than max_ttl (30d)"),
     ],
 )
 def test_a_file_with_a_mistake(content: str, told: str, file: Path) -> None:
@@ -95,6 +96,25 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert (refused.returncode, "cannot be read" in refused.stderr) == (USAGE, True)
 
 
+@pytest.mark.parametrize("path", ["~nosuchuser/catraca", "/caf\udce9"])
+@pytest.mark.parametrize("flag", ["--config", "--data-dir", "--token-pepper-file"])
+def test_what_cannot_be_a_path(flag: str, path: str) -> None:
+    """It is told as a mistake in the settings, by `config` and by `serve` alike."""
+    for words in (("config", "check"), ("config", "show"), ("serve",)):
+        refused = catraca(*words, flag, path)
+        assert refused.returncode == USAGE
+        assert refused.stderr.startswith("catraca: ")
+        assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("flag", ["--max-ttl", "--default-ttl", "--default-idle-timeout"])
+def test_a_lifetime_that_no_record_can_hold(flag: str) -> None:
+    """It is refused before a session is made that could not be read back."""
+    for words in (("config", "check"), ("serve",)):
+        refused = catraca(*words, flag, "3000000d")
+        assert (refused.returncode, refused.stderr) == (USAGE, f"catraca: {flag} must be from {LEAST[flag]} to 3650d\n")
+
+
 def test_check_tells_all_mistakes_at_once() -> None:
     """Every mistake is a line of its own."""
     refused = catraca("config", "check", "--port", "x", environment={"CATRACA_MAX_TTL": "1", "CATRACA_LOG_LEVEL": "y"})
@@ -110,7 +130,7 @@ def test_check_of_good_settings(file: Path) -> None:
     """Good settings are said to be good; a variable that is no setting is a warning, for it may be a slip."""
     checked = catraca("config", "check", "--config", str(file), environment={"CATRACA_STORE_TIMEOUTS": "1s"})
     assert (checked.returncode, checked.stdout) == (YES, "the settings can be used\n")
-    assert checked.stderr == "catraca: warning: CATRACA_STORE_TIMEOUTS is no setting of catraca and does nothing\n"
+    assert checked.stderr == "catraca: warning: CATRACA_STORE_TIMEOUTS is not a setting of catraca and has no effect\n"
 
 
 def test_json_log() -> None:

@@ -4,6 +4,8 @@ import asyncio
 import os
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -63,7 +65,40 @@ def test_port_of_another_catraca() -> None:
 
 def test_an_address_of_another_machine() -> None:
     """An address that is not this machine's cannot be listened on."""
-    assert_refused(serve("--insecure", "--host", "192.0.2.1"), UNAVAILABLE, "192.0.2.1:0", "--host")
+    refused = serve("--insecure", "--host", "192.0.2.1")
+    assert_refused(refused, UNAVAILABLE, "192.0.2.1:0", "is not an address of this machine", "--host")
+
+
+def test_a_host_that_cannot_be_resolved() -> None:
+    """A name that nobody knows is told as such, and not as a port in use."""
+    refused = serve("--insecure", "--host", "catraca.invalid")
+    assert_refused(refused, UNAVAILABLE, "catraca.invalid:0", "the name cannot be resolved", "--host")
+
+
+@pytest.mark.parametrize("host", ["LOCALHOST", "localhost.", "127.1", "::ffff:127.0.0.1", " 127.0.0.1 ", "[::1]"])
+def test_loopback_is_listened_on_however_it_is_written(host: str) -> None:
+    """The service listens there, and says where in a form that clients understand."""
+    with ServeProcess(store_url="memory:", host=host) as process, SessionClient(process.target, timeout=10) as sessions:
+        assert sessions.validate(sessions.create("12345").token)
+
+
+def test_a_unix_socket_to_listen_on() -> None:
+    """It is refused with what can be listened on."""
+    assert_refused(serve(host="unix:/tmp/catraca.sock"), USAGE, "CATRACA_HOST must be", "not supported yet")
+
+
+def test_without_a_home_there_is_no_default_data_directory(tmp_path: Path) -> None:
+    """Where the user has no home directory, the data directory has to be set."""
+    code = "import os, runpy; os.getuid = lambda: 2**31 - 7; runpy.run_module('catraca', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "serve"],
+        env={"CATRACA_VALKEY_SERVER": "/bin/true", "CATRACA_PORT": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert_refused(done, UNAVAILABLE, "nowhere to keep its data", "--data-dir")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])  # noqa: S104

@@ -56,8 +56,8 @@ async def test_calls_in_flight_finish(number: signal.Signals, valkey: Valkey, tm
         assert await call
         assert await asyncio.to_thread(process.wait) == 0
     lines = [line.split(maxsplit=2)[2].strip() for line in process.log.splitlines()][-3:]
-    assert lines[0] == "draining: new calls are refused, calls in flight have 30s to finish"
-    assert lines[1].startswith("drained in ")
+    assert lines[0] == "draining: timeout 30s"
+    assert lines[1].startswith("drained: ")
     assert lines[2] == "stopped"
 
 

@@ -71,7 +71,7 @@ async def replaced(process: ServeProcess, dead: psutil.Process) -> None:
         return (
             len(workers) == 2
             and dead not in workers
-            and all(f"serving, process {each.pid}\n" in process.log for each in workers)
+            and all(f"serving: pid {each.pid}\n" in process.log for each in workers)
         )
 
     await eventually_async(all_are_back, "the worker is replaced")
@@ -114,7 +114,7 @@ async def test_a_killed_worker_is_replaced_and_no_client_notices(service: ServeP
             await replaced(service, victim)
             await clients.go_on()
     assert not clients.failures
-    assert service.log.count("ended with status -9") == 3
+    assert service.log.count("exited: status -9") == 3
 
 
 async def test_only_calls_on_a_killed_worker_fail(service: ServeProcess, token: str) -> None:
@@ -144,7 +144,7 @@ async def test_a_stopped_worker_drains_and_is_replaced(service: ServeProcess, to
             await replaced(service, victim)
             await clients.go_on()
     assert not clients.failures
-    assert service.log.count("ended with status 0") == 2
+    assert service.log.count("exited: status 0") == 2
 
 
 async def test_a_worker_that_cannot_start_is_tried_again(own_valkey: Valkey) -> None:
@@ -155,7 +155,7 @@ async def test_a_worker_that_cannot_start_is_tried_again(own_valkey: Valkey) -> 
         victim.kill()
 
         async def tried() -> bool:
-            return "The store is set by CATRACA_STORE_URL; starting another in 2 s" in process.log
+            return "The store is set by CATRACA_STORE_URL; restarting in 2 s" in process.log
 
         await eventually_async(tried, "the supervisor says why there is no new worker")
         assert alive(other)
@@ -179,9 +179,9 @@ def test_a_crash_loop_ends_the_service(valkey: Valkey) -> None:
         assert process.wait() == UNAVAILABLE
     last = process.log.splitlines()[-1]
     assert last.startswith("catraca: worker ")
-    assert "ended with status -9" in last
-    assert "for the 5th time in a row" in last
-    assert process.log.count("drained in") == 1
+    assert "exited: status -9" in last
+    assert "the 5th time in a row" in last
+    assert process.log.count("drained:") == 1
     assert not alive(victim)
     assert not alive(other)
     assert "Traceback" not in process.log
@@ -210,14 +210,13 @@ def test_a_kill_of_the_supervisor_leaves_nothing(tmp_path: Path) -> None:
 
 STUCK = """
 import signal, threading
-from catraca_server.runtime import supervisor as workers
-from catraca_server.runtime import worker
+from catraca_server.runtime import supervisor, worker
 from catraca_server.settings import load
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-worker.STOP_PATIENCE = 0
-settings = load({"drain_timeout": "0s"}, {}).settings
-threading.Thread(target=worker._end_with_supervisor, args=(workers.Order(1, settings, None),), daemon=True).start()
+supervisor.WORKER_STOP_GRACE_SECONDS = 0
+config = supervisor.WorkerConfig(1, load({"drain_timeout": "0s"}, {}).settings, None)
+threading.Thread(target=worker._stop_with_supervisor, args=(config,), daemon=True).start()
 while True:
     pass
 """
@@ -238,7 +237,7 @@ def test_a_worker_that_is_stopped_does_not_hold_the_stop(valkey: Valkey) -> None
         workers[0].suspend()
         assert process.stop() == 0
         assert not any(map(alive, workers))
-    assert "did not stop in time and is killed" in process.log
+    assert "killed: it did not stop within 5 s" in process.log
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGTERM to all", "Ctrl-C"])
@@ -382,7 +381,13 @@ def test_of_two_that_start_at_once_one_has_the_port(valkey: Valkey) -> None:
 def test_an_address_of_another_machine(valkey: Valkey) -> None:
     """An address that is not this machine's cannot be listened on."""
     refused = serve(store_url=valkey.url, host="192.0.2.1", insecure="true")
-    assert refused.startswith("3 catraca: cannot listen on 192.0.2.1:0")
+    assert refused.startswith("3 catraca: cannot listen on 192.0.2.1:0: 192.0.2.1 is not an address of this machine")
+
+
+def test_a_host_that_cannot_be_resolved(valkey: Valkey) -> None:
+    """It is told as without workers."""
+    refused = serve(store_url=valkey.url, host="catraca.invalid", insecure="true")
+    assert refused.startswith("3 catraca: cannot listen on catraca.invalid:0: the name cannot be resolved")
 
 
 def test_a_host_by_name(valkey: Valkey) -> None:
@@ -403,7 +408,7 @@ def test_what_keeps_workers_from_starting_is_told_as_ever(tmp_path: Path) -> Non
 def test_memory_takes_one_worker() -> None:
     """A store in a process cannot be shared, and is refused together with workers."""
     assert serve(store_url="memory:").startswith(
-        "2 catraca: store_url memory: takes one worker, not 2: each would have"
+        "2 catraca: store_url memory: allows one worker, not 2: each would have"
     )
 
 
@@ -440,7 +445,7 @@ def test_each_line_of_a_worker_tells_which(log_format: str, valkey: Valkey) -> N
         messages = [message for who, message in told if who == number]
         assert [message.split()[0].rstrip(":") for message in messages] == [
             "store",
-            "serving,",
+            "serving",
             "draining",
             "drained",
             "stopped",

@@ -92,7 +92,7 @@ async def service_on(url: str, *, prefix: str = "", **settings: str) -> AsyncIte
         on_change=changes.append,
     ) as (link, has_pexpiretime):
         made = Stores.over(link, prefix=prefix, has_pexpiretime=has_pexpiretime)
-        operations = Operations.over(made, rotation_grace_ms=loaded.rotation_grace.milliseconds)
+        operations = Operations.over(made, rotation_grace_ms=loaded.rotation_grace.ms)
         yield Service(made, operations, changes, loaded.store_timeout.seconds)
 
 

@@ -1,4 +1,4 @@
-"""What is worth a line in the log."""
+"""Which lines get into the log."""
 
 import logging
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from catraca_server import logs
 
 
 class ExecuteBatchError(Exception):
-    """As the engine calls it."""
+    """Named as the engine names it."""
 
 
 @pytest.fixture(autouse=True)
 def configured(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """The server's logging, for the time of a test."""
+    """The server's logging, for the duration of a test."""
     root = logging.getLogger()
     before = root.handlers[:], root.level
     logs.configure("text", "info")
@@ -25,10 +25,10 @@ def configured(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
     root.setLevel(level)
 
 
-@pytest.mark.parametrize(("error", "is_told"), [(ExecuteBatchError, False), (AbortError, True)])
-def test_callers_who_have_gone_are_no_news(
-    error: type[Exception], is_told: bool, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("error", "is_logged"), [(ExecuteBatchError, False), (AbortError, True)])
+def test_callers_who_disconnect_are_not_logged(
+    error: type[Exception], is_logged: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The engine logs an error with a traceback for each of them; other errors of the engine are told."""
+    """The engine would log an error with a traceback for each of them; its other errors are logged."""
     logging.getLogger("grpc._cython.cygrpc").error("raised in core by servicer method", exc_info=error())
-    assert ("raised in core" in capsys.readouterr().err) is is_told
+    assert ("raised in core" in capsys.readouterr().err) is is_logged

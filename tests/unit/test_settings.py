@@ -1,11 +1,15 @@
 """Settings: where they come from, what is refused, and that secrets stay hidden."""
 
+import time
 from pathlib import Path
 
 import pytest
 
+from catraca_server.domain.session import Session
 from catraca_server.redis.url import HIDDEN
-from catraca_server.settings import Loaded, Millis, Settings, SettingsError, load
+from catraca_server.setting_values import Duration
+from catraca_server.settings import SETTINGS, Loaded, Settings, SettingsError, load
+from catraca_server.store.records import decode, encode
 
 
 def problems(flags: dict[str, str] | None = None, environment: dict[str, str] | None = None) -> list[str]:
@@ -22,10 +26,10 @@ def test_without_anything_set_the_defaults_hold() -> None:
     assert loaded.settings.host == "127.0.0.1"
     assert loaded.settings.port == 50051
     assert str(loaded.settings.store_url) == "embedded:"
-    assert loaded.settings.store_timeout == Millis(250)
-    assert loaded.settings.default_ttl == Millis(86_400_000)
-    assert loaded.settings.default_idle_timeout == Millis(1_800_000)
-    assert loaded.settings.max_ttl == Millis(30 * 86_400_000)
+    assert loaded.settings.store_timeout == Duration(250)
+    assert loaded.settings.default_ttl == Duration(86_400_000)
+    assert loaded.settings.default_idle_timeout == Duration(1_800_000)
+    assert loaded.settings.max_ttl == Duration(30 * 86_400_000)
 
 
 def test_flag_goes_before_environment_before_file(tmp_path: Path) -> None:
@@ -51,8 +55,8 @@ def test_flag_goes_before_environment_before_file(tmp_path: Path) -> None:
 )
 def test_spans_are_read_and_written(text: str, milliseconds: int) -> None:
     """A whole number and a unit; written back, it is the same span."""
-    assert Millis.parse(text) == Millis(milliseconds)
-    assert Millis.parse(str(Millis(milliseconds))) == Millis(milliseconds)
+    assert Duration.parse(text) == Duration(milliseconds)
+    assert Duration.parse(str(Duration(milliseconds))) == Duration(milliseconds)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +77,7 @@ def test_spans_are_read_and_written(text: str, milliseconds: int) -> None:
 def test_what_is_no_span(text: str) -> None:
     """Everything else is refused with examples."""
     with pytest.raises(ValueError, match="250ms"):
-        Millis.parse(text)
+        Duration.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +127,7 @@ def test_a_file_with_unknown_keys_or_no_toml_is_refused(tmp_path: Path) -> None:
 def test_unknown_variables_are_warned_of() -> None:
     """They may be anybody's, so they do not keep the service from starting; the client's own are known."""
     loaded = load({}, {"CATRACA_PROT": "1", "CATRACA_TARGET": "x", "CATRACA_API_KEY": "k", "OTHER": "y"})
-    assert loaded.warnings == ("CATRACA_PROT is no setting of catraca and does nothing",)
+    assert loaded.warnings == ("CATRACA_PROT is not a setting of catraca and has no effect",)
 
 
 def test_the_links_of_a_kubernetes_service_called_catraca_are_no_settings() -> None:
@@ -147,24 +151,175 @@ def test_beyond_loopback_it_takes_an_explicit_word(host: str) -> None:
     assert load({"host": host, "insecure": "true"}, {}).settings.host == host
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "[::1]", "localhost"])
-def test_loopback_is_loopback_however_it_is_written(host: str) -> None:
-    """All of these stay on the machine."""
-    assert load({"host": host}, {}).settings.host == host
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "LOCALHOST", " 127.1 "])
+def test_loopback_needs_no_word(host: str) -> None:
+    """However it is written; `test_listening` has all the ways."""
+    assert load({"host": host}, {}).settings.host in ("127.0.0.1", "::1", "localhost")
 
 
-def test_contradictions_are_refused() -> None:
-    """A default that no session could have is a mistake."""
-    (problem,) = problems({"default_ttl": "2d", "max_ttl": "1d"})
-    assert "default_ttl" in problem
-    assert "max_ttl" in problem
+BOUNDS = {
+    "store_timeout": ("1ms", "10m"),
+    "max_connection_age": ("0s", "24h"),
+    "default_ttl": ("1ms", "3650d"),
+    "default_idle_timeout": ("0s", "3650d"),
+    "max_ttl": ("1ms", "3650d"),
+    "rotation_grace": ("0s", "300s"),
+    "drain_timeout": ("0s", "1h"),
+}
+
+
+def test_every_duration_has_bounds() -> None:
+    """There is no setting of a duration that this test does not know."""
+    assert {each.name for each in SETTINGS if isinstance(each.default, Duration)} == BOUNDS.keys()
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_durations_end_at_their_bounds(name: str) -> None:
+    """Both bounds are allowed, and nothing beyond them: neither a millisecond nor so much that it fits nowhere."""
+    shortest, longest = BOUNDS[name]
+    lifetime = {"max_ttl": "3650d", "default_ttl": "1ms", "default_idle_timeout": "0s"}
+    for bound in (shortest, longest):
+        assert getattr(load({**lifetime, name: bound}, {}).settings, name) == Duration.parse(bound)
+    beyond = [f"{Duration.parse(longest).ms + 1}ms", "3000000d", "999999999999d"]
+    if shortest != "0s":
+        beyond.append("0s")
+    for value in beyond:
+        (problem,) = problems({name: value})
+        assert problem == f"--{name.replace('_', '-')} must be from {shortest} to {longest}"
+
+
+NUMBERS = {
+    "port": (0, 65535),
+    "workers": (1, 128),
+    "max_calls_per_connection": (0, 999_999),
+    "replica_acks": (0, 9),
+    "max_sessions_per_user": (0, 999_999),
+}
+
+
+def test_every_number_has_bounds() -> None:
+    """There is no setting of a number that this test does not know."""
+    assert {each.name for each in SETTINGS if type(each.default) is int} == NUMBERS.keys()
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_end_at_their_bounds(name: str) -> None:
+    """Both bounds are allowed, and nothing beyond them."""
+    lowest, highest = NUMBERS[name]
+    store = {"store_url": "redis://localhost"}
+    for bound in (lowest, highest):
+        assert getattr(load({**store, name: str(bound)}, {}).settings, name) == bound
+    # The last is longer than Python reads; the one before it is a digit to Python and to nobody else.
+    for value in (str(lowest - 1), str(highest + 1), "", "1.0", "1e1", " 1", "+1", "²", "9" * 5000):
+        (problem,) = problems({name: value})
+        assert problem == f"--{name.replace('_', '-')} must be a whole number from {lowest} to {highest}"
+
+
+def test_the_longest_lifetime_fits_the_record() -> None:
+    """A session that is created today with the longest settings can be read back."""
+    lifetime = {"max_ttl": "3650d", "default_ttl": "3650d", "default_idle_timeout": "3650d"}
+    settings = load(lifetime, {}).settings
+    now = int(time.time() * 1000)
+    session = Session(
+        session_id="0" * 22,
+        user_id="12345",
+        digest="digest",
+        attributes={},
+        create_time_ms=now,
+        absolute_expire_time_ms=now + settings.default_ttl.ms,
+        idle_timeout_ms=settings.default_idle_timeout.ms,
+    )
+    assert decode(encode(session)) == session
+
+
+@pytest.mark.parametrize("name", ["default_ttl", "default_idle_timeout"])
+def test_a_default_longer_than_the_limit_is_refused(name: str) -> None:
+    """No caller may ask for it, so no session may have it by default."""
+    short = {"default_ttl": "1h", "default_idle_timeout": "1h"}
+    (problem,) = problems({**short, name: "2d", "max_ttl": "1d"})
+    assert problem == f"{name} (2d) must not be longer than max_ttl (1d)"
+
+
+def test_an_idle_timeout_that_nobody_set_follows_the_limit() -> None:
+    """To lower max_ttl under 30 minutes takes no word about idle timeouts, and what results is shown."""
+    loaded = load({"max_ttl": "10m", "default_ttl": "5m"}, {})
+    assert loaded.settings.default_idle_timeout == Duration.parse("10m")
+    assert loaded.origins["default_idle_timeout"] == "max_ttl"
+
+
+@pytest.mark.parametrize("name", ["data_dir", "token_pepper_file"])
+@pytest.mark.parametrize(
+    ("path", "told"), [("~nosuchuser/x", "home directory"), ("/a\0b", "NUL"), ("/\udcff", "must be UTF-8")]
+)
+def test_what_cannot_be_a_path(name: str, path: str, told: str) -> None:
+    """It is a problem of the setting, as any other."""
+    (problem,) = problems(environment={f"CATRACA_{name.upper()}": path})
+    assert problem.startswith(f"CATRACA_{name.upper()} must be ")
+    assert told in problem
+
+
+def test_a_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~` is the home directory, as in a shell."""
+    monkeypatch.setenv("HOME", "/home/ana")
+    assert load({"data_dir": "~/sessions"}, {}).settings.data_dir == Path("/home/ana/sessions")
+
+
+def unreadable_files(directory: Path) -> dict[str, str]:
+    """Returns configuration files that cannot be read, each with what is to be told."""
+    not_utf8, too_deep = directory / "latin1.toml", directory / "deep.toml"
+    not_utf8.write_bytes(b'key_prefix = "\xe9"')
+    too_deep.write_text("port = " + "[" * 100_000)
+    return {
+        "~nosuchuser/catraca.toml": "its name must be a path: the home directory",
+        "/a\0b": "its name must be a path, which has no NUL",
+        "/\udcff": "its name must be UTF-8",
+        str(directory): "Is a directory",
+        str(directory / "none"): "No such file or directory",
+        str(not_utf8 / "x"): "Not a directory",
+        str(not_utf8): "it is not UTF-8",
+        str(too_deep): "nested too deeply",
+    }
+
+
+def test_configuration_files_that_cannot_be_read(tmp_path: Path) -> None:
+    """Each is a problem that says which file, and why."""
+    for path, told in unreadable_files(tmp_path).items():
+        (problem,) = problems({"config": path})
+        assert problem.startswith(f"configuration file {path!r} cannot be read: ")
+        assert told in problem
+
+
+@pytest.mark.parametrize("value", ["[1]", "1.5", "2026-11-26", "{ a = 1 }"])
+@pytest.mark.parametrize("name", ["key_prefix", "store_password", "port"])
+def test_what_a_file_must_not_have_for_a_value(name: str, value: str, tmp_path: Path) -> None:
+    """What is neither text nor a number nor a switch is not taken for the text it looks like."""
+    file = tmp_path / "catraca.toml"
+    file.write_text(f"{name} = {value}\n")
+    assert problems({"config": str(file)}) == [
+        f"{name} (in the configuration file) must be a string, a whole number, true or false"
+    ]
+
+
+@pytest.mark.parametrize("prefix", ["x" * 201, "é" * 101, "a\nb", "a\0b", "\udcff"])
+def test_a_key_prefix_that_no_key_should_have(prefix: str) -> None:
+    """It has to fit, and to be text that people can read."""
+    (problem,) = problems({"key_prefix": prefix})
+    assert problem.startswith("--key-prefix must be ")
+
+
+@pytest.mark.parametrize("name", ["store_password", "sentinel_password"])
+def test_a_password_that_is_not_utf8_is_not_shown(name: str) -> None:
+    """It is refused without being quoted."""
+    assert problems(environment={f"CATRACA_{name.upper()}": "hunter2\udcff"}) == [
+        f"CATRACA_{name.upper()} must be UTF-8"
+    ]
 
 
 def test_a_store_in_memory_takes_one_worker() -> None:
     """Each worker would have a store of its own."""
     assert load({"store_url": "memory:", "workers": "1"}, {}).settings.workers == 1
     (problem,) = problems({"store_url": "memory:", "workers": "2"})
-    assert problem.startswith("store_url memory: takes one worker, not 2")
+    assert problem.startswith("store_url memory: allows one worker, not 2")
 
 
 def test_secrets_are_hidden_and_have_no_flag() -> None:

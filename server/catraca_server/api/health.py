@@ -1,7 +1,7 @@
-"""grpc.health.v1: whether this server serves, and under the name `store`, whether it has its store.
+"""grpc.health.v1: whether this server serves and, under the name `store`, whether it is connected to its store.
 
-The overall status and the service's do not follow the store: taking every server out of rotation because Redis is away
-would turn "unknown, retry" into "connection refused". Watch `store` to be told.
+The overall status and that of the service do not follow the store: taking every server out of rotation because Redis is
+down would turn "unknown, retry" into "connection refused". Watch `store` to follow the store.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ _Status = health_pb2.HealthCheckResponse
 class Health(health_pb2_grpc.HealthServicer):
     """Serves the status of `services` and of the store.
 
-    The stock servicer is not used because its watchers keep a draining server waiting, and a slow one holds up all.
+    The stock servicer would not do: its watchers keep a draining server waiting, and one slow watcher delays them all.
     """
 
     def __init__(self, *services: str) -> None:
@@ -27,27 +27,27 @@ class Health(health_pb2_grpc.HealthServicer):
         self._changed = asyncio.Event()
         self._draining = False
 
-    def store_changed(self, found: bool) -> None:
-        """Tells that the store was found or lost."""
+    def store_changed(self, connected: bool) -> None:
+        """Sets the status of the store."""
         if not self._draining:
-            self._set(STORE, _Status.SERVING if found else _Status.NOT_SERVING)
+            self._set(STORE, _Status.SERVING if connected else _Status.NOT_SERVING)
 
     def drain(self) -> None:
-        """Says NOT_SERVING to all, and ends the watches."""
+        """Sets everything to NOT_SERVING, for good, and ends the watches."""
         self._draining = True
         for name in self._status:
             self._set(name, _Status.NOT_SERVING)
 
     def _set(self, name: str, status: int) -> None:
         self._status[name] = status
-        # Watchers hold on to the event they wait for; the next change has one of its own.
+        # Watchers keep the event they wait for; the next change gets a new one.
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def Check(  # noqa: N802  the engine's name
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> health_pb2.HealthCheckResponse:
-        """Answers the status of a service; NOT_FOUND for one it does not know."""
+        """Returns the status of a service, or NOT_FOUND if it is unknown."""
         status = self._status.get(request.service)
         if status is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
@@ -56,15 +56,15 @@ class Health(health_pb2_grpc.HealthServicer):
     async def Watch(  # noqa: N802  the engine's name
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        """Answers the status of a service, and again whenever it changes, until the server drains."""
+        """Sends the status of a service, and again whenever it changes, until the server drains."""
         del context
-        told = None
+        sent = None
         while True:
             changed = self._changed
             status = self._status.get(request.service, _Status.SERVICE_UNKNOWN)
-            if status != told:
+            if status != sent:
                 yield health_pb2.HealthCheckResponse(status=status)
-                told = status
+                sent = status
             if self._draining:
                 return
             await changed.wait()

@@ -1,8 +1,8 @@
-"""gRPC server reflection, with the comments of our protos in it.
+"""gRPC server reflection that includes the comments of our protos.
 
 Generated code has no comments, so the stock servicer would describe the API without its documentation. It reads
-descriptors from a pool, and here the pool is one that answers for our files from the descriptor set that is generated
-beside the stubs, comments included.
+descriptors from a pool; here that pool takes our files from the descriptor set that is generated beside the stubs, with
+their comments.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class _DocumentedFile:
 
 
 class _DocumentedPool:
-    """What the servicer uses of a DescriptorPool; our files come with comments, all else as it is."""
+    """What the servicer uses of a DescriptorPool: our files with their comments, all others as they are."""
 
     def __init__(self) -> None:
         self._pool = descriptor_pool.Default()

@@ -1,1 +1,1 @@
-"""Processes: signals, workers and what keeps them running."""
+"""The service as processes: signals, the supervisor and its workers. Builds on `app`; only `cli` builds on it."""

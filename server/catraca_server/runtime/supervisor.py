@@ -1,194 +1,196 @@
-"""Workers: processes that serve one port together, and the supervisor that keeps them running.
+"""The supervisor: keeps the workers running, the processes that serve one port together.
 
 gRPC in Python uses one core per process. With N workers the service is N processes that share the port (SO_REUSEPORT:
-the kernel gives each new connection to one of them) and the store. What there may be only one of belongs to the
-supervisor: the embedded store, and the claim on the port.
+the kernel gives each new connection to one of them) and the store. The supervisor has what there may be only one of:
+the embedded store, and the reservation of the port.
 
-A worker is a program started afresh and no fork, which gRPC does not survive. Its standard input is the line to the
-supervisor: first it is told what to do, and when that line ends, because the supervisor has it stop or has itself died,
-it drains. On its standard output it says that it serves, or else why it cannot.
+A worker is a fresh process, not a fork, which gRPC does not survive. Supervisor and worker speak over the worker's
+standard streams. On its input the worker gets its configuration; when that stream ends, because the supervisor stops
+the worker or has died, the worker drains. On its output it says that it serves, or why it cannot.
 """
 
 import asyncio
 import logging
 import pickle
-import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from catraca_server.app import StartError, embedded_store
+from catraca_server.listening import format_address, reserve_port
 from catraca_server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+WORKER_MODULE = "catraca_server.runtime.worker"
+
 SERVING = b"serving\n"
 """What a worker says once it serves."""
 
-STEADY = 10.0
-"""Seconds of service after which a death is no longer one of a crash loop."""
+STABLE_AFTER_SECONDS = 10.0
+"""How long a worker must have served for its death not to count towards a crash loop."""
 
 CRASH_LIMIT = 5
-"""Deaths in a row that are a crash loop."""
+"""So many deaths in a row are a crash loop."""
 
-RETRY_PAUSE = 2.0
-"""Seconds between attempts to replace a worker that cannot start, because the store is away for example."""
+FIRST_RESTART_DELAY_SECONDS = 0.5
+"""Before a worker that has died twice in a row is replaced; doubled with each further death."""
 
-STOP_PATIENCE = 5.0
-"""Seconds for a worker to end, after those that its calls have."""
+START_RETRY_SECONDS = 2.0
+"""Between attempts to replace a worker that cannot start, for example while the store is down."""
 
-_FIRST_PAUSE = 0.5
-
-
-class WorkersFailed(Exception):
-    """The workers cannot serve: why."""
+WORKER_STOP_GRACE_SECONDS = 5.0
+"""For a worker to exit, on top of the drain timeout that its calls have."""
 
 
-class Restarts:
-    """Decides about the replacement of a worker, death by death. It knows no clock: it is told how long each served."""
+class RestartPolicy:
+    """Decides whether and when to replace a worker that has died. It has no clock: it is told how long each served."""
 
     def __init__(self) -> None:
         self._deaths = 0
 
-    def pause(self, served: float) -> float | None:
-        """Returns how many seconds to wait before replacing one that served so long; None: it is a crash loop."""
-        self._deaths = 1 if served >= STEADY else self._deaths + 1
+    def delay_seconds(self, served_seconds: float) -> float | None:
+        """Returns how long to wait before replacing a worker that has just died. None: this is a crash loop."""
+        self._deaths = 1 if served_seconds >= STABLE_AFTER_SECONDS else self._deaths + 1
         if self._deaths >= CRASH_LIMIT:
             return None
-        return 0 if self._deaths == 1 else _FIRST_PAUSE * 2 ** (self._deaths - 2)
+        return 0 if self._deaths == 1 else FIRST_RESTART_DELAY_SECONDS * 2 ** (self._deaths - 2)
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What a worker is told. It has secrets in it, so it stands on no command line and in no environment."""
+class WorkerConfig:
+    """What a worker gets from the supervisor. It has secrets in it, so it must not be in a command line or environment.
+
+    Every worker gets what the supervisor read at its start: if a file has changed since, the workers still agree.
+    """
 
     number: int
     settings: Settings
     pepper: bytes | None
-    """Handed over as it was read once: a file that has changed since would part the replaced worker from the others."""
+
+    @property
+    def stop_timeout_seconds(self) -> float:
+        """How long the worker may take to stop."""
+        return self.settings.drain_timeout.seconds + WORKER_STOP_GRACE_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
-class _End:
+class _Exit:
     """How a worker ended."""
 
-    served: float
+    served_seconds: float
     status: int
-    reason: str
+    start_error: str
     """Why it could not start, if it said so."""
 
 
-def claim(host: str, port: int) -> socket.socket:
-    """Returns a socket that holds a port (0: a free one) for workers to share, without listening. Raises OSError."""
-    error = OSError(f"{host} is no address")
-    for family, kind, protocol, _, address in socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    ):
-        try:
-            holder = socket.socket(family, kind, protocol)
-        except OSError as unknown_family:
-            error = unknown_family
-            continue
-        try:
-            # First for us alone, which another server on that port prevents, whether it shares or not. To have been
-            # used a moment ago is no reason to be refused.
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            holder.bind(address)
-            # From here on for who shares it, which a second supervisor does not.
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        except OSError as refused:
-            holder.close()
-            error = refused
-        else:
-            return holder
-    raise error
+@asynccontextmanager
+async def supervising(settings: Settings, environment: Mapping[str, str], pepper: bytes | None) -> AsyncIterator[str]:
+    """Runs the service by several workers and yields the address they share; they drain on the way out.
+
+    Raises StartError, also later on, when workers keep dying, and CannotListen.
+    """
+    if sys.platform != "linux":
+        raise StartError(
+            f"--workers {settings.workers} needs Linux, which spreads connections over them. On other systems run "
+            "several servers, each on its own port"
+        )
+    with reserve_port(settings.host, settings.port) as reservation:
+        port = reservation.getsockname()[1]
+        async with embedded_store(settings, environment) as embedded:
+            if embedded is not None:
+                settings = replace(settings, store_url=embedded.url)
+            async with run_workers(replace(settings, port=port), pepper):
+                yield format_address(settings.host, port)
 
 
 @asynccontextmanager
-async def working(settings: Settings, pepper: bytes | None) -> AsyncIterator[None]:
+async def run_workers(settings: Settings, pepper: bytes | None) -> AsyncIterator[None]:
     """Runs the workers; yields once all of them serve, and drains them on the way out.
 
-    Raises WorkersFailed, and cancels what it has yielded to, when one cannot start or keeps dying.
+    Raises StartError, and cancels the body, when a worker cannot start or keeps dying.
     """
     try:
         async with asyncio.TaskGroup() as group:
             serving = [asyncio.Event() for _ in range(settings.workers)]
             keepers = [
-                group.create_task(_keep(Order(number, settings, pepper), each), name=f"worker-{number}")
-                for number, each in enumerate(serving, start=1)
+                group.create_task(_keep_running(WorkerConfig(number, settings, pepper), event), name=f"worker-{number}")
+                for number, event in enumerate(serving, start=1)
             ]
-            for each in serving:
-                await each.wait()
+            for event in serving:
+                await event.wait()
             yield
             for keeper in keepers:
                 keeper.cancel()
-    except ExceptionGroup as group_of_errors:
-        raise group_of_errors.exceptions[0] from None
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
 
 
-async def _keep(order: Order, serving: asyncio.Event) -> None:
-    """Keeps a worker running, one after the other. Raises WorkersFailed."""
-    restarts = Restarts()
+async def _keep_running(config: WorkerConfig, serving: asyncio.Event) -> None:
+    """Runs one worker after the other; sets `serving` when the first serves. Raises StartError."""
+    policy = RestartPolicy()
     while True:
-        end = await _run(order, serving)
-        if not end.reason:
-            pause = restarts.pause(end.served)
+        ended = await _run_worker(config, serving)
+        if not ended.start_error:
+            delay = policy.delay_seconds(ended.served_seconds)
         elif serving.is_set():
-            # One that has served comes back when what keeps it from starting has gone; the others serve meanwhile.
-            pause = RETRY_PAUSE
+            # The others serve meanwhile, and what keeps this one from starting may pass.
+            delay = START_RETRY_SECONDS
         else:
-            raise WorkersFailed(end.reason)
-        what = end.reason or f"ended with status {end.status} after {end.served:.1f} s of service"
-        if pause is None:
-            raise WorkersFailed(
-                f"worker {order.number} {what}, for the {CRASH_LIMIT}th time in a row: the log above may say why"
+            raise StartError(ended.start_error)
+        what = ended.start_error or f"exited: status {ended.status} after {ended.served_seconds:.1f} s"
+        if delay is None:
+            raise StartError(
+                f"worker {config.number} {what}, the {CRASH_LIMIT}th time in a row. See the log above for the reason"
             )
-        logger.error("worker %d %s; starting another in %g s", order.number, what, pause)
-        await asyncio.sleep(pause)
+        logger.error("worker %d %s; restarting in %g s", config.number, what, delay)
+        await asyncio.sleep(delay)
 
 
-async def _run(order: Order, serving: asyncio.Event) -> _End:
-    """Runs a worker to its end; cancelled, has it drain."""
+async def _run_worker(config: WorkerConfig, serving: asyncio.Event) -> _Exit:
+    """Runs a worker until it exits; cancelled, has it drain."""
     clock = asyncio.get_running_loop().time
     try:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            # Not the working directory's modules, whoever can write there.
-            *("-P", "-m", "catraca_server.runtime.worker"),
+            # -P: no modules from the working directory, whoever can write there.
+            *("-P", "-m", WORKER_MODULE),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            # Ctrl-C is for the supervisor, which lets workers drain.
+            # Ctrl-C is for the supervisor, which then has the workers drain.
             start_new_session=True,
         )
     except OSError as error:
-        return _End(0, 0, f"cannot be started: {error.strerror}")
+        return _Exit(0, 0, f"cannot be started: {error.strerror}")
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        # One may have been killed by now.
+        # It may have been killed by now.
         if not process.stdin.is_closing():
-            process.stdin.write(pickle.dumps(order))
-        said = await process.stdout.readline()
+            process.stdin.write(pickle.dumps(config))
+        first_line = await process.stdout.readline()
         began = clock()
-        if said == SERVING:
+        if first_line == SERVING:
             serving.set()
-            reason = ""
+            start_error = ""
         else:
-            reason = (said + await process.stdout.read()).decode().strip()
+            start_error = (first_line + await process.stdout.read()).decode().strip()
         status = await process.wait()
-        return _End(clock() - began, status, reason)
+        return _Exit(clock() - began, status, start_error)
     finally:
         process.stdin.close()
-        await _ended(process, order)
+        await _wait_until_stopped(process, config)
 
 
-async def _ended(process: asyncio.subprocess.Process, order: Order) -> None:
-    """Returns once a worker that was told to stop has; kills one that does not."""
+async def _wait_until_stopped(process: asyncio.subprocess.Process, config: WorkerConfig) -> None:
+    """Waits for a worker that was told to stop; kills it if it does not."""
     try:
-        async with asyncio.timeout(order.settings.drain_timeout.seconds + STOP_PATIENCE):
+        async with asyncio.timeout(config.stop_timeout_seconds):
             await process.wait()
     except TimeoutError:
-        logger.error("worker %d did not stop in time and is killed", order.number)  # noqa: TRY400
+        logger.error(  # noqa: TRY400  the traceback would say nothing
+            "worker %d killed: it did not stop within %g s", config.number, config.stop_timeout_seconds
+        )
         process.kill()
         await process.wait()

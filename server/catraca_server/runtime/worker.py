@@ -1,9 +1,10 @@
-"""One worker, `python -m catraca_server.runtime.worker`: the service in a process of its own.
+"""One worker, `python -m catraca_server.runtime.worker`: a server in a process of its own, kept by the supervisor.
 
-`supervisor` has the other half and says how the two speak.
+How the two speak is described in `supervisor`.
 """
 
 import asyncio
+import logging
 import os
 import pickle
 import signal
@@ -14,45 +15,53 @@ import time
 import uvloop
 
 from catraca_server import logs
-from catraca_server.app import StartError, serve_as_worker
-from catraca_server.runtime.supervisor import SERVING, STOP_PATIENCE, Order
+from catraca_server.app import StartError, running
+from catraca_server.listening import CannotListen
+from catraca_server.runtime.run import run_until_stopped
+from catraca_server.runtime.supervisor import SERVING, WorkerConfig
+
+logger = logging.getLogger(__name__)
 
 
 def main() -> int:
     """Serves until told to stop, or until the supervisor has gone."""
     try:
-        order: Order = pickle.load(sys.stdin.buffer)  # noqa: S301  from the supervisor, over a pipe of its own
+        config: WorkerConfig = pickle.load(sys.stdin.buffer)  # noqa: S301  from the supervisor, over its own pipe
     except EOFError:
         return 1
-    logs.configure(order.settings.log_format, order.settings.log_level, worker=order.number)
-    threading.Thread(target=_end_with_supervisor, args=(order,), daemon=True).start()
+    logs.configure(config.settings.log_format, config.settings.log_level, worker=config.number)
+    threading.Thread(target=_stop_with_supervisor, args=(config,), daemon=True).start()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve_as_worker(order, _serving))
-    except StartError as error:
-        _say(str(error).encode())
+            runner.run(_serve(config))
+    except (StartError, CannotListen) as error:
+        _tell_supervisor(str(error).encode())
         return 1
     return 0
 
 
-def _end_with_supervisor(order: Order) -> None:
-    """Waits, in a thread of its own, for the supervisor to let go of the line; then ends this process.
+async def _serve(config: WorkerConfig) -> None:
+    def announce(_: str) -> None:
+        logger.info("serving: pid %d", os.getpid())
+        _tell_supervisor(SERVING)
 
-    Also if its event loop does not turn any more: a worker that nobody supervises must not keep the port.
+    await run_until_stopped(running(config.settings, {}, config.pepper), announce)
+
+
+def _stop_with_supervisor(config: WorkerConfig) -> None:
+    """Waits, in a thread of its own, for the supervisor to close its end of the pipe; then stops this process.
+
+    It stops even if the event loop hangs: a worker without a supervisor must not keep the port.
     """
-    # Past the buffer, whose lock a thread must not hold when Python ends.
+    # Not through the buffer, whose lock a thread must not hold when Python exits.
     os.read(sys.stdin.fileno(), 1)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(order.settings.drain_timeout.seconds + STOP_PATIENCE)
+    time.sleep(config.stop_timeout_seconds)
     os._exit(1)
 
 
-def _serving() -> None:
-    _say(SERVING)
-
-
-def _say(what: bytes) -> None:
-    sys.stdout.buffer.write(what)
+def _tell_supervisor(message: bytes) -> None:
+    sys.stdout.buffer.write(message)
     sys.stdout.buffer.flush()
 
 

@@ -1,36 +1,36 @@
-"""When a dead worker is replaced, and when that is given up: decided without a clock."""
+"""When a dead worker is replaced, and when the service gives up: decided without a clock."""
 
 import pytest
 
-from catraca_server.runtime.supervisor import CRASH_LIMIT, STEADY, Restarts
+from catraca_server.runtime.supervisor import CRASH_LIMIT, STABLE_AFTER_SECONDS, RestartPolicy
 
-LONG, SHORT = STEADY, STEADY - 0.001
+LONG, SHORT = STABLE_AFTER_SECONDS, STABLE_AFTER_SECONDS - 0.001
 
 
 def test_the_first_death_costs_no_time() -> None:
-    """However long the worker has served."""
-    assert Restarts().pause(LONG) == 0
-    assert Restarts().pause(0) == 0
+    """A worker that dies for the first time is replaced at once, however long it has served."""
+    assert RestartPolicy().delay_seconds(LONG) == 0
+    assert RestartPolicy().delay_seconds(0) == 0
 
 
 def test_deaths_in_a_row_are_a_crash_loop() -> None:
-    """Each replacement waits longer than the one before it, and the fifth death is the last."""
-    restarts = Restarts()
-    pauses = [restarts.pause(SHORT) for _ in range(CRASH_LIMIT)]
-    assert pauses == [0, 0.5, 1, 2, None]
+    """Each replacement waits longer than the one before it, and after the fifth death there is none."""
+    policy = RestartPolicy()
+    delays = [policy.delay_seconds(SHORT) for _ in range(CRASH_LIMIT)]
+    assert delays == [0, 0.5, 1, 2, None]
 
 
 @pytest.mark.parametrize("deaths", range(1, CRASH_LIMIT))
-def test_a_while_of_service_ends_the_row(deaths: int) -> None:
-    """A worker that has served for a while is one that works: its death is a first one again."""
-    restarts = Restarts()
+def test_stable_service_resets_the_count(deaths: int) -> None:
+    """The death of a worker that has served for long enough counts as a first one."""
+    policy = RestartPolicy()
     for _ in range(deaths):
-        restarts.pause(SHORT)
-    assert restarts.pause(LONG) == 0
-    assert restarts.pause(SHORT) == 0.5
+        policy.delay_seconds(SHORT)
+    assert policy.delay_seconds(LONG) == 0
+    assert policy.delay_seconds(SHORT) == 0.5
 
 
 def test_a_death_a_day_is_no_crash_loop() -> None:
-    """It is replaced for ever."""
-    restarts = Restarts()
-    assert {restarts.pause(86_400) for _ in range(1000)} == {0}
+    """However many there have been."""
+    policy = RestartPolicy()
+    assert {policy.delay_seconds(86_400) for _ in range(1000)} == {0}

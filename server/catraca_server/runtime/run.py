@@ -1,0 +1,50 @@
+"""Runs the service until it is told to stop: signals, and the choice between one process and workers."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from importlib.metadata import version
+
+from catraca_server.app import read_pepper, running
+from catraca_server.runtime.supervisor import supervising
+from catraca_server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+async def serve(settings: Settings, environment: Mapping[str, str]) -> None:
+    """Serves, by one process or by workers, until SIGTERM or SIGINT; then drains. Raises StartError, CannotListen."""
+
+    def announce(address: str) -> None:
+        logger.info("catraca %s listening on %s; Ctrl-C stops it", version("catraca"), address)
+
+    service = running if settings.workers == 1 else supervising
+    await run_until_stopped(service(settings, environment, read_pepper(settings)), announce)
+
+
+async def run_until_stopped(service: AbstractAsyncContextManager[str], announce: Callable[[str], None]) -> None:
+    """Runs a service until SIGTERM or SIGINT; once it serves, announces the address that it yields."""
+    stop = asyncio.Event()
+    task = asyncio.current_task()
+    assert task is not None
+    started = False
+
+    def on_signal() -> None:
+        # A start is cut short, for it may take as long as the store has to load.
+        if not started and not stop.is_set():
+            task.cancel()
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    try:
+        async with service as address:
+            started = True
+            announce(address)
+            await stop.wait()
+    except asyncio.CancelledError:
+        if started or not stop.is_set():
+            raise
+    logger.info("stopped")

@@ -1,0 +1,141 @@
+"""Addresses to listen on: which are loopback however they are written, and why one cannot be had."""
+
+import errno
+import os
+import socket
+from typing import Any
+
+import pytest
+
+from catraca_server.listening import CannotListen, canonical_host, is_loopback, reserve_port, why_refused
+
+
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        (" 127.0.0.1\n", "127.0.0.1"),
+        ("127.0.0.1.", "127.0.0.1"),
+        ("127.1", "127.0.0.1"),
+        ("127.1.", "127.0.0.1"),
+        ("127.1.2.3", "127.1.2.3"),
+        ("0x7f.1", "127.0.0.1"),
+        ("0177.0.0.1", "127.0.0.1"),
+        ("2130706433", "127.0.0.1"),
+        ("::1", "::1"),
+        ("[::1]", "::1"),
+        ("0:0:0:0:0:0:0:1", "::1"),
+        ("::ffff:127.0.0.1", "127.0.0.1"),
+        ("::FFFF:7F00:1", "127.0.0.1"),
+        ("localhost", "localhost"),
+        ("LOCALHOST", "localhost"),
+        ("localhost.", "localhost"),
+        ("Localhost. ", "localhost"),
+    ],
+)
+def test_loopback_is_loopback_however_it_is_written(text: str, host: str) -> None:
+    """All of these stay on the machine, and have one form from there on."""
+    assert canonical_host(text) == host
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [
+        ("0.0.0.0", "0.0.0.0"),  # noqa: S104  that is the point
+        ("0", "0.0.0.0"),  # noqa: S104
+        ("::", "::"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("10.1", "10.0.0.1"),
+        ("128.0.0.1", "128.0.0.1"),
+        ("127.0.0.1.example.com", "127.0.0.1.example.com"),
+        ("localhost.example.com", "localhost.example.com"),
+        ("Catraca.Internal", "catraca.internal"),
+    ],
+)
+def test_what_only_looks_like_loopback_is_not(text: str, host: str) -> None:
+    """Others could reach these."""
+    assert canonical_host(text) == host
+    assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("unix:/run/catraca.sock", "Unix socket is not supported yet"),
+        ("unix:///run/catraca.sock", "Unix socket is not supported yet"),
+        ("/run/catraca.sock", "Unix socket is not supported yet"),
+        ("http://localhost", "not a URL"),
+        ("127.0.0.1:50051", "the port has a setting of its own"),
+        ("localhost:50051", "the port has a setting of its own"),
+        ("", "such as 127.0.0.1"),
+        (".", "such as 127.0.0.1"),
+        ("127.0.0.1 evil", "such as 127.0.0.1"),
+        ("local host", "such as 127.0.0.1"),
+        ("local\0host", "such as 127.0.0.1"),
+    ],
+)
+def test_what_is_not_a_host(text: str, told: str) -> None:
+    """It is refused with what is wrong about it."""
+    with pytest.raises(ValueError, match=told):
+        canonical_host(text)
+
+
+@pytest.mark.parametrize("host", ["nobody.invalid", "a..b", "a" * 64])
+def test_a_name_that_cannot_be_resolved(host: str) -> None:
+    """It is not confused with a port in use."""
+    with pytest.raises(CannotListen, match=r"cannot be resolved \(.+\)\. Set --host") as caught:
+        reserve_port(host, 0)
+    assert str(why_refused(host, 0)) == str(caught.value)
+
+
+def test_an_address_of_another_machine() -> None:
+    """It is told apart from a name that cannot be resolved and from a port in use."""
+    with pytest.raises(CannotListen, match=r"192\.0\.2\.1:0: 192\.0\.2\.1 is not an address of this machine"):
+        reserve_port("192.0.2.1", 0)
+
+
+def test_a_port_in_use() -> None:
+    """Whoever has it, the port is what has to change."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(CannotListen, match=rf"127\.0\.0\.1:{port}: another program has that port.*--port"):
+            reserve_port("127.0.0.1", port)
+
+
+def fail_to_bind(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
+    """Has a name resolve to as many addresses, each of which is refused for the given reason."""
+    addresses = [f"127.0.0.{last}" for last in range(1, len(numbers) + 1)]
+
+    class Refusing(socket.socket):
+        def bind(self, address: Any) -> None:
+            number = numbers[addresses.index(address[0])]
+            raise OSError(number, os.strerror(number))
+
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, 80)) for address in addresses]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(socket, "socket", Refusing)
+
+
+@pytest.mark.parametrize(
+    ("port", "numbers", "told"),
+    [
+        (80, [errno.EACCES], "ports below 1024 need a privilege"),
+        (50051, [errno.EACCES], "Permission denied"),
+        (50051, [errno.EADDRNOTAVAIL, errno.EADDRINUSE], "another program has that port"),
+        (50051, [errno.EADDRINUSE, errno.EADDRNOTAVAIL], "another program has that port"),
+        (80, [errno.EADDRNOTAVAIL, errno.EACCES], "ports below 1024 need a privilege"),
+        (50051, [errno.EADDRNOTAVAIL], "is not an address of this machine"),
+        (50051, [errno.ENOBUFS], "No buffer space available"),
+    ],
+)
+def test_each_reason_is_told_apart(port: int, numbers: list[int], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a name with several addresses, the reason that the operator can do something about is told."""
+    fail_to_bind(monkeypatch, *numbers)
+    with pytest.raises(CannotListen, match=told):
+        reserve_port("localhost", port)
+
+
+def test_an_address_that_is_free_after_all() -> None:
+    """Even then there is an answer."""
+    assert "127.0.0.1:0" in str(why_refused("127.0.0.1", 0))
