@@ -1,4 +1,4 @@
-"""Connections that come of age: clients move on to new ones, and no call of theirs is any the worse for it."""
+"""Connections that reach their maximum age: clients move on to new ones, and no call fails."""
 
 import asyncio
 from pathlib import Path
@@ -18,7 +18,7 @@ OLD_SOON = "200ms"
 
 
 async def moved_on(process: ServeProcess, times: int) -> None:
-    """Returns once so many connections have been seen at the service."""
+    """Returns once the service has had that many connections."""
     server = psutil.Process(process.pid)
     seen: set[tuple[str, int]] = set()
 
@@ -36,7 +36,7 @@ async def session_of(process: ServeProcess) -> str:
 
 
 async def test_no_call_fails_while_connections_age(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every connection is told to go again and again, and all calls of the bundled client succeed."""
+    """Every connection is closed again and again, and all calls of the bundled client succeed."""
     monkeypatch.setattr(_core, "CHANNEL_OPTIONS", OWN_CONNECTIONS)
     async with ServeProcess(store_url=valkey.url, store_timeout="5s", max_connection_age=OLD_SOON) as process:
         token = await session_of(process)
@@ -64,7 +64,7 @@ async def test_a_call_may_outlast_its_connections_age(valkey: Valkey, tmp_path: 
 
 
 async def test_connections_may_stay(valkey: Valkey) -> None:
-    """With 0s they do, for as long as this test has patience for."""
+    """With 0s none is replaced, over a thousand calls."""
     async with ServeProcess(store_url=valkey.url, max_connection_age="0s") as process:
         token = await session_of(process)
         server = psutil.Process(process.pid)

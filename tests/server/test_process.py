@@ -37,7 +37,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
 
 @pytest.fixture(params=CURLS, ids=lambda each: each.name)
 def curl(request: pytest.FixtureRequest) -> Curl:
-    """Each program there is for it."""
+    """Each program that can do it."""
     made: Curl = request.param()
     if made.why_none:
         pytest.skip(made.why_none)
@@ -53,7 +53,7 @@ def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
 
 
 def test_a_newcomer_creates_and_validates_a_session(service: ServeProcess, curl: Curl) -> None:
-    """CreateSession and ValidateSession answer with the API's JSON; the token is told once."""
+    """CreateSession and ValidateSession answer with the API's JSON; the token is returned once."""
     created = curl.call(service.target, CREATE, {"user_id": "12345", "ttl": "60s"})
     assert created.status == "OK"
     assert created.json.keys() == {"token", "session"}
@@ -76,8 +76,8 @@ def test_a_newcomer_creates_and_validates_a_session(service: ServeProcess, curl:
     assert 0 < float(validated.json["cacheTtl"].removesuffix("s")) <= 60
 
 
-def test_what_is_not_valid_is_an_answer(service: ServeProcess, curl: Curl) -> None:
-    """A malformed, an unknown and a revoked token answer OK with the reason, and not valid."""
+def test_an_invalid_token_is_not_an_error(service: ServeProcess, curl: Curl) -> None:
+    """The response for a malformed, an unknown and a revoked token is OK, not valid, with the reason."""
     token = curl.call(service.target, CREATE, {"user_id": "12345"}).json["token"]
     assert curl.call(service.target, REVOKE, {"token": token}).json == {"revoked": True}
     assert curl.call(service.target, REVOKE, {"token": token}).json == {}
@@ -88,7 +88,7 @@ def test_what_is_not_valid_is_an_answer(service: ServeProcess, curl: Curl) -> No
 
 
 def test_errors_have_their_status(service: ServeProcess, curl: Curl) -> None:
-    """What a caller does wrong is a status with a message that names the field."""
+    """A mistake of the caller is a status with a message that names the field."""
     missing = curl.call(service.target, VALIDATE)
     assert (missing.status, missing.message) == ("INVALID_ARGUMENT", "token: must be set")
     assert curl.call(service.target, GET, {"session_id": "0" * 22}).status == "NOT_FOUND"
@@ -111,7 +111,7 @@ def test_reflection_documents_the_services(service: ServeProcess, curl: Curl) ->
 
 
 def test_reflection_can_be_turned_off(curl: Curl) -> None:
-    """With reflection off nobody is told the API, and the service serves all the same."""
+    """With reflection off nobody can list the API, and the service serves all the same."""
     with ServeProcess(store_url="memory:", reflection="false") as process:
         with pytest.raises(AssertionError, match=r"(?i)reflection|unimplemented"):
             curl.services(process.target)
@@ -119,8 +119,8 @@ def test_reflection_can_be_turned_off(curl: Curl) -> None:
             assert sessions.validate(sessions.create("12345").token)
 
 
-def test_health_is_told_by_name(service: ServeProcess, curl: Curl) -> None:
-    """The server as a whole, the service and the store have a health; what is not there is not found."""
+def test_health_by_name(service: ServeProcess, curl: Curl) -> None:
+    """The server as a whole, the service and the store have a status; any other name is not found."""
     for name in ("", "catraca.v1.SessionService", "store"):
         answer = curl.call(service.target, HEALTH, {"service": name})
         assert (answer.status, answer.json) == ("OK", {"status": "SERVING"}), name
@@ -128,7 +128,7 @@ def test_health_is_told_by_name(service: ServeProcess, curl: Curl) -> None:
 
 
 def test_health_of_the_store_follows_the_store(own_valkey: Valkey) -> None:
-    """`store` turns when the store dies and when it returns, to who asks and to who watches; the rest stays serving."""
+    """`store` changes when the store dies and when it returns, for Check and for Watch; the rest stays SERVING."""
     serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
     with ServeProcess(store_url=own_valkey.url) as process, grpc.insecure_channel(process.target) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)  # its types omit the methods

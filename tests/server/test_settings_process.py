@@ -1,4 +1,4 @@
-"""Settings as an operator gives them to `catraca serve` and looks at them with `catraca config`."""
+"""Settings as an operator sets them for `catraca serve` and inspects them with `catraca config`."""
 
 from pathlib import Path
 
@@ -18,8 +18,8 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_flag_before_environment_before_file(file: Path) -> None:
-    """Each setting is taken from the nearest place that has it, and `config show` says from where."""
+def test_flag_overrides_environment_overrides_file(file: Path) -> None:
+    """Setting by setting, and `config show` says where each comes from."""
     environment = {"CATRACA_CONFIG": str(file), "CATRACA_PORT": "2222", "CATRACA_MAX_TTL": "3d"}
     shown = catraca("config", "show", "--port", "3333", environment=environment)
     assert shown.returncode == YES
@@ -32,8 +32,8 @@ def test_flag_before_environment_before_file(file: Path) -> None:
         assert line in shown.stdout.splitlines()
 
 
-def test_serve_takes_what_config_shows(file: Path) -> None:
-    """`serve` goes by the same rules: here it refuses for what the file says, and a flag mends it."""
+def test_serve_uses_what_config_shows(file: Path) -> None:
+    """`serve` follows the same rules: here it refuses what the file says, and a setting overrides the file."""
     environment = {"CATRACA_CONFIG": str(file), "CATRACA_STORE_URL": "memory:"}
     file.write_text('host = "192.0.2.1"\n')
     refused = catraca("serve", environment=environment)
@@ -43,7 +43,7 @@ def test_serve_takes_what_config_shows(file: Path) -> None:
 
 
 def test_secrets_are_hidden(file: Path) -> None:
-    """`config show` hides passwords, wherever they stand."""
+    """`config show` hides passwords, wherever they are."""
     for url in ("redis://user:hunter2@localhost", "redis://:hunter2@localhost"):
         shown = catraca("config", "show", "--config", str(file), environment={"CATRACA_STORE_URL": url})
         assert shown.returncode == YES
@@ -53,7 +53,7 @@ def test_secrets_are_hidden(file: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["redis://:hunter2@localhost", "redis://localhost?password=hunter2"])
-def test_a_password_is_no_flag(url: str) -> None:
+def test_a_password_cannot_be_a_flag(url: str) -> None:
     """A password on the command line, which others can read, is refused."""
     for words in (("serve", "--store-url", url), ("config", "check", "--store-url", url)):
         refused = catraca(*words)
@@ -81,7 +81,7 @@ def test_a_password_among_the_options_is_not_shown() -> None:
     ],
 )
 def test_a_file_with_a_mistake(content: str, told: str, file: Path) -> None:
-    """What is wrong in the file is told, by `config check` and by `serve` alike."""
+    """`config check` and `serve` both report it."""
     file.write_text(content)
     for words in (("config", "check"), ("serve",)):
         refused = catraca(*words, "--config", str(file))
@@ -91,7 +91,7 @@ def test_a_file_with_a_mistake(content: str, told: str, file: Path) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    """A configuration file that is named has to be there."""
+    """A configuration file that is named must exist."""
     refused = catraca("config", "check", "--config", str(tmp_path / "none.toml"))
     assert (refused.returncode, "cannot be read" in refused.stderr) == (USAGE, True)
 
@@ -99,7 +99,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["~nosuchuser/catraca", "/caf\udce9"])
 @pytest.mark.parametrize("flag", ["--config", "--data-dir", "--token-pepper-file"])
 def test_what_cannot_be_a_path(flag: str, path: str) -> None:
-    """It is told as a mistake in the settings, by `config` and by `serve` alike."""
+    """`config` and `serve` both report it as a mistake in the settings."""
     for words in (("config", "check"), ("config", "show"), ("serve",)):
         refused = catraca(*words, flag, path)
         assert refused.returncode == USAGE
@@ -115,8 +115,8 @@ def test_a_lifetime_that_no_record_can_hold(flag: str) -> None:
         assert (refused.returncode, refused.stderr) == (USAGE, f"catraca: {flag} must be from {LEAST[flag]} to 3650d\n")
 
 
-def test_check_tells_all_mistakes_at_once() -> None:
-    """Every mistake is a line of its own."""
+def test_check_reports_all_mistakes_at_once() -> None:
+    """Every mistake gets a line."""
     refused = catraca("config", "check", "--port", "x", environment={"CATRACA_MAX_TTL": "1", "CATRACA_LOG_LEVEL": "y"})
     assert refused.returncode == USAGE
     assert [line.split()[1] for line in refused.stderr.splitlines()] == [
@@ -127,7 +127,7 @@ def test_check_tells_all_mistakes_at_once() -> None:
 
 
 def test_check_of_good_settings(file: Path) -> None:
-    """Good settings are said to be good; a variable that is no setting is a warning, for it may be a slip."""
+    """Valid settings pass; a variable that is not a setting causes a warning, because it may be a typo."""
     checked = catraca("config", "check", "--config", str(file), environment={"CATRACA_STORE_TIMEOUTS": "1s"})
     assert (checked.returncode, checked.stdout) == (YES, "the settings can be used\n")
     assert checked.stderr == "catraca: warning: CATRACA_STORE_TIMEOUTS is not a setting of catraca and has no effect\n"

@@ -1,4 +1,4 @@
-"""What `catraca serve` refuses to start with, each time with the reason and the remedy."""
+"""What keeps `catraca serve` from starting; each time it says why, and what to do."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ USAGE, UNAVAILABLE = 2, 3
 
 
 def serve(*flags: str, **settings: str) -> CompletedProcess[str]:
-    """Runs `catraca serve` where it is expected not to start; with a store in memory unless told otherwise."""
+    """Runs `catraca serve` where it is expected not to start; with a store in memory unless set otherwise."""
     environment = {"CATRACA_STORE_URL": "memory:", "CATRACA_PORT": "0"}
     environment |= {f"CATRACA_{name.upper()}": value for name, value in settings.items()}
     return catraca("serve", *flags, environment=environment)
@@ -50,7 +50,7 @@ def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
 
 
 def test_port_in_use() -> None:
-    """A port that another program has is told at once, with how to choose another."""
+    """A port that another program has is reported at once, with how to choose another."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         refused = serve(port=str(port))
@@ -58,26 +58,26 @@ def test_port_in_use() -> None:
 
 
 def test_port_of_another_catraca() -> None:
-    """Two servers never share a port, which would send each caller to either."""
+    """Two servers never share a port, which would split the callers between them."""
     with ServeProcess(store_url="memory:") as first:
         assert_refused(serve(port=first.target.rpartition(":")[2]), UNAVAILABLE, "another program has that port")
 
 
 def test_an_address_of_another_machine() -> None:
-    """An address that is not this machine's cannot be listened on."""
+    """An address that this machine does not have cannot be listened on."""
     refused = serve("--insecure", "--host", "192.0.2.1")
     assert_refused(refused, UNAVAILABLE, "192.0.2.1:0", "is not an address of this machine", "--host")
 
 
 def test_a_host_that_cannot_be_resolved() -> None:
-    """A name that nobody knows is told as such, and not as a port in use."""
+    """A name that does not exist is reported as that, and not as a port in use."""
     refused = serve("--insecure", "--host", "catraca.invalid")
     assert_refused(refused, UNAVAILABLE, "catraca.invalid:0", "the name cannot be resolved", "--host")
 
 
 @pytest.mark.parametrize("host", ["LOCALHOST", "localhost.", "127.1", "::ffff:127.0.0.1", " 127.0.0.1 ", "[::1]"])
-def test_loopback_is_listened_on_however_it_is_written(host: str) -> None:
-    """The service listens there, and says where in a form that clients understand."""
+def test_loopback_in_any_spelling(host: str) -> None:
+    """The service listens there, and logs the address in a form that clients understand."""
     with ServeProcess(store_url="memory:", host=host) as process, SessionClient(process.target, timeout=10) as sessions:
         assert sessions.validate(sessions.create("12345").token)
 
@@ -103,12 +103,12 @@ def test_without_a_home_there_is_no_default_data_directory(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])  # noqa: S104
 def test_other_than_loopback_needs_insecure(host: str) -> None:
-    """Where others could reach it, it starts only if told that this is known."""
+    """Where others could reach it, it starts only if the operator says that this is intended."""
     assert_refused(serve(host=host), USAGE, f"host {host} is not loopback", "--insecure")
 
 
 def test_insecure_listens_anywhere() -> None:
-    """Told --insecure it listens on all addresses."""
+    """With --insecure it listens on all addresses."""
     with ServeProcess(store_url="memory:", host="0.0.0.0", insecure="true") as process:  # noqa: S104
         port = process.target.rpartition(":")[2]
         with SessionClient(f"127.0.0.1:{port}", timeout=10) as sessions:
@@ -271,8 +271,9 @@ async def test_a_version_with_a_suffix(tmp_path: Path) -> None:
 
 
 def test_pepper_that_cannot_be_used(tmp_path: Path) -> None:
-    """A pepper that is missing or short is refused."""
+    """A pepper that is missing, a directory or short is refused."""
     pepper = tmp_path / "pepper"
+    assert_refused(serve(token_pepper_file=str(tmp_path)), UNAVAILABLE, f"{tmp_path} cannot be read: Is a directory")
     assert_refused(serve(token_pepper_file=str(pepper)), UNAVAILABLE, f"{pepper} cannot be read: No such file")
     pepper.write_bytes(b"x" * 31)
     assert_refused(serve(token_pepper_file=str(pepper)), UNAVAILABLE, "at least 32 bytes")

@@ -1,4 +1,4 @@
-"""How the running service stops: told by Ctrl-C or SIGTERM it drains, says so, and keeps nobody waiting for nothing."""
+"""How the running service stops: on Ctrl-C or SIGTERM it drains and logs it, and nobody waits longer than necessary."""
 
 import asyncio
 import signal
@@ -20,7 +20,7 @@ STOP_SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM]
 
 
 def told(process: ServeProcess, text: str) -> Callable[[], Awaitable[bool]]:
-    """Returns whether the service has said this on its log, as a condition to wait for."""
+    """Returns a condition to wait for: the service has logged this text."""
 
     async def has_told() -> bool:
         return text in process.log
@@ -38,7 +38,7 @@ async def validation_in_flight(sessions: AsyncSessionClient, token: str, proxy: 
 
 @STOP_SIGNALS
 async def test_calls_in_flight_finish(number: signal.Signals, valkey: Valkey, tmp_path: Path) -> None:
-    """A call that waits for the store when the signal comes is answered; then the service ends, all told on the log."""
+    """A call that waits for the store when the signal comes is answered; then the service ends, and logs each step."""
     async with (
         Proxy(valkey.socket, tmp_path / "proxy.sock") as proxy,
         ServeProcess(store_url=proxy.url, store_timeout="30s", drain_timeout="30s") as process,
@@ -61,8 +61,8 @@ async def test_calls_in_flight_finish(number: signal.Signals, valkey: Valkey, tm
     assert lines[2] == "stopped"
 
 
-async def test_a_call_that_does_not_finish_does_not_hold_the_stop(valkey: Valkey, tmp_path: Path) -> None:
-    """After the drain timeout what is left is ended: unavailable, which is to say unknown."""
+async def test_a_call_that_does_not_finish_does_not_delay_the_stop(valkey: Valkey, tmp_path: Path) -> None:
+    """After the drain timeout it is ended: UNAVAILABLE, which means unknown."""
     async with (
         Proxy(valkey.socket, tmp_path / "proxy.sock") as proxy,
         ServeProcess(store_url=proxy.url, store_timeout="300s", drain_timeout="300ms") as process,
@@ -77,8 +77,8 @@ async def test_a_call_that_does_not_finish_does_not_hold_the_stop(valkey: Valkey
 
 
 @STOP_SIGNALS
-async def test_watches_do_not_hold_the_stop(number: signal.Signals) -> None:
-    """Who watches the health is told that the service goes, and the service does not wait for them to leave."""
+async def test_watches_do_not_delay_the_stop(number: signal.Signals) -> None:
+    """Health watchers learn that the service stops, and the service does not wait for them to leave."""
     serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
     unknown = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
     statuses: dict[str, list[int]] = {"": [], "store": [], "unknown": []}

@@ -1,4 +1,4 @@
-"""`catraca serve` with several workers: all of them serve, each may die, and none outlives the service."""
+"""`catraca serve` with several workers: all of them serve, any of them may die, and none outlives the service."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ from catraca import AsyncSessionClient, SessionClient, _core, errors
 
 pytestmark = [
     pytest.mark.skipif(BINARY is None, reason=WHY_NONE),
-    pytest.mark.skipif(sys.platform != "linux", reason="workers take Linux"),
+    pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux"),
 ]
 
 USAGE, UNAVAILABLE = 2, 3
@@ -36,7 +36,7 @@ STOP_SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM]
 
 @pytest.fixture(autouse=True)
 def own_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has each client connect for itself, as clients in processes of their own do."""
+    """Gives each client a connection of its own, as clients in separate processes have."""
     monkeypatch.setattr(_core, "CHANNEL_OPTIONS", OWN_CONNECTIONS)
 
 
@@ -49,7 +49,7 @@ async def service(valkey: Valkey) -> AsyncIterator[ServeProcess]:
 
 @pytest.fixture
 async def token(service: ServeProcess) -> str:
-    """A live session's."""
+    """The token of a live session."""
     async with AsyncSessionClient(service.target, timeout=10) as sessions:
         return (await sessions.create("12345")).token
 
@@ -118,7 +118,7 @@ async def test_a_killed_worker_is_replaced_and_no_client_notices(service: ServeP
 
 
 async def test_only_calls_on_a_killed_worker_fail(service: ServeProcess, token: str) -> None:
-    """Who is connected to another worker loses nothing, also without any retry; the others are soon served again."""
+    """Callers connected to another worker lose nothing, even without retries; the others are soon served again."""
     async with contextlib.AsyncExitStack() as stack:
         loads: dict[psutil.Process, Load] = {}
         while len(loads) < 2:
@@ -137,7 +137,7 @@ async def test_only_calls_on_a_killed_worker_fail(service: ServeProcess, token: 
 
 
 async def test_a_stopped_worker_drains_and_is_replaced(service: ServeProcess, token: str) -> None:
-    """SIGTERM to one worker costs nobody a call."""
+    """SIGTERM to one worker makes no call fail."""
     async with Clients(service.target, token) as clients:
         for victim in workers_of(service):
             victim.terminate()
@@ -148,7 +148,7 @@ async def test_a_stopped_worker_drains_and_is_replaced(service: ServeProcess, to
 
 
 async def test_a_worker_that_cannot_start_is_tried_again(own_valkey: Valkey) -> None:
-    """While the store is away a dead worker cannot be replaced. It is once the store is back, and nothing ends."""
+    """While the store is down a dead worker cannot be replaced; once it is back it is, and the service goes on."""
     async with ServeProcess(store_url=own_valkey.url, workers="2", store_timeout="5s") as process:
         own_valkey.kill()
         victim, other = workers_of(process)
@@ -157,7 +157,7 @@ async def test_a_worker_that_cannot_start_is_tried_again(own_valkey: Valkey) -> 
         async def tried() -> bool:
             return "The store is set by CATRACA_STORE_URL; restarting in 2 s" in process.log
 
-        await eventually_async(tried, "the supervisor says why there is no new worker")
+        await eventually_async(tried, "the supervisor logs why there is no new worker")
         assert alive(other)
         await asyncio.to_thread(own_valkey.start)
         await replaced(process, victim)
@@ -223,15 +223,15 @@ while True:
 
 
 def test_a_worker_that_hangs_does_not_outlive_the_supervisor() -> None:
-    """Told to stop by the end of its line, it goes even if nothing in it reacts."""
+    """When its standard input ends, it exits even if nothing in it reacts."""
     hanging = subprocess.run(
         [sys.executable, "-c", STUCK], stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False
     )
     assert (hanging.returncode, hanging.stderr) == (1, b"")
 
 
-def test_a_worker_that_is_stopped_does_not_hold_the_stop(valkey: Valkey) -> None:
-    """One that is suspended, and so does not end, is killed."""
+def test_a_suspended_worker_does_not_delay_the_stop(valkey: Valkey) -> None:
+    """It does not exit by itself, and is killed."""
     with ServeProcess(store_url=valkey.url, workers="2", drain_timeout="0s") as process:
         workers = workers_of(process)
         workers[0].suspend()
@@ -242,7 +242,7 @@ def test_a_worker_that_is_stopped_does_not_hold_the_stop(valkey: Valkey) -> None
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGTERM to all", "Ctrl-C"])
 async def test_calls_in_flight_finish(how: str, valkey: Valkey, tmp_path: Path) -> None:
-    """Told to stop, workers answer what they have, also if what stops the service tells every process of it."""
+    """Workers answer the calls in flight, even if the signal goes to every process of the service."""
     async with (
         Proxy(valkey.socket, tmp_path / "proxy.sock") as proxy,
         ServeProcess(store_url=proxy.url, workers="2", store_timeout="30s", drain_timeout="30s") as process,
@@ -288,7 +288,7 @@ def test_a_stop_ends_the_embedded_store_last(number: signal.Signals, tmp_path: P
 
 @STOP_SIGNALS
 def test_a_start_can_be_stopped(number: signal.Signals, valkey: Valkey) -> None:
-    """Told to stop while workers start, the service stops, and they do not go on."""
+    """A signal while workers are starting stops the service, and no worker stays."""
     process = ServeProcess(store_url=valkey.url, workers="2").start(wait=False)
     eventually(lambda: bool(psutil.Process(process.pid).children()), "a worker has been started")
     workers = psutil.Process(process.pid).children()
@@ -343,7 +343,7 @@ def serve(**settings: str) -> str:
 
 @pytest.mark.parametrize("shares", [False, True], ids=["does not share", "shares"])
 def test_a_port_in_use(shares: bool, valkey: Valkey) -> None:
-    """A port that another program has is told as without workers, also if that program would share it."""
+    """The message is the same as without workers, even if the other program would share the port."""
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shares)
         other.bind(("127.0.0.1", 0))
@@ -363,7 +363,7 @@ def test_a_port_of_another_catraca(workers: tuple[str, str], valkey: Valkey) -> 
 
 
 def test_of_two_that_start_at_once_one_has_the_port(valkey: Valkey) -> None:
-    """The port is taken before there are workers on it."""
+    """The port is reserved before there are workers on it."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
     both = [ServeProcess(store_url=valkey.url, workers="2", port=port).start(wait=False) for _ in range(2)]
@@ -379,13 +379,13 @@ def test_of_two_that_start_at_once_one_has_the_port(valkey: Valkey) -> None:
 
 
 def test_an_address_of_another_machine(valkey: Valkey) -> None:
-    """An address that is not this machine's cannot be listened on."""
+    """An address that this machine does not have cannot be listened on."""
     refused = serve(store_url=valkey.url, host="192.0.2.1", insecure="true")
     assert refused.startswith("3 catraca: cannot listen on 192.0.2.1:0: 192.0.2.1 is not an address of this machine")
 
 
 def test_a_host_that_cannot_be_resolved(valkey: Valkey) -> None:
-    """It is told as without workers."""
+    """The message is the same as without workers."""
     refused = serve(store_url=valkey.url, host="catraca.invalid", insecure="true")
     assert refused.startswith("3 catraca: cannot listen on catraca.invalid:0: the name cannot be resolved")
 
@@ -398,15 +398,15 @@ def test_a_host_by_name(valkey: Valkey) -> None:
             assert sessions.validate(sessions.create("12345").token)
 
 
-def test_what_keeps_workers_from_starting_is_told_as_ever(tmp_path: Path) -> None:
-    """The last line says why; it is not tried again."""
+def test_what_keeps_workers_from_starting(tmp_path: Path) -> None:
+    """The last line says why; there is no second attempt."""
     refused = serve(store_url=f"unix://{tmp_path}/none.sock")
     assert refused.startswith("3 catraca: ")
     assert refused.endswith("The store is set by CATRACA_STORE_URL")
 
 
-def test_memory_takes_one_worker() -> None:
-    """A store in a process cannot be shared, and is refused together with workers."""
+def test_memory_allows_one_worker() -> None:
+    """A store inside a process cannot be shared, so it is refused together with workers."""
     assert serve(store_url="memory:").startswith(
         "2 catraca: store_url memory: allows one worker, not 2: each would have"
     )
@@ -428,7 +428,7 @@ def test_without_a_binary_there_are_no_workers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_each_line_of_a_worker_tells_which(log_format: str, valkey: Valkey) -> None:
-    """The supervisor's lines are as ever; the workers' have their number."""
+    """The workers' lines have their number; the supervisor's lines have none."""
     with ServeProcess(store_url=valkey.url, workers="2", log_format=log_format) as process:
         assert process.stop() == 0
     lines = process.log.splitlines()
@@ -453,8 +453,8 @@ def test_each_line_of_a_worker_tells_which(log_format: str, valkey: Valkey) -> N
     assert [message.split()[0] for who, message in told if who is None] == ["catraca", "stopped"]
 
 
-async def test_a_replaced_worker_has_the_secrets_of_the_others(valkey: Valkey, tmp_path: Path) -> None:
-    """What the supervisor has read is what every worker goes by, and no command line has it."""
+async def test_a_new_worker_has_the_secrets_of_the_others(valkey: Valkey, tmp_path: Path) -> None:
+    """Every worker uses what the supervisor read at its start, and no command line has it."""
     pepper = tmp_path / "pepper"
     pepper.write_text("pepper-pepper-pepper-pepper-pepper")
     async with (

@@ -13,14 +13,14 @@ from catraca_server.store.records import decode, encode
 
 
 def problems(flags: dict[str, str] | None = None, environment: dict[str, str] | None = None) -> list[str]:
-    """Returns what is wrong with settings that have something wrong with them."""
+    """Returns everything that is wrong with these settings, which have something wrong with them."""
     with pytest.raises(SettingsError) as caught:
         load(flags or {}, environment or {})
     return caught.value.problems
 
 
-def test_without_anything_set_the_defaults_hold() -> None:
-    """The documented defaults, and nothing claims to have been set."""
+def test_the_defaults() -> None:
+    """If nothing is set, the documented defaults are in force, and nothing is said to have been set."""
     loaded = load({}, {})
     assert loaded == Loaded(Settings(), {}, ())
     assert loaded.settings.host == "127.0.0.1"
@@ -32,8 +32,8 @@ def test_without_anything_set_the_defaults_hold() -> None:
     assert loaded.settings.max_ttl == Duration(30 * 86_400_000)
 
 
-def test_flag_goes_before_environment_before_file(tmp_path: Path) -> None:
-    """Each source yields to the one before it, setting by setting, and the origin is told."""
+def test_flag_overrides_environment_overrides_file(tmp_path: Path) -> None:
+    """Setting by setting, and the origin of each is known."""
     file = tmp_path / "catraca.toml"
     file.write_text('port = 1\nkey_prefix = "file:"\nlog_level = "debug"\nreflection = false\n')
     loaded = load(
@@ -53,8 +53,8 @@ def test_flag_goes_before_environment_before_file(tmp_path: Path) -> None:
     ("text", "milliseconds"),
     [("250ms", 250), ("30s", 30_000), ("15m", 900_000), ("24h", 86_400_000), ("30d", 2_592_000_000), ("0s", 0)],
 )
-def test_spans_are_read_and_written(text: str, milliseconds: int) -> None:
-    """A whole number and a unit; written back, it is the same span."""
+def test_durations_are_read_and_written(text: str, milliseconds: int) -> None:
+    """A whole number and a unit; written back, it is the same duration."""
     assert Duration.parse(text) == Duration(milliseconds)
     assert Duration.parse(str(Duration(milliseconds))) == Duration(milliseconds)
 
@@ -74,7 +74,7 @@ def test_spans_are_read_and_written(text: str, milliseconds: int) -> None:
         "9999999999999s",
     ],
 )
-def test_what_is_no_span(text: str) -> None:
+def test_what_is_not_a_duration(text: str) -> None:
     """Everything else is refused with examples."""
     with pytest.raises(ValueError, match="250ms"):
         Duration.parse(text)
@@ -108,13 +108,13 @@ def test_each_unusable_value_is_named_as_it_was_given(name: str, value: str) -> 
     assert variable_problem.startswith(f"CATRACA_{name.upper()} ")
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     """Nobody has to start five times to find five mistakes."""
     told = problems({"port": "x", "log_format": "xml"}, {"CATRACA_STORE_URL": "ftp://x"})
     assert len(told) == 3
 
 
-def test_a_file_with_unknown_keys_or_no_toml_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_has_unknown_keys_or_is_not_toml_is_refused(tmp_path: Path) -> None:
     """A misspelt key in a file that was written for catraca is a mistake."""
     file = tmp_path / "catraca.toml"
     file.write_text("prot = 1\n")
@@ -124,13 +124,13 @@ def test_a_file_with_unknown_keys_or_no_toml_is_refused(tmp_path: Path) -> None:
     assert "cannot be read" in problems({"config": str(tmp_path / "none.toml")})[0]
 
 
-def test_unknown_variables_are_warned_of() -> None:
-    """They may be anybody's, so they do not keep the service from starting; the client's own are known."""
+def test_unknown_variables_cause_a_warning() -> None:
+    """They may belong to something else, so the service starts all the same; those of the client are known."""
     loaded = load({}, {"CATRACA_PROT": "1", "CATRACA_TARGET": "x", "CATRACA_API_KEY": "k", "OTHER": "y"})
     assert loaded.warnings == ("CATRACA_PROT is not a setting of catraca and has no effect",)
 
 
-def test_the_links_of_a_kubernetes_service_called_catraca_are_no_settings() -> None:
+def test_the_variables_of_a_kubernetes_service_are_not_settings() -> None:
     """Kubernetes gives pods CATRACA_PORT=tcp://… for a service of that name; the port stays what it was."""
     loaded = load(
         {},
@@ -144,7 +144,7 @@ def test_the_links_of_a_kubernetes_service_called_catraca_are_no_settings() -> N
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "catraca.internal"])  # noqa: S104  that is the point
-def test_beyond_loopback_it_takes_an_explicit_word(host: str) -> None:
+def test_other_than_loopback_needs_insecure(host: str) -> None:
     """Without TLS and caller authentication it listens on loopback only, unless told otherwise."""
     (problem,) = problems({"host": host})
     assert "--insecure" in problem
@@ -152,8 +152,8 @@ def test_beyond_loopback_it_takes_an_explicit_word(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "LOCALHOST", " 127.1 "])
-def test_loopback_needs_no_word(host: str) -> None:
-    """However it is written; `test_listening` has all the ways."""
+def test_loopback_does_not_need_insecure(host: str) -> None:
+    """However it is written; `test_listening` has every spelling."""
     assert load({"host": host}, {}).settings.host in ("127.0.0.1", "::1", "localhost")
 
 
@@ -241,7 +241,7 @@ def test_a_default_longer_than_the_limit_is_refused(name: str) -> None:
 
 
 def test_an_idle_timeout_that_nobody_set_follows_the_limit() -> None:
-    """To lower max_ttl under 30 minutes takes no word about idle timeouts, and what results is shown."""
+    """Whoever lowers max_ttl below 30 minutes does not have to set it too, and `config show` says what it is."""
     loaded = load({"max_ttl": "10m", "default_ttl": "5m"}, {})
     assert loaded.settings.default_idle_timeout == Duration.parse("10m")
     assert loaded.origins["default_idle_timeout"] == "max_ttl"
@@ -315,7 +315,7 @@ def test_a_password_that_is_not_utf8_is_not_shown(name: str) -> None:
     ]
 
 
-def test_a_store_in_memory_takes_one_worker() -> None:
+def test_a_store_in_memory_allows_one_worker() -> None:
     """Each worker would have a store of its own."""
     assert load({"store_url": "memory:", "workers": "1"}, {}).settings.workers == 1
     (problem,) = problems({"store_url": "memory:", "workers": "2"})
@@ -323,7 +323,7 @@ def test_a_store_in_memory_takes_one_worker() -> None:
 
 
 def test_secrets_are_hidden_and_have_no_flag() -> None:
-    """What is shown of the settings has no password in it, and no password is taken from a command line."""
+    """No password is shown, and none is accepted on a command line."""
     secret = "hunter2"
     url = f"redis://user:{secret}@localhost:6379/0"
     loaded = load({}, {"CATRACA_STORE_URL": url, "CATRACA_STORE_PASSWORD": secret})
