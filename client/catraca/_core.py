@@ -4,7 +4,6 @@ Both clients are thin shells over this. A new RPC is a function here and a line 
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,15 +11,14 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from catraca import _model
 from catraca._model import Login, Rotation, Session, Validation
-from catraca.errors import InvalidRequest, SessionInvalid
+from catraca.errors import InvalidRequest, SessionInvalid, UnexpectedAnswer
 from catraca.v1 import session_pb2, session_service_pb2 as pb
 
-DEFAULT_TARGET = "127.0.0.1:50051"
 DEFAULT_TIMEOUT = 1.0
 """Seconds for a call, retries included."""
 
@@ -49,6 +47,8 @@ _SERVICE_CONFIG = {
     "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
 }
 
+_PROXY_OPTION = "grpc.enable_http_proxy"
+
 CALLS_AT_A_TIME = 100
 """Calls that an asynchronous client has under way; more wait for their turn, within their timeout. A server takes in as
 many at a time, refuses what is over its limit for a connection (250), and may begin to somewhat below that."""
@@ -61,12 +61,21 @@ CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     # second later, after all retries, and once a server has been away for long, two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # Tokens are for the service alone. gRPC would otherwise go by http_proxy, https_proxy and grpc_proxy, which many
+    # machines set for their way out to the web.
+    (_PROXY_OPTION, 0),
 )
 
 
-def target_or_default(target: str | None) -> str:
-    """Returns where to connect: as given, else CATRACA_TARGET, else the service's default address."""
-    return target or os.environ.get("CATRACA_TARGET") or DEFAULT_TARGET
+CLOSED = "the client was closed while this call was under way"
+"""What a call is told that `close` ended."""
+
+
+def channel_options(*, use_proxy: bool) -> tuple[tuple[str, str | int], ...]:
+    """Returns how a channel is set up."""
+    if not use_proxy:
+        return CHANNEL_OPTIONS
+    return tuple(option for option in CHANNEL_OPTIONS if option[0] != _PROXY_OPTION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +86,14 @@ class Call(Generic[_Result]):
     request: Message
     response_type: type[Message]
     read: Callable[[Any], _Result]
+
+    def result(self, answer: bytes) -> _Result:
+        """Reads an answer. Raises UnexpectedAnswer if it is not one."""
+        try:
+            return self.read(self.response_type.FromString(answer))
+        except (DecodeError, ValueError, OverflowError) as error:
+            # Not a message, or with times that are further away than there are dates. Its bytes stay out of the error.
+            raise UnexpectedAnswer(f"the answer to {self.path} cannot be read: {type(error).__name__}") from None
 
 
 def create(

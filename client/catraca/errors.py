@@ -47,6 +47,10 @@ class InvalidRequest(CatracaError):
     violations: tuple[FieldViolation, ...] = ()
 
 
+class InvalidSetting(CatracaError, ValueError):
+    """An argument or an environment variable of the client cannot be used. Raised when a client is made."""
+
+
 class SessionNotFound(CatracaError):
     """There is no session of this id: it never existed, has expired or was revoked."""
 
@@ -73,6 +77,13 @@ class NotAllowed(CatracaError):
 
 class Unavailable(CatracaError):
     """There was no answer, or not in time. Nothing is known, and repeating the call is safe."""
+
+
+class UnusableAfterFork(Unavailable):
+    """This process was forked while gRPC was in use, so it cannot make calls. Retrying does not help.
+
+    The text says what to do.
+    """
 
 
 class Overloaded(Unavailable):

@@ -1,17 +1,15 @@
 """The client for threads."""
 
-import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import grpc
 
-from catraca import _core
+from catraca import _core, _settings
+from catraca._channel_sync import SyncChannel
 from catraca._model import Login, Rotation, Session, Validation
-from catraca.errors import from_status
 
 _Result = TypeVar("_Result")
 
@@ -34,14 +32,11 @@ class SessionClient:
         *,
         timeout: float = _core.DEFAULT_TIMEOUT,
         credentials: grpc.ChannelCredentials | None = None,
+        use_proxy: bool | None = None,
     ) -> None:
-        self._target = _core.target_or_default(target)
+        self._target = _settings.target_or_default(target)
         self._timeout = timeout
-        self._credentials = credentials
-        self._lock = threading.Lock()
-        self._channel: grpc.Channel | None = None
-        self._stubs: dict[str, Callable[..., Any]] = {}
-        self._pid = os.getpid()
+        self._channel = SyncChannel(self._target, credentials, use_proxy=_settings.use_proxy_or_default(use_proxy))
 
     def create(
         self,
@@ -191,11 +186,8 @@ class SessionClient:
         return self._make(_core.revoke_user_sessions(user_id, except_session_id=except_session_id), timeout)
 
     def close(self) -> None:
-        """Closes the connection. A call after this opens a new one."""
-        with self._lock:
-            channel, self._channel, self._stubs = self._channel, None, {}
-        if channel is not None and self._pid == os.getpid():
-            channel.close()
+        """Closes the connection. Calls under way end with Unavailable; a call after this opens a new connection."""
+        self._channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -209,32 +201,4 @@ class SessionClient:
         return f"{type(self).__name__}({self._target!r})"
 
     def _make(self, call: _core.Call[_Result], timeout: float | None) -> _Result:
-        try:
-            response = self._stub(call)(call.request, timeout=self._timeout if timeout is None else timeout)
-        except grpc.RpcError as error:
-            raise from_status(error.code(), error.details(), error.trailing_metadata() or ()) from error
-        return call.read(response)
-
-    def _stub(self, call: _core.Call[_Result]) -> Callable[..., Any]:
-        stub = self._stubs.get(call.path) if self._pid == os.getpid() else None
-        return stub or self._new_stub(call)
-
-    def _new_stub(self, call: _core.Call[_Result]) -> Callable[..., Any]:
-        with self._lock:
-            if self._pid != os.getpid():
-                # A forked child: the channel is its parent's, not to be used and not to be closed here.
-                self._pid, self._channel, self._stubs = os.getpid(), None, {}
-            if self._channel is None:
-                self._channel = self._connect()
-            stub = self._channel.unary_unary(
-                call.path,
-                request_serializer=type(call.request).SerializeToString,
-                response_deserializer=call.response_type.FromString,
-            )
-            self._stubs[call.path] = stub
-            return stub
-
-    def _connect(self) -> grpc.Channel:
-        if self._credentials is None:
-            return grpc.insecure_channel(self._target, _core.CHANNEL_OPTIONS)
-        return grpc.secure_channel(self._target, self._credentials, _core.CHANNEL_OPTIONS)
+        return call.result(self._channel.call(call, self._timeout if timeout is None else timeout))
