@@ -66,7 +66,7 @@ def play(ttl: timedelta) -> int:
     """Plays the demo; the first session lives for `ttl`. Returns the exit status: 0 if all went as told."""
     stage = _Stage()
     print("Starting a service with an embedded store, only for this demo …", flush=True)
-    with _service() as target, SessionClient(target) as sessions:
+    with _service() as target, SessionClient(target, use_proxy=False) as sessions:
         print(f"It listens on {target}.")
         went_well = [_brought_token(stage, sessions, ttl), _minted_token(stage, sessions)]
     print("\nThat was all. `catraca serve` starts a service that stays.")
