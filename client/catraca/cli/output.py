@@ -81,7 +81,7 @@ class Text:
         print(f"active    {moment(session.last_active_time)}")
         print(f"expires   {moment(session.expire_time)}")
         if session.idle_timeout is not None:
-            print(f"idle      for {span(session.idle_timeout)} at the most")
+            print(f"idle      for at most {span(session.idle_timeout)}")
             print(f"at latest {moment(session.absolute_expire_time)}")
         for key, value in sorted(session.attributes.items()):
             print(f"          {visible(key)} = {visible(value)}")
