@@ -106,7 +106,7 @@ class AsyncChannel:
         if self._opened is None or self._opened.loop is not loop:
             with forks.gate:
                 # Only another thread can be forking, and it does not wait for this one.
-                forks.wait(_core.DEFAULT_TIMEOUT)
+                forks.wait(_core.DEFAULT_TIMEOUT_SECONDS)
                 self._opened = _Opened(self._open_channel(), loop)
         self._opened.calls += 1
         return self._opened

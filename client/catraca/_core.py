@@ -19,22 +19,22 @@ from catraca._model import Login, Rotation, Session, Validation
 from catraca.errors import InvalidRequest, SessionInvalid, UnexpectedAnswer
 from catraca.v1 import session_pb2, session_service_pb2 as pb
 
-DEFAULT_TIMEOUT = 1.0
-"""Seconds for a call, retries included."""
+DEFAULT_TIMEOUT_SECONDS = 1.0
+"""For a call, retries included."""
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["SessionService"].full_name
 _Result = TypeVar("_Result")
 _Built = TypeVar("_Built", bound=Message)
 
 _SERVICE_CONFIG = {
-    # A name may stand for several servers; one that goes away is left out until it is back.
+    # A name may resolve to several servers; one that goes away is skipped until it is back.
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
         {
             "name": [{"service": _SERVICE}],
-            # UNAVAILABLE says that repeating is safe, writes included. CANCELLED is what the engine of a server that
-            # stops says to calls it has not begun (grpc#41785). Throttled, so that a store that is down is not asked
-            # three times as much.
+            # UNAVAILABLE means that repeating is safe, writes included. A server that stops answers CANCELLED to calls
+            # that it has not begun (grpc#41785). Throttled, so that a store that is down does not get three times as
+            # many requests.
             "retryPolicy": {
                 "maxAttempts": 3,
                 "initialBackoff": "0.1s",
@@ -50,15 +50,15 @@ _SERVICE_CONFIG = {
 _PROXY_OPTION = "grpc.enable_http_proxy"
 
 CALLS_AT_A_TIME = 100
-"""Calls that an asynchronous client has under way; more wait for their turn, within their timeout. A server takes in as
-many at a time, refuses what is over its limit for a connection (250), and may begin to somewhat below that."""
+"""How many calls an asynchronous client has under way at most; further calls wait for their turn, within their timeout.
+A server works on as many at a time. It refuses calls over its limit for a connection (250), and some a little below."""
 
 CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-    # 1,000 sessions with the most attributes they may have make an answer of 20 MiB.
+    # A response about 1,000 sessions, each with as many attributes as are allowed, takes 20 MiB.
     ("grpc.max_receive_message_length", 32 << 20),
-    # A server that is being restarted may hang up on who connects at that moment. By default the next attempt is a
-    # second later, after all retries, and once a server has been away for long, two minutes.
+    # A server that restarts may drop a connection that is just being made. By default the next attempt comes a second
+    # later, when all retries are used up, and after a long outage two minutes later.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Tokens are for the service alone. gRPC would otherwise go by http_proxy, https_proxy and grpc_proxy, which many
@@ -134,7 +134,7 @@ def validate_batch(tokens: Iterable[str], *, skip_touch: bool) -> Call[list[Vali
 
 
 def page(user_id: str, *, page_size: int, page_token: str) -> Call[tuple[list[Session], str]]:
-    """ListSessions: the sessions of a page, and the token of the next; empty: there is none."""
+    """ListSessions: the sessions of a page, and the token of the next page, which is empty at the end."""
 
     def read(response: pb.ListSessionsResponse) -> tuple[list[Session], str]:
         return [_model.read_session(each) for each in response.sessions], response.next_page_token
@@ -153,10 +153,10 @@ def update(
     idle_timeout: timedelta | None,
 ) -> Call[Session]:
     """UpdateSession. Raises TypeError if there is nothing to update, or a time has no time zone."""
-    singly = dict(set_attributes or {})
+    single = dict(set_attributes or {})
     paths = [
         *(["attributes"] if attributes is not None else []),
-        *(f"attributes.{key}" for key in singly),
+        *(f"attributes.{key}" for key in single),
         *(["absolute_expire_time"] if absolute_expire_time is not None else []),
         *(["idle_timeout"] if idle_timeout is not None else []),
     ]
@@ -166,7 +166,7 @@ def update(
         session_pb2.Session,
         session_id=session_id,
         etag=etag,
-        attributes={key: value for key, value in {**(attributes or {}), **singly}.items() if value is not None},
+        attributes={key: value for key, value in {**(attributes or {}), **single}.items() if value is not None},
         absolute_expire_time=_timestamp(absolute_expire_time),
         idle_timeout=_duration(idle_timeout),
     )
@@ -227,11 +227,11 @@ def _path(method: str) -> str:
     return f"/{_SERVICE}/{method}"
 
 
-def _duration(span: timedelta | None) -> Duration | None:
-    if span is None:
+def _duration(length: timedelta | None) -> Duration | None:
+    if length is None:
         return None
     duration = Duration()
-    duration.FromTimedelta(span)
+    duration.FromTimedelta(length)
     return duration
 
 

@@ -1,4 +1,4 @@
-"""The client for asyncio. Its methods are those of `SessionClient`, awaited; that one documents them."""
+"""The client for asyncio. It has the methods of `SessionClient`, to be awaited; that class documents them."""
 
 from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import datetime, timedelta
@@ -15,16 +15,17 @@ _Result = TypeVar("_Result")
 
 
 class AsyncSessionClient:
-    """Asks a catraca server. One client serves all tasks of an event loop; in another loop or process it reconnects.
+    """A client of a catraca server. All tasks of an event loop can share one; in another loop it connects again.
 
-    Arguments, methods and errors are those of `SessionClient`.
+    Arguments, methods and errors are those of `SessionClient`. If the process forks while calls of this client are
+    under way, or from another thread than its event loop's, every call in the child raises UnusableAfterFork.
     """
 
     def __init__(
         self,
         target: str | None = None,
         *,
-        timeout: float = _core.DEFAULT_TIMEOUT,
+        timeout: float = _core.DEFAULT_TIMEOUT_SECONDS,
         credentials: grpc.ChannelCredentials | None = None,
         use_proxy: bool | None = None,
     ) -> None:
@@ -54,7 +55,7 @@ class AsyncSessionClient:
         skip_touch: bool = False,
         timeout: float | None = None,
     ) -> Validation:
-        """Answers whether a token is good and whose it is; true if it is valid. See `SessionClient.validate`."""
+        """Tells whether a token is good and whose it is. See `SessionClient.validate`."""
         return await self._make(_core.validate(token, user_id=user_id, skip_touch=skip_touch), timeout)
 
     async def validate_batch(
@@ -74,7 +75,7 @@ class AsyncSessionClient:
         user_id: str | None = None,
         timeout: float | None = None,
     ) -> Session:
-        """Returns the session of a token that has to be valid. Raises SessionInvalid."""
+        """Returns the session of a token that must be valid. Raises SessionInvalid if it is not."""
         return _core.required(await self.validate(token, user_id=user_id, timeout=timeout))
 
     async def get(
@@ -83,7 +84,7 @@ class AsyncSessionClient:
         *,
         timeout: float | None = None,
     ) -> Session:
-        """Reads a session by its public id. Raises SessionNotFound."""
+        """Reads a session by its public id. Raises SessionNotFound if there is none."""
         return await self._make(_core.get(session_id), timeout)
 
     async def list_sessions(
@@ -132,7 +133,7 @@ class AsyncSessionClient:
         session_id: str | None = None,
         timeout: float | None = None,
     ) -> bool:
-        """Ends the session of a token or of a public id. Whether there was one: false if it had ended already."""
+        """Ends the session of a token or of a public id. Returns False if it had already ended."""
         return await self._make(_core.revoke(token=token, session_id=session_id), timeout)
 
     async def revoke_user_sessions(
@@ -142,7 +143,7 @@ class AsyncSessionClient:
         return await self._make(_core.revoke_user_sessions(user_id, except_session_id=except_session_id), timeout)
 
     async def close(self) -> None:
-        """Closes the connection. Calls under way end with Unavailable; a call after this opens a new connection."""
+        """Closes the connection. Calls under way end with Unavailable. A later call opens a new connection."""
         await self._channel.close()
 
     async def __aenter__(self) -> Self:

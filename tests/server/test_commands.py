@@ -223,7 +223,7 @@ def test_a_rotation(environment: dict[str, str]) -> None:
     assert again.returncode == YES
     assert f"token     {rotated['token']}\n" in again.stdout
     assert old not in again.stdout
-    assert "rotated out" in catraca("validate", environment=environment, stdin=old).stdout
+    assert "rotated: it stays valid" in catraca("validate", environment=environment, stdin=old).stdout
     assert_fails(catraca("rotate", environment=environment, stdin="ctr_"), NO, "SESSION_NOT_FOUND")
     assert_fails(catraca("rotate", environment=environment), USAGE, "token: must be set")
 

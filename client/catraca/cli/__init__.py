@@ -1,12 +1,12 @@
-"""The `catraca` command: its words and flags. What a command does is in `commands`, imported once it is to run.
+"""The `catraca` command: its commands and flags. What they do is in `commands`, imported only when one runs.
 
 Exit status: 0 yes (valid, created, found, changed, ended, serving), 1 no (not valid, not found, token in use or reused,
 session limit reached, etag out of date), 2 usage (an argument breaks a rule), 3 unavailable (no answer: nothing is
 known), 4 not allowed or failed in another way, 70 the command itself failed (an unforeseen error, or an answer that
-could not be written: nothing is known), 130 interrupted, 141 whoever read the output has gone.
+could not be written: nothing is known), 130 interrupted, 141 nobody reads the output any more.
 
 Flags have environment twins, except those that say what to change in a session, or which sessions to end without having
-their token: what was once left in an environment must do neither.
+their token: a variable that somebody forgot to unset must do neither.
 """
 
 import argparse
@@ -198,61 +198,69 @@ def _parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=parents, epilog=epilog)
 
-    demo = add("demo", "play a session's life against a service of its own (needs the server extra)")
+    demo = add(
+        "demo", "play through a session's life, against a service that it starts itself (needs the server extra)"
+    )
     _flag(demo, "--ttl", "how long the first session lives (default 2s)")
-    health = add("health", "ask whether the service serves", client)
+    health = add("health", "ask whether the service is serving", client)
     _flag(health, "--service", "the service, or `store` (default: the server as a whole)")
     create = add("create", "start a session", client, token, epilog=_READ_FROM)
     _flag(create, "--user-id", "whose session it is", required=True)
-    _flag(create, "--ttl", f"how long it may live, {_DURATION_HELP} (default: the server's)")
+    _flag(create, "--ttl", f"how long it lives at most, {_DURATION_HELP} (default: the server's)")
     _flag(
-        create, "--idle-timeout", "how long it survives without activity; 0s: no idle timeout (default: the server's)"
+        create,
+        "--idle-timeout",
+        "how long it survives without activity; 0s for no idle timeout (default: the server's)",
     )
-    create.add_argument("--attribute", metavar="KEY=VALUE", action="append", default=[], help="data to keep with it")
-    create.add_argument("--bring-token", action="store_true", help="use a token of yours instead of a minted one")
+    create.add_argument("--attribute", metavar="KEY=VALUE", action="append", default=[], help="data to store with it")
+    create.add_argument("--bring-token", action="store_true", help="bring your own token instead of having one minted")
     validate = add("validate", "ask whether a token is good", client, token, epilog=_READ_FROM)
     _flag(validate, "--user-id", "the session must be this user's")
-    validate.add_argument("--skip-touch", action="store_true", help="only look: this is no activity")
+    validate.add_argument("--skip-touch", action="store_true", help="do not count this as activity")
     get = add("get", "read a session by its public id", client)
     get.add_argument("session_id")
     sessions = add("list", "list a user's sessions, newest first", client)
     _flag(sessions, "--user-id", "whose sessions", required=True)
     _add_update(add("update", "change a session: its attributes, or when it ends", client))
-    add("rotate", "replace a session's token, with a short grace for the old one", client, token, epilog=_READ_FROM)
-    _add_revoke(add("revoke", "end a session, or all of a user", client, epilog=_READ_FROM))
+    add(
+        "rotate",
+        "replace a session's token; the old one stays valid for a short grace",
+        client,
+        token,
+        epilog=_READ_FROM,
+    )
+    _add_revoke(add("revoke", "end a session, or all sessions of a user", client, epilog=_READ_FROM))
     return parser
 
 
 def _add_update(update: argparse.ArgumentParser) -> None:
     update.add_argument("session_id")
     update.add_argument(
-        "--attribute", metavar="KEY=VALUE", action="append", default=[], help="set this attribute; others stay"
+        "--attribute", metavar="KEY=VALUE", action="append", default=[], help="set this attribute and keep the others"
     )
     update.add_argument(
-        "--remove-attribute", metavar="KEY", action="append", default=[], help="remove the attribute of this key"
+        "--remove-attribute", metavar="KEY", action="append", default=[], help="remove the attribute with this key"
     )
     update.add_argument(
-        "--replace-attributes", action="store_true", help="remove all attributes but those set with --attribute"
+        "--replace-attributes", action="store_true", help="remove all attributes except those set with --attribute"
     )
     update.add_argument(
-        "--expire-in", metavar="SPAN", help=f"end it so long from now, by this machine's clock, {_DURATION_HELP}"
+        "--expire-in", metavar="DURATION", help=f"end it this long from now, by this machine's clock, {_DURATION_HELP}"
     )
     update.add_argument(
-        "--idle-timeout", metavar="SPAN", help="how long it survives without activity; 0s: no idle timeout"
+        "--idle-timeout", metavar="DURATION", help="how long it survives without activity; 0s for no idle timeout"
     )
-    update.add_argument("--etag", help="only if it still has this etag (get --output json shows it)")
+    update.add_argument("--etag", help="change it only if it still has this etag (get --output json shows it)")
 
 
 def _add_revoke(revoke: argparse.ArgumentParser) -> None:
     which = revoke.add_mutually_exclusive_group()
     _token_flag(which)
-    which.add_argument(
-        "--session-id", metavar="VALUE", help="end the session with this public id, instead of a token's"
-    )
+    which.add_argument("--session-id", metavar="VALUE", help="end the session with this public id, not that of a token")
     # Not --user-id, which for validate is a condition on the token.
-    which.add_argument("--user", metavar="VALUE", help="end all sessions of this user, instead of a token's")
+    which.add_argument("--user", metavar="VALUE", help="end all sessions of this user, not that of a token")
     revoke.add_argument(
-        "--except", metavar="SESSION_ID", dest="except_session_id", help="with --user: all but the one with this id"
+        "--except", metavar="SESSION_ID", dest="except_session_id", help="with --user: spare the session with this id"
     )
 
 

@@ -94,7 +94,7 @@ def _get(sessions: SessionClient, options: argparse.Namespace, show: output.Outp
 
 
 def _list(sessions: SessionClient, options: argparse.Namespace, show: output.Output) -> int:
-    # All before any is shown: a list that breaks off must not look like a whole one.
+    # Reads all of it before showing any: a list that breaks off must not look complete.
     show.sessions(list(sessions.list_sessions(options.user_id)))
     return EXIT_YES
 
@@ -107,7 +107,7 @@ def _update(sessions: SessionClient, options: argparse.Namespace, show: output.O
         raise UsageError(f"attribute {min(both)!r} is to be both set and removed: leave out one of the two")
     replaces = options.replace_attributes
     if not (given or removed or replaces or options.expire_in is not None or options.idle_timeout is not None):
-        raise UsageError("there is nothing to change: see catraca update --help")
+        raise UsageError("nothing to change: see catraca update --help")
     show.session(
         sessions.update(
             options.session_id,
@@ -154,8 +154,8 @@ _COMMANDS = {
 
 def _health(options: argparse.Namespace, timeout_seconds: float, show: output.Output) -> int:
     target = _settings.target_or_default(_target(options))
-    # The health protocol's two messages have a string and an enum as their field 1, on the wire the same as these
-    # wrappers have: this saves the client a dependency.
+    # The health protocol's two messages have a string and an enum as their field 1. On the wire these wrappers look the
+    # same, which saves the client a dependency.
     with open_channel(target, None, use_proxy=_settings.use_proxy_or_default(options.use_proxy)) as channel:
         check = channel.unary_unary(
             "/grpc.health.v1.Health/Check",
