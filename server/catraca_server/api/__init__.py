@@ -1,0 +1,1 @@
+"""What callers see: the engine that carries calls, and the services on it."""
