@@ -9,13 +9,13 @@ import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
-import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
 
-from catraca_server.api import accepting as admission, reflection
-from catraca_server.api.handlers import SERVICE_NAME, session_service_handlers
+from catraca_server.api import reflection
+from catraca_server.api.engine import Server, from_servicer
+from catraca_server.api.handlers import SERVICE_NAME, session_service_methods
 from catraca_server.api.health import Health
 from catraca_server.api.session_service import SessionService
 from catraca_server.domain.limits import Policy
@@ -58,23 +58,26 @@ class StartError(Exception):
 @asynccontextmanager
 async def running(settings: Settings, environment: Mapping[str, str], pepper: bytes | None) -> AsyncIterator[str]:
     """Runs a server and yields the address it listens on; drains it on the way out. Raises StartError, CannotListen."""
-    server = admission.server(_options(settings))
-    # Bound first: a port in use is the commonest mistake, and the cheapest to find. Not so a port that workers share:
-    # connections would come at once, and wait there for the store.
-    address = _bind(server, settings) if settings.workers == 1 else ""
-    health = Health(SERVICE_NAME)
-    async with _store(settings, environment, health) as (store, index):
-        _register(server, _service(store, index, settings, pepper), health, settings)
-        address = address or _bind(server, settings)
-        try:
-            await server.start()
-            yield address
-        finally:
-            logger.info("draining: timeout %s", settings.drain_timeout)
-            health.drain()
-            started = asyncio.get_running_loop().time()
-            await server.stop(settings.drain_timeout.seconds)
-            logger.info("drained: %.2f s", asyncio.get_running_loop().time() - started)
+    server = Server(_options(settings))
+    try:
+        # Bound first: a port in use is the commonest mistake, and the cheapest to find. Not so a port that workers
+        # share: connections would come at once, and wait there for the store.
+        address = _bind(server, settings) if settings.workers == 1 else ""
+        health = Health(SERVICE_NAME)
+        async with _store(settings, environment, health) as (store, index):
+            _add_methods(server, _service(store, index, settings, pepper), health, settings)
+            address = address or _bind(server, settings)
+            server.start()
+            try:
+                yield address
+            finally:
+                logger.info("draining: timeout %s", settings.drain_timeout)
+                health.drain()
+                started = asyncio.get_running_loop().time()
+                await server.stop(settings.drain_timeout.seconds)
+                logger.info("drained: %.2f s", asyncio.get_running_loop().time() - started)
+    finally:
+        await server.stop(None)
 
 
 @asynccontextmanager
@@ -145,14 +148,13 @@ def _service(
     )
 
 
-def _register(server: grpc.aio.Server, service: SessionService, health: Health, settings: Settings) -> None:
-    handlers = session_service_handlers(service, store_timeout_seconds=settings.store_timeout.seconds)
-    server.add_generic_rpc_handlers((handlers,))
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+def _add_methods(server: Server, service: SessionService, health: Health, settings: Settings) -> None:
+    server.add_methods(session_service_methods(service, store_timeout_seconds=settings.store_timeout.seconds))
+    server.add_methods(from_servicer(health_pb2_grpc.add_HealthServicer_to_server, health))
     if settings.reflection:
         names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, REFLECTION_NAME)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]  # it has no types
-            reflection.servicer(*names), server
+        server.add_methods(
+            from_servicer(reflection_pb2_grpc.add_ServerReflectionServicer_to_server, reflection.servicer(*names))
         )
 
 
@@ -209,11 +211,9 @@ def _find_embedded(settings: Settings, environment: Mapping[str, str]) -> Embedd
     return EmbeddedStore(data_dir, binary)
 
 
-def _bind(server: grpc.aio.Server, settings: Settings) -> str:
+def _bind(server: Server, settings: Settings) -> str:
     try:
-        port = server.add_insecure_port(format_address(settings.host, settings.port))
-    except RuntimeError:
-        port = 0
-    if not port:
-        raise why_refused(settings.host, settings.port)
+        port = server.listen(format_address(settings.host, settings.port))
+    except OSError:
+        raise why_refused(settings.host, settings.port) from None
     return format_address(settings.host, port)

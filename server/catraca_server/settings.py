@@ -29,7 +29,9 @@ from catraca_server.setting_values import (
 ENVIRONMENT_PREFIX = "CATRACA_"
 CONFIG_FILE_VARIABLE = "CATRACA_CONFIG"
 
-_OTHER_VARIABLES = re.compile(r"CATRACA_(CONFIG|TARGET|API_KEY|API_KEY_FILE|VALKEY_SERVER|TEST_\w+|(SERVICE|PORT)_\w+)")
+_OTHER_VARIABLES = re.compile(
+    r"CATRACA_(CONFIG|TARGET|USE_PROXY|TIMEOUT|OUTPUT|DEBUG|TOKEN|API_KEY|API_KEY_FILE|VALKEY_SERVER|TEST_\w+|(SERVICE|PORT)_\w+)"
+)
 """Variables that are not settings of the server: the client's, the tests', and what Kubernetes sets for a service."""
 
 LIFETIME_MAX = "3650d"

@@ -138,7 +138,7 @@ async def test_all_at_once_are_told_in_time(service: Service, sentinels: Sentine
 
 async def test_activity_waits_for_nobody(sentinels: Sentinels) -> None:
     """A validation that writes activity, or drops a salt whose grace is over, is answered all the same."""
-    async with service_on(sentinels.url, replica_acks="1", rotation_grace_ms="100ms") as service:
+    async with service_on(sentinels.url, replica_acks="1", rotation_grace="100ms") as service:
         login = await service.create(idle_timeout=20_000)
         rotation = await service.operations.sessions.rotate(login.token, service.call)
         key = f"session:{login.stored.session.session_id}"

@@ -6,7 +6,8 @@ import os
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from types import SimpleNamespace
+from dataclasses import dataclass
+from math import inf
 from typing import Any, cast
 
 import grpc
@@ -18,7 +19,8 @@ from tests.support.raw import field
 from tests.support.service import ServeProcess
 
 from catraca.v1 import session_service_pb2 as pb
-from catraca_server.api.handlers import SERVICE_NAME, session_service_handlers
+from catraca_server.api.engine import StatusError
+from catraca_server.api.handlers import SERVICE_NAME, session_service_methods
 from catraca_server.api.paging import write_page_token
 from catraca_server.api.session_service import SessionService
 from catraca_server.domain.call import Call
@@ -39,7 +41,7 @@ GROWTH_MAX = 4 << 20
 HARMLESS = {"OK", "INVALID_ARGUMENT", "NOT_FOUND"}
 """What garbage may be answered with; NOT_FOUND by GetSession, UpdateSession and RotateSession."""
 
-Handler = Callable[[bytes, Any], Awaitable[bytes]]
+Handler = Callable[[bytes], Awaitable[tuple[grpc.StatusCode, bytes]]]
 
 
 NOW = 1_790_000_000_000
@@ -129,48 +131,42 @@ class EmptyIndex:
         """Removes nothing."""
 
 
-class Context:
+@dataclass
+class FakeCall:
     """What handlers use of a call."""
 
-    def __init__(self) -> None:
-        self.code = grpc.StatusCode.OK
-
-    def time_remaining(self) -> None:
-        """Returns none: no deadline."""
-
-    def set_code(self, code: grpc.StatusCode) -> None:
-        """Sets the status."""
-        self.code = code
-
-    def set_details(self, details: str) -> None:
-        """Sets its text."""
-
-    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        """Sets its details."""
+    request: bytes
+    deadline: float = inf
 
 
 @pytest.fixture
 def handlers() -> dict[str, Handler]:
-    """The handlers as the engine has them, bytes to bytes, over an empty store."""
+    """The handlers as the engine calls them, over an empty store: bytes to a status and bytes."""
     policy = Policy(default_ttl_ms=86_400_000, default_idle_timeout_ms=1_800_000, max_ttl_ms=2_592_000_000)
     store, index = EmptyStore(), EmptyIndex()
     parts = store, index, Ending(store, index), Tokens(os.urandom), policy
     service = SessionService(Sessions(*parts), UserSessions(*parts))
-    generic = session_service_handlers(service, store_timeout_seconds=1)
+    methods: dict[str, Any] = dict(session_service_methods(service, store_timeout_seconds=1))
 
     def handler(method: str) -> Handler:
-        found: Any = generic.service(SimpleNamespace(method=f"/{SERVICE_NAME}/{method}", invocation_metadata=()))
-        made: Handler = found.unary_unary
-        return made
+        handle = methods[f"/{SERVICE_NAME}/{method}"]._handler
+
+        async def answer(body: bytes) -> tuple[grpc.StatusCode, bytes]:
+            try:
+                return grpc.StatusCode.OK, await handle(FakeCall(body))
+            except StatusError as error:
+                return error.status.code, b""
+
+        return answer
 
     return {method: handler(method) for method in METHODS}
 
 
 async def outcome(handler: Handler, body: bytes, response_type: type[Message]) -> str:
     """Calls a handler and returns the name of the status."""
-    context = Context()
-    response_type.FromString(await handler(body, context))
-    return context.code.name
+    code, answer = await handler(body)
+    response_type.FromString(answer)
+    return code.name
 
 
 def resident() -> int:
@@ -202,10 +198,9 @@ async def test_a_million_random_tokens(handlers: dict[str, Handler]) -> None:
     for _ in range(2):
         for _ in range(TOKENS // BATCH_MAX_REQUESTS // 2):
             body = b"".join(field(1, field(1, token)) for token in random_tokens(chance, BATCH_MAX_REQUESTS))
-            context = Context()
-            answer = await handlers["BatchValidateSessions"](body, context)
-            if context.code is not grpc.StatusCode.OK:
-                outcomes[context.code.name] += BATCH_MAX_REQUESTS
+            code, answer = await handlers["BatchValidateSessions"](body)
+            if code is not grpc.StatusCode.OK:
+                outcomes[code.name] += BATCH_MAX_REQUESTS
             else:
                 for response in pb.BatchValidateSessionsResponse.FromString(answer).responses:
                     outcomes["VALID" if response.valid else pb.InvalidReason.Name(response.invalid_reason)] += 1

@@ -14,7 +14,7 @@ from tests.support.waiting import PATIENCE
 
 from catraca import AsyncSessionClient
 from catraca.v1 import session_service_pb2 as pb
-from catraca_server.api.accepting import PLACES
+from catraca_server.api.engine.server import SLOTS
 
 LIMIT = 250
 """Calls that a connection may have in flight, unless set otherwise."""
@@ -102,7 +102,7 @@ async def test_calls_whose_requests_do_not_come_hold_nobody_up(valkey: Valkey) -
         port = int(process.target.rpartition(":")[2])
         token = (await sessions.create("12345")).token
         with closing(await asyncio.to_thread(Flood, port)) as flood:
-            flood.begin_without_requests(port, PLACES)
+            flood.begin_without_requests(port, SLOTS)
             # Whether they have come already is not to be seen: the first answers may be of before.
             for _ in range(50):
                 assert await sessions.validate(token)

@@ -161,7 +161,7 @@ async def test_a_login_at_the_limit(repeating: Repeating) -> None:
             await users.create(NewSession("ana"), a_call())
     else:
         second = await users.create(NewSession("ana"), a_call())
-        assert second.evicted_session_ids == [first.stored.session.session_id]
+        assert list(second.evicted_session_ids) == [first.stored.session.session_id]
     page = await users.page("ana", None, 10, a_call())
     assert len(page.sessions) <= 1
     assert first.stored.session.session_id not in [stored.session.session_id for stored in page.sessions]

@@ -107,7 +107,7 @@ def test_reflection_documents_the_services(service: ServeProcess, curl: Curl) ->
     assert "Reads one session by its public id" in curl.documentation(
         service.target, "catraca.v1.SessionService.GetSession"
     )
-    assert "safe to log and worthless" in curl.documentation(service.target, "catraca.v1.Session")
+    assert "worthless as a token" in curl.documentation(service.target, "catraca.v1.Session")
 
 
 def test_reflection_can_be_turned_off(curl: Curl) -> None:

@@ -7,7 +7,6 @@ exception to that is InvalidRequest, whose text is made of field names and rules
 import logging
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 import grpc
@@ -15,9 +14,10 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
-from google.rpc.status_pb2 import Status
+from google.rpc.status_pb2 import Status as RpcStatus
 
 from catraca.v1.error_reason_pb2 import ErrorReason
+from catraca_server.api.engine import Status
 from catraca_server.domain.errors import (
     EtagMismatch,
     InvalidRequest,
@@ -34,15 +34,6 @@ DOMAIN = "catraca"
 RETRY_DELAY = Duration(nanos=100_000_000)
 VIOLATIONS_TOLD = 16
 """Details travel in the trailers, which clients limit to 8 KiB; a batch can be wrong in 1,000 places."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An error status as the engine takes it."""
-
-    code: grpc.StatusCode
-    message: str
-    trailing_metadata: tuple[tuple[str, bytes], ...]
 
 
 _STATUSES: Mapping[type[Exception], tuple[grpc.StatusCode, ErrorReason.ValueType, str]] = MappingProxyType(
@@ -105,29 +96,29 @@ _STORE_PROBLEMS: Mapping[StoreProblem, tuple[str, str]] = MappingProxyType(
 """What the session store did, and what to do now."""
 
 
-def failure(error: Exception) -> Failure:
+def status_of(error: Exception) -> Status:
     """Returns the status of an exception that ended a call, and logs it if it is a defect of ours."""
     if isinstance(error, InvalidRequest):
         return _invalid_request(error)
     for error_type, status in _STATUSES.items():
         if isinstance(error, error_type):
             details = [RetryInfo(retry_delay=RETRY_DELAY)] if error_type is Overloaded else []
-            return _failure(*status, *details)
+            return _status(*status, *details)
     if isinstance(error, StoreUnavailable):
         what, remedy = _STORE_PROBLEMS[error.problem]
         message = f"the session store {what}, so nothing is known about the session: {remedy}"
-        return _failure(grpc.StatusCode.UNAVAILABLE, ErrorReason.ERROR_REASON_STORE_UNAVAILABLE, message)
+        return _status(grpc.StatusCode.UNAVAILABLE, ErrorReason.ERROR_REASON_STORE_UNAVAILABLE, message)
     # Where it happened and not what it says: an unforeseen text may quote a request.
     where = "".join(traceback.format_tb(error.__traceback__))
     logger.critical("defect: %s\n%s", type(error).__name__, where)
-    return _failure(
+    return _status(
         grpc.StatusCode.INTERNAL,
         ErrorReason.ERROR_REASON_INTERNAL,
         "a defect of the server; its log has the details",
     )
 
 
-def _invalid_request(error: InvalidRequest) -> Failure:
+def _invalid_request(error: InvalidRequest) -> Status:
     told = error.violations[:VIOLATIONS_TOLD]
     message = "; ".join(f"{each.field}: {each.description}" for each in told)
     if untold := len(error.violations) - len(told):
@@ -135,7 +126,7 @@ def _invalid_request(error: InvalidRequest) -> Failure:
     bad_request = BadRequest(
         field_violations=[BadRequest.FieldViolation(field=each.field, description=each.description) for each in told]
     )
-    return _failure(
+    return _status(
         grpc.StatusCode.INVALID_ARGUMENT,
         ErrorReason.ERROR_REASON_INVALID_REQUEST,
         message or "the body is not a message of this RPC's request type",
@@ -143,11 +134,11 @@ def _invalid_request(error: InvalidRequest) -> Failure:
     )
 
 
-def _failure(code: grpc.StatusCode, reason: ErrorReason.ValueType, message: str, *details: Message) -> Failure:
+def _status(code: grpc.StatusCode, reason: ErrorReason.ValueType, message: str, *details: Message) -> Status:
     info = ErrorInfo(reason=ErrorReason.Name(reason).removeprefix("ERROR_REASON_"), domain=DOMAIN)
-    status = Status(code=code.value[0], message=message)
+    status = RpcStatus(code=code.value[0], message=message)
     for detail in (info, *details):
         packed = AnyMessage()
         packed.Pack(detail)
         status.details.append(packed)
-    return Failure(code, message, (("grpc-status-details-bin", status.SerializeToString()),))
+    return Status(code, message, (("grpc-status-details-bin", status.SerializeToString()),))

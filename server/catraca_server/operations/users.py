@@ -101,7 +101,7 @@ class UserSessions:
             case Creation.CREATED | Creation.FOUND | Creation.REVOKED:
                 # Revoked: somebody ended it as soon as it began, as they might have a moment later.
                 await self._commit(session, entry, call, written=outcome is not Creation.REVOKED)
-                return Login(token, stored, [each.session_id for each in evicted])
+                return Login(token, stored, tuple(each.session_id for each in evicted))
 
     async def page(self, user_id: str, before: int | None, size: int, call: Call) -> Page:
         """Returns live sessions, newest first: at most `size`, of logins before that sequence."""

@@ -8,7 +8,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from catraca.v1.error_reason_pb2 import ErrorReason
-from catraca_server.api.statuses import failure
+from catraca_server.api.statuses import status_of
 from catraca_server.domain.errors import (
     EtagMismatch,
     InvalidRequest,
@@ -48,7 +48,7 @@ def test_each_exception_has_its_status(
 ) -> None:
     """The code, the stable reason and an actionable text; nothing of the exception's own text, also not in the log."""
     with caplog.at_level(logging.DEBUG):
-        made = failure(error)
+        made = status_of(error)
     assert made.code is code
     ((key, value),) = made.trailing_metadata
     assert key == "grpc-status-details-bin"
@@ -66,7 +66,7 @@ def test_each_exception_has_its_status(
 
 def test_each_problem_of_the_store_is_told_apart() -> None:
     """A caller reads what happened: a full store, one that is down and one that is slow need different hands."""
-    messages = {failure(StoreUnavailable(SECRET, problem)).message for problem in StoreProblem}
+    messages = {status_of(StoreUnavailable(SECRET, problem)).message for problem in StoreProblem}
     assert len(messages) == len(StoreProblem)
 
 
@@ -78,7 +78,7 @@ def test_a_defect_is_logged_with_the_place_it_happened() -> None:
         try:
             {"": 0}[SECRET]
         except KeyError as error:
-            failure(error)
+            status_of(error)
     assert "KeyError" in logged[0]
     assert "test_statuses.py" in logged[0]
     assert SECRET not in logged[0].replace("[SECRET]", "")
@@ -86,7 +86,7 @@ def test_a_defect_is_logged_with_the_place_it_happened() -> None:
 
 def test_each_violation_names_its_field() -> None:
     """BadRequest carries the field paths and the rules."""
-    made = failure(InvalidRequest(Violation("user_id", "must be set"), Violation("requests[3].token", "must be set")))
+    made = status_of(InvalidRequest(Violation("user_id", "must be set"), Violation("requests[3].token", "must be set")))
     status = Status.FromString(made.trailing_metadata[0][1])
     bad_request = BadRequest()
     assert status.details[1].Unpack(bad_request)
@@ -95,14 +95,14 @@ def test_each_violation_names_its_field() -> None:
 
 def test_details_stay_below_what_clients_accept() -> None:
     """A batch that is wrong in 1,000 places names the first of them; trailers over 8 KiB would lose the status."""
-    made = failure(InvalidRequest(*(Violation(f"requests[{at}].token", "must be set") for at in range(1000))))
+    made = status_of(InvalidRequest(*(Violation(f"requests[{at}].token", "must be set") for at in range(1000))))
     assert len(made.message) + len(made.trailing_metadata[0][1]) * 4 / 3 < MAX_TRAILERS
     assert "984 more" in made.message
 
 
 def test_overload_says_when_to_come_back() -> None:
     """RetryInfo has a delay."""
-    status = Status.FromString(failure(Overloaded()).trailing_metadata[0][1])
+    status = Status.FromString(status_of(Overloaded()).trailing_metadata[0][1])
     retry_info = RetryInfo()
     assert status.details[1].Unpack(retry_info)
     assert retry_info.retry_delay.ToMilliseconds() > 0
