@@ -300,7 +300,7 @@ def test_a_start_can_be_stopped(number: signal.Signals, valkey: Valkey) -> None:
 
 
 async def test_a_killed_store_is_started_again(tmp_path: Path) -> None:
-    """The embedded store belongs to the supervisor; when it dies, workers wait for the next, as a single server does."""
+    """The embedded store belongs to the supervisor; when it dies, workers wait for the next, as one server does."""
     async with (
         ServeProcess(data_dir=str(tmp_path), workers="2", store_timeout="5s") as process,
         AsyncSessionClient(process.target, timeout=10) as sessions,

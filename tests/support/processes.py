@@ -24,8 +24,9 @@ def has_written(data_dir: Path, token: str) -> bool:
 
     On a slow disk it answers up to two seconds before it does. What is killed in between has lost it, as documented.
     """
-    session_id = token[4:26].encode()
-    return any(session_id in file.read_bytes() for file in data_dir.rglob("*.aof"))
+    # The key of its record: its user's index names the id before.
+    key = f"session:{token[4:26]}".encode()
+    return any(key in file.read_bytes() for file in data_dir.rglob("*.aof"))
 
 
 def workers_of(process: ServeProcess) -> list[psutil.Process]:
