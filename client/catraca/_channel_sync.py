@@ -34,11 +34,9 @@ class _Opened:
 
     def send(self, call: _core.Call[Any], timeout: float) -> bytes:
         """Makes a call and returns the answer's bytes."""
-        # No variable may hold the stub: an error that somebody keeps would keep the channel open, and gRPC alive.
-        response: bytes = (self._stubs.get(call.path) or self._stub(call.path))(
-            call.request.SerializeToString(), timeout=timeout
-        )
-        return response
+        stub = self._stubs.get(call.path) or self._stub(call.path)
+        answer: bytes = stub(call.request.SerializeToString(), timeout=timeout)
+        return answer
 
     def close(self, why: str) -> None:
         """Ends the calls under way and lets go of the channel."""
@@ -71,8 +69,7 @@ class SyncChannel:
         try:
             return opened.send(call, timeout)
         except grpc.RpcError as error:
-            # Without its traceback, whose frames would keep the channel open for as long as somebody keeps the error.
-            raise _failure(opened, error) from error.with_traceback(None)
+            raise _failure(opened, error) from error
         except ValueError:
             if opened.closed:  # how gRPC says that the channel was closed before it looked at the call
                 raise Unavailable(opened.closed) from None
