@@ -87,6 +87,7 @@ async def test_what_a_handler_is_told() -> None:
         call.reply(b"")
         await first
         assert call.answered
+        await served.has_taken(0)
         assert not call.peer()
         assert not call.auth_context()
         second = served.unary("Ask")

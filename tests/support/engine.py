@@ -65,20 +65,30 @@ async def serving(
     slots: int = 100,
     slot_hold_limit_seconds: float = PATIENCE,
     grace_seconds: float | None = None,
+    credentials: grpc.ServerCredentials | None = None,
+    channel_credentials: grpc.ChannelCredentials | None = None,
     channel_options: Sequence[tuple[str, Any]] = (),
 ) -> AsyncIterator[Served]:
     """Serves methods of `/test.Service/…`. Calls hold their slots however slow the machine is, unless told otherwise."""
     server = Server((*OPTIONS, *options), slots=slots, slot_hold_limit_seconds=slot_hold_limit_seconds)
     server.add_methods({f"/test.Service/{name}": method for name, method in methods.items()})
-    port = server.listen("127.0.0.1:0")
+    port = server.listen("127.0.0.1:0", credentials)
     server.start()
     # Each test has connections of its own, and may receive as much as it sends.
     how = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1), *channel_options)
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=how) as channel:
+        async with _channel(f"127.0.0.1:{port}", channel_credentials, how) as channel:
             yield Served(server, port, channel)
     finally:
         await server.stop(grace_seconds)
+
+
+def _channel(
+    target: str, credentials: grpc.ChannelCredentials | None, options: Sequence[tuple[str, Any]]
+) -> grpc.aio.Channel:
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options=options)
+    return grpc.aio.secure_channel(target, credentials, options=options)
 
 
 class Desk:
