@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from tests.support.engine import OPTIONS, Desk, Pile, echo, echo_all, end_of, serving
+from tests.support.engine import OPTIONS, Desk, Pile, echo, echo_all, end_of, serving, unary
 from tests.support.raw_http2 import RawConnection
 from tests.support.waiting import eventually_async
 
@@ -65,7 +65,7 @@ async def test_tls_and_the_callers_certificate(certificates: Mapping[str, bytes]
         await served.unary("Who")
         stranger = grpc.ssl_channel_credentials(certificates["ca.pem"])
         async with grpc.aio.secure_channel(served.target, stranger, override) as channel:
-            refused = channel.unary_unary("/test.Service/Who")(b"", timeout=1)
+            refused = unary(channel, "/test.Service/Who", b"", timeout=1)
             assert (await end_of(refused)).code in {
                 grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED
             }  # fmt: skip
@@ -165,7 +165,7 @@ async def test_a_port_can_be_shared() -> None:
     own = [("grpc.use_local_subchannel_pool", 1)]
     for _ in range(200):
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", own) as channel:
-            await channel.unary_unary("/test.Service/Echo")(b"x")
+            await unary(channel, "/test.Service/Echo", b"x")
         if all(answered.values()):
             break
     assert all(answered.values())
@@ -179,5 +179,5 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
     server.listen(f"unix:{tmp_path / 'socket'}")
     server.start()
     async with grpc.aio.insecure_channel(f"unix:{tmp_path / 'socket'}") as channel:
-        assert await channel.unary_unary("/test.Service/Echo")(b"x") == b"x"
+        assert await unary(channel, "/test.Service/Echo", b"x") == b"x"
     await server.stop(None)

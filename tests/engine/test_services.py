@@ -12,6 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
+from tests.support.engine import unary
 from tests.support.waiting import PATIENCE
 
 from catraca import AsyncSessionClient, SessionClient, errors
@@ -89,7 +90,8 @@ async def test_a_body_that_is_no_message() -> None:
             "/grpc.health.v1.Health/Check": grpc.StatusCode.INTERNAL,
             "/grpc.health.v1.Health/Watch": grpc.StatusCode.INTERNAL,
         }.items():
-            assert await channel.unary_stream(path)(b"\xff\xff").code() is code
+            stub: Any = channel.unary_stream(path)
+            assert await stub(b"\xff\xff").code() is code
 
 
 async def test_health() -> None:
@@ -103,6 +105,8 @@ async def test_health() -> None:
             await stub.Check(health_pb2.HealthCheckRequest(service="unknown"))
         async for message in stub.Watch(health_pb2.HealthCheckRequest(service="")):
             statuses.append(message.status)
+            # Health is told of a change only between two messages, so the first has to be sent for good.
+            await stub.Check(health_pb2.HealthCheckRequest(service=SERVICE_NAME))
             health.drain()
     assert statuses == [serving, not_serving]
 
@@ -110,7 +114,8 @@ async def test_health() -> None:
 async def test_reflection() -> None:
     """Services are listed, and files come with their comments."""
     async with serving_sessions() as (target, _), grpc.aio.insecure_channel(target) as channel:
-        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        untyped: Any = channel
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(untyped)
         call = stub.ServerReflectionInfo()
         await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
         listed = (await call.read()).list_services_response.service
@@ -135,8 +140,8 @@ async def test_a_deadline_reaches_the_handler() -> None:
     port = server.listen("127.0.0.1:0")
     server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        await channel.unary_unary("/s/Note")(b"")
-        await channel.unary_unary("/s/Note")(b"", timeout=PATIENCE)
+        await unary(channel, "/s/Note", b"")
+        await unary(channel, "/s/Note", b"", timeout=PATIENCE)
     await server.stop(None)
     assert seen[0] == inf
     assert 0 < seen[1] <= PATIENCE + 1
