@@ -7,7 +7,7 @@ from catraca_server.api.engine import core
 from catraca_server.api.engine.calls import Call
 from catraca_server.api.engine.completions import Completions
 from catraca_server.api.engine.slots import Slot
-from catraca_server.api.engine.statuses import OK, Status, checked
+from catraca_server.api.engine.statuses import Status, checked
 
 
 class Stream(Call):
@@ -64,7 +64,7 @@ class Stream(Call):
 
     def finish(self, _: None = None) -> None:
         """Ends the stream with OK; for whoever runs the handler."""
-        self._finish(self._initial_metadata_operations(), OK)
+        self._finish(self._initial_metadata_operations())
 
     def fail(self, status: Status) -> None:
         """Ends the stream with another status; for whoever runs the handler, which raises StatusError."""
