@@ -5,10 +5,16 @@
 set -u
 bin=$(cd "$1" && pwd)
 
-if [ -x "$bin/grpcurl" ]; then
-    :
-elif ! command -v go >/dev/null; then
-    echo 'optional: no grpcurl: Go is not installed' >&2
-elif ! GOBIN="$bin" go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3 2>"$bin/grpcurl.log"; then
-    echo "optional: no grpcurl: go install failed: $(tail -n 1 "$bin/grpcurl.log")" >&2
-fi
+# install NAME PACKAGE@VERSION
+install() {
+    if [ -x "$bin/$1" ]; then
+        :
+    elif ! command -v go >/dev/null; then
+        echo "optional: no $1: Go is not installed" >&2
+    elif ! GOBIN="$bin" go install "$2" 2>"$bin/$1.log"; then
+        echo "optional: no $1: go install failed: $(tail -n 1 "$bin/$1.log")" >&2
+    fi
+}
+
+install grpcurl github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
+install h2spec github.com/summerwind/h2spec/cmd/h2spec@v2.2.1

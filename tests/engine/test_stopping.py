@@ -102,7 +102,7 @@ async def test_stopping_twice() -> None:
 
 async def test_a_server_that_never_started() -> None:
     """It stops as well, and its port is free again."""
-    for port in (0, 0):
+    for _ in range(2):
         server = Server(OPTIONS)
         port = server.listen("127.0.0.1:0")
         await server.stop(None)

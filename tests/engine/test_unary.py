@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.support.engine import LARGE, Pile, as_dict, echo, echo_all, end_of, serving
+from tests.support.engine import LARGE, Pile, as_dict, echo, echo_all, end_of, serving, unary
 from tests.support.waiting import PATIENCE
 
 from catraca_server.api.engine import BatchMethod, Method, Status, StatusError, UnaryCall, UnaryMethod
@@ -80,13 +80,13 @@ async def test_what_a_handler_is_told() -> None:
         assert [pair for pair in call.metadata if pair[0].startswith("key")] == list(sent)
         assert call.peer().startswith("ipv4:127.0.0.1:")
         assert call.peer_identities() is None
-        assert not call.cancelled
-        assert not call.answered
+        assert (call.cancelled, call.answered) == (False, False)
         # The deadline travels in whole milliseconds or so, rounded up.
         assert before + PATIENCE - 1 < call.deadline < after + PATIENCE + 1
         call.reply(b"")
         await first
         assert call.answered
+        await served.has_taken(0)
         assert not call.peer()
         assert not call.auth_context()
         second = served.unary("Ask")
@@ -150,7 +150,7 @@ async def test_unknown_methods() -> None:
     """They are UNIMPLEMENTED, whatever their paths look like."""
     async with serving({"Echo": BatchMethod(echo_all)}) as served:
         for path in ("/test.Service/Unknown", "/test.Unknown/Echo", "/", "//", "/test.Service/Echo/", "/test.Service"):
-            call = served.channel.unary_unary(path)(b"")
+            call = unary(served.channel, path, b"")
             assert (await end_of(call)).code is grpc.StatusCode.UNIMPLEMENTED
         await served.has_taken(0)
 
@@ -274,7 +274,7 @@ async def test_a_synchronous_client() -> None:
 
         def ask() -> list[bytes]:
             with grpc.insecure_channel(served.target) as channel:
-                stub = channel.unary_unary("/test.Service/Echo")
+                stub: Any = channel.unary_unary("/test.Service/Echo")
                 futures = [stub.future(b"%d" % number, timeout=PATIENCE) for number in range(100)]
                 return [future.result() for future in futures]
 

@@ -38,15 +38,18 @@ class Served:
 
     def unary(self, method: str, request: bytes = b"", **how: Any) -> Any:
         """Begins a unary call of `/test.Service/…`."""
-        return self.channel.unary_unary(f"/test.Service/{method}")(request, **how)
+        stub: Any = self.channel.unary_unary(f"/test.Service/{method}")
+        return stub(request, **how)
 
     def server_stream(self, method: str, request: bytes = b"", **how: Any) -> Any:
         """Begins a call that is answered by a stream."""
-        return self.channel.unary_stream(f"/test.Service/{method}")(request, **how)
+        stub: Any = self.channel.unary_stream(f"/test.Service/{method}")
+        return stub(request, **how)
 
     def both_streams(self, method: str, **how: Any) -> Any:
         """Begins a stream of requests that is answered by a stream."""
-        return self.channel.stream_stream(f"/test.Service/{method}")(**how)
+        stub: Any = self.channel.stream_stream(f"/test.Service/{method}")
+        return stub(**how)
 
     async def has_taken(self, slots: int) -> None:
         """Waits until so many slots are held."""
@@ -65,20 +68,30 @@ async def serving(
     slots: int = 100,
     slot_hold_limit_seconds: float = PATIENCE,
     grace_seconds: float | None = None,
+    credentials: grpc.ServerCredentials | None = None,
+    channel_credentials: grpc.ChannelCredentials | None = None,
     channel_options: Sequence[tuple[str, Any]] = (),
 ) -> AsyncIterator[Served]:
-    """Serves methods of `/test.Service/…`. Calls hold their slots however slow the machine is, unless told otherwise."""
+    """Serves methods of `/test.Service/…`. Calls hold their slots for long unless told otherwise."""
     server = Server((*OPTIONS, *options), slots=slots, slot_hold_limit_seconds=slot_hold_limit_seconds)
     server.add_methods({f"/test.Service/{name}": method for name, method in methods.items()})
-    port = server.listen("127.0.0.1:0")
+    port = server.listen("127.0.0.1:0", credentials)
     server.start()
     # Each test has connections of its own, and may receive as much as it sends.
     how = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1), *channel_options)
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=how) as channel:
+        async with _channel(f"127.0.0.1:{port}", channel_credentials, how) as channel:
             yield Served(server, port, channel)
     finally:
         await server.stop(grace_seconds)
+
+
+def _channel(
+    target: str, credentials: grpc.ChannelCredentials | None, options: Sequence[tuple[str, Any]]
+) -> grpc.aio.Channel:
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options=options)
+    return grpc.aio.secure_channel(target, credentials, options=options)
 
 
 class Desk:
@@ -161,6 +174,12 @@ async def echo_each(stream: Stream) -> None:
     """Replies to each message with itself."""
     async for message in stream:
         await stream.send(message)
+
+
+def unary(channel: grpc.aio.Channel, path: str, request: bytes, **how: Any) -> Any:
+    """Begins a unary call on a channel of the test's own."""
+    stub: Any = channel.unary_unary(path)
+    return stub(request, **how)
 
 
 async def end_of(call: Any) -> Ended:

@@ -7,6 +7,7 @@ from bench.http2 import Call, Connection, framed, header_block
 from tests.support.waiting import PATIENCE
 
 _HEADERS, _CONTINUATION = 1, 9
+_REFUSED_STREAM = 7
 _END_STREAM, _END_HEADERS = 1, 4
 
 
@@ -16,6 +17,8 @@ class RawConnection(Connection):
     def __init__(self, port: int, service: str = "test.Service") -> None:
         self.ended: set[int] = set()
         """Streams that the server has ended, by an answer or by a reset."""
+        self.refused: set[int] = set()
+        """Those of them that it would not begin."""
         self._service = service
         self._port = port
         self._own = selectors.DefaultSelector()
@@ -26,6 +29,8 @@ class RawConnection(Connection):
 
     def on_reset(self, stream: int, call: Call, code: int) -> None:  # noqa: D102  as its base says
         self.ended.add(stream)
+        if code == _REFUSED_STREAM:
+            self.refused.add(stream)
 
     def begin(self, method: str, request: bytes | None, *, timeout: str = "60S") -> int:
         """Begins a call with this request, or without any, and returns its stream."""
@@ -68,16 +73,17 @@ class RawConnection(Connection):
         deadline = time.monotonic() + PATIENCE
         while self._outgoing:
             assert time.monotonic() < deadline, "the server does not read"
-            self._turn()
+            self.turn()
 
     def wait_for_end(self, stream: int) -> None:
         """Waits until the server has ended a stream."""
         deadline = time.monotonic() + PATIENCE
         while stream not in self.ended:
             assert time.monotonic() < deadline, f"stream {stream} does not end"
-            self._turn()
+            self.turn()
 
-    def _turn(self) -> None:
+    def turn(self) -> None:
+        """Takes what has come, or waits for something a little while."""
         for key, events in self._own.select(0.1):
             key.data.on_ready(events)
 

@@ -10,11 +10,13 @@ import grpc
 from catraca_server.api.engine import core
 from catraca_server.api.engine.completions import Completions
 from catraca_server.api.engine.slots import Slot
-from catraca_server.api.engine.statuses import OK, Metadata, Status, checked
+from catraca_server.api.engine.statuses import Metadata, Status, checked
 
 _NO_DEADLINE_SECONDS = 1e12
 """A time of the wall clock that no deadline reaches: without one the core has the last second it can count."""
 
+
+_OK_CODE = grpc.StatusCode.OK.value[0]
 
 NO_REQUEST = Status(grpc.StatusCode.UNIMPLEMENTED, "the method takes exactly one request message")
 
@@ -83,13 +85,18 @@ class Call:
             if self.task is not None:
                 self.task.cancel()
 
-    def _finish(self, operations: tuple[Any, ...], status: Status) -> None:
-        """Sends the last operations of the call and its status; to a caller who has left, nothing."""
+    def _finish(self, operations: tuple[Any, ...], status: Status | None = None) -> None:
+        """Sends the last operations of the call and its status, OK if none is given. Nothing goes to who has left."""
         if self.answered:
             raise RuntimeError("the call has been answered already")
-        trailing = (*self.trailing_metadata, *status.trailing_metadata)
+        trailing = self.trailing_metadata
+        if status is None:
+            code, message = _OK_CODE, b""
+        else:
+            code, message = status.code.value[0], status.message.encode()
+            trailing = (*trailing, *status.trailing_metadata)
         send_status = core.SendStatusFromServerOperation(
-            checked(trailing) if trailing else (), status.code.value[0], status.message.encode(), core.NO_FLAGS
+            checked(trailing) if trailing else (), code, message, core.NO_FLAGS
         )
         self.answered = True
         if self._core is None:
@@ -121,7 +128,7 @@ class UnaryCall(Call):
         """Answers with a message. Whoever has left gets nothing, which is no error."""
         if type(message) is not bytes:
             raise TypeError("a message is bytes")
-        self._finish((self._send_initial_metadata(), core.SendMessageOperation(message, core.NO_FLAGS)), OK)
+        self._finish((self._send_initial_metadata(), core.SendMessageOperation(message, core.NO_FLAGS)))
 
     def fail(self, status: Status) -> None:
         """Answers with a status other than OK."""

@@ -22,9 +22,6 @@ class Status:
     trailing_metadata: Metadata = ()
 
 
-OK = Status(grpc.StatusCode.OK)
-
-
 class StatusError(Exception):
     """Raised by a handler, it ends the call with a status."""
 

@@ -7,7 +7,7 @@ from catraca_server.api.engine import core
 from catraca_server.api.engine.calls import Call
 from catraca_server.api.engine.completions import Completions
 from catraca_server.api.engine.slots import Slot
-from catraca_server.api.engine.statuses import OK, Status, checked
+from catraca_server.api.engine.statuses import Status, checked
 
 
 class Stream(Call):
@@ -64,7 +64,7 @@ class Stream(Call):
 
     def finish(self, _: None = None) -> None:
         """Ends the stream with OK; for whoever runs the handler."""
-        self._finish(self._initial_metadata_operations(), OK)
+        self._finish(self._initial_metadata_operations())
 
     def fail(self, status: Status) -> None:
         """Ends the stream with another status; for whoever runs the handler, which raises StatusError."""
@@ -96,22 +96,25 @@ class Stream(Call):
         await asyncio.get_running_loop().create_future()
 
     def _on_received(self, event: Any) -> None:
+        # There is no message also if the caller has left. That is told in the same turn, so what this means is seen in
+        # the next one.
+        asyncio.get_running_loop().call_soon(self._hand_over, event.batch_operations[0].message())
+
+    def _hand_over(self, message: bytes | None) -> None:
         assert self._received is not None
-        message = event.batch_operations[0].message()
-        # It is None also if the caller has left. Then that is told in the same turn or the next, and cancels the task
-        # before it can take this for the end of the requests.
-        asyncio.get_running_loop().call_soon(_resolve, self._received, message)
+        if self.cancelled:
+            self._received.cancel()
+        else:
+            self._received.set_result(message)
 
     def _on_sent(self, event: Any) -> None:
         sent, self._sent = self._sent, None
+        assert sent is not None
         if event.success:
-            _resolve(sent, None)
-        elif self._core is not None:
-            # The call is over, or the message is larger than the server may send. Either way no more can be sent, and
-            # ending the call cancels the handler.
+            sent.set_result(None)
+            return
+        # The caller has left, or the message is larger than the server may send: either way the call is over. Whoever
+        # waits for this is cancelled, as the handler is.
+        sent.cancel()
+        if self._core is not None:
             self._core.cancel()
-
-
-def _resolve(future: "asyncio.Future[Any] | None", result: Any) -> None:
-    if future is not None and not future.done():
-        future.set_result(result)
