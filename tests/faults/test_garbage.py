@@ -72,6 +72,10 @@ class EmptyStore:
         there, absent = ReadResult(NOW, LIVE, absent=False), ReadResult(NOW, None, absent=True)
         return [there if each == LIVE.session.session_id else absent for each in session_ids]
 
+    def together(self, session_ids: Sequence[str]) -> Sequence[Sequence[int]]:
+        """Reads all at once."""
+        return (range(len(session_ids)),)
+
     async def touch(self, touched: Sequence[StoredSession], _call: Call) -> Sequence[bool]:
         """Touches all."""
         return [True] * len(touched)

@@ -25,7 +25,8 @@ USER_WIDE_EXCHANGES = 40
 
 _Request = TypeVar("_Request", bound=Message)
 _Context = grpc.aio.ServicerContext[bytes, bytes]
-_Method: TypeAlias = Callable[[_Request, Call], Awaitable[Message]]
+_Method: TypeAlias = Callable[[_Request, Call], Awaitable[Message | bytes]]
+"""Returns a message, or what it is on the wire."""
 _Handler = Callable[[bytes, _Context], Awaitable[bytes]]
 
 
@@ -65,7 +66,7 @@ def _handler(request_type: type[_Request], method: _Method[_Request], timeout_se
             budget_seconds = min(timeout_seconds, math.inf if remaining is None else remaining)
             call = Call(deadline=asyncio.get_running_loop().time() + budget_seconds)
             response = await method(_parse(request_type, body), call)
-            return response.SerializeToString()
+            return response if isinstance(response, bytes) else response.SerializeToString()
         except Exception as error:  # noqa: BLE001  whatever it is, the caller gets a status made by `statuses`
             return _fail(context, failure(error))
 
