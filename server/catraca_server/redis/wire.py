@@ -17,6 +17,9 @@ _INCOMPLETE = object()
 _RESP2_TYPES = frozenset({bytes, int, list, type(None)})
 """Of replies that are not errors."""
 
+_PIECE_BYTES = 1024
+"""fakeredis takes a time that grows with the square of what it is given at once."""
+
 
 class Wire(Protocol):
     """A connection that is fit for use."""
@@ -121,7 +124,8 @@ class _DriverWire:
 
     async def exchange(self, packed: bytes, count: int, received: list[Any], timeout_seconds: float) -> None:
         async with asyncio.timeout(timeout_seconds):
-            await self._connection.send_packed_command([packed], check_health=False)
+            pieces = [packed[at : at + _PIECE_BYTES] for at in range(0, len(packed), _PIECE_BYTES)]
+            await self._connection.send_packed_command(pieces, check_health=False)
             for _ in range(count):
                 try:
                     received.append(await self._connection.read_response(disable_decoding=True))
