@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from math import inf
 from typing import Any
 
@@ -17,21 +16,13 @@ from tests.support.waiting import PATIENCE
 
 from catraca import AsyncSessionClient, SessionClient, errors
 from catraca.v1 import session_service_pb2 as pb
-from catraca_server import app, reflection
-from catraca_server.api.engine import Server, from_rpc_handler, from_servicer
-from catraca_server.health import Health
-from catraca_server.rpc import SERVICE_NAME, session_service_handlers
+from catraca_server import app
+from catraca_server.api.engine import Server, from_rpc_handler
+from catraca_server.api.handlers import SERVICE_NAME
+from catraca_server.api.health import Health
 from catraca_server.settings import load
 
 METHODS = [method.name for method in pb.DESCRIPTOR.services_by_name["SessionService"].methods]
-
-
-@dataclass(frozen=True)
-class Details(grpc.HandlerCallDetails):
-    """What a generic handler is asked by."""
-
-    method: str
-    invocation_metadata: tuple[()] = ()
 
 
 @asynccontextmanager
@@ -41,14 +32,8 @@ async def serving_sessions() -> AsyncIterator[tuple[str, Health]]:
     health = Health(SERVICE_NAME)
     async with app._store(settings, {}, health) as (store, index):
         service = app._service(store, index, settings, None)
-        handlers: Any = session_service_handlers(service, store_timeout=5.0)
         server = Server(app._options(settings))
-        paths = [f"/{SERVICE_NAME}/{name}" for name in METHODS]
-        found = {path: handlers.service(Details(path)) for path in paths}
-        server.add_methods({path: from_rpc_handler(handler) for path, handler in found.items() if handler})
-        server.add_methods(from_servicer(health_pb2_grpc.add_HealthServicer_to_server, health))
-        servicer = reflection.servicer(SERVICE_NAME, REFLECTION_NAME)
-        server.add_methods(from_servicer(reflection_pb2_grpc.add_ServerReflectionServicer_to_server, servicer))
+        app._add_methods(server, service, health, settings)
         port = server.listen("127.0.0.1:0")
         server.start()
         try:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -20,7 +21,7 @@ from tests.support.waiting import PATIENCE, eventually_async
 
 from catraca import AsyncSessionClient
 from catraca_server.redis.errors import StoreProblem, StoreUnavailable
-from catraca_server.redis.multiplexer import REPEATS, Multiplexer, _is_closed
+from catraca_server.redis.multiplexer import REPEATS, Multiplexer
 
 KILLS = 20
 STORE_TIMEOUT = 0.25
@@ -150,15 +151,16 @@ async def test_a_store_that_is_down_is_not_waited_for(tmp_path: Path) -> None:
 
 async def test_a_connection_that_was_closed_while_idle_costs_nothing(own_valkey: Valkey) -> None:
     """It is seen before anything is written to it, so nothing has to be repeated."""
-    connections: list[AbstractConnection] = []
+    writers: list[Any] = []
     connect_to_it = connector_to(own_valkey.url)
 
     async def connect() -> AbstractConnection:
-        connections.append(await connect_to_it())
-        return connections[-1]
+        connection = await connect_to_it()
+        writers.append(connection._writer)
+        return connection
 
     async def is_closed() -> bool:
-        return _is_closed(connections[-1])
+        return bool(writers[-1].is_closing())
 
     changes: list[bool] = []
     multiplexer = Multiplexer(connect, timeout_seconds=PATIENCE, on_change=changes.append)

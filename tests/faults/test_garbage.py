@@ -6,7 +6,6 @@ import os
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
 from math import inf
 from typing import Any, cast
 
@@ -19,7 +18,7 @@ from tests.support.raw import field
 from tests.support.service import ServeProcess
 
 from catraca.v1 import session_service_pb2 as pb
-from catraca_server.api.engine import StatusError
+from catraca_server.api.engine import BatchMethod, Status, StatusError, UnaryCall
 from catraca_server.api.handlers import SERVICE_NAME, session_service_methods
 from catraca_server.api.paging import write_page_token
 from catraca_server.api.session_service import SessionService
@@ -73,6 +72,10 @@ class EmptyStore:
         """Finds none but that one."""
         there, absent = ReadResult(NOW, LIVE, absent=False), ReadResult(NOW, None, absent=True)
         return [there if each == LIVE.session.session_id else absent for each in session_ids]
+
+    def together(self, session_ids: Sequence[str]) -> Sequence[Sequence[int]]:
+        """Reads all at once."""
+        return (range(len(session_ids)),)
 
     async def touch(self, touched: Sequence[StoredSession], _call: Call) -> Sequence[bool]:
         """Touches all."""
@@ -131,12 +134,22 @@ class EmptyIndex:
         """Removes nothing."""
 
 
-@dataclass
 class FakeCall:
     """What handlers use of a call."""
 
-    request: bytes
-    deadline: float = inf
+    deadline = inf
+
+    def __init__(self, request: bytes) -> None:
+        self.request = request
+        self.answer: asyncio.Future[tuple[grpc.StatusCode, bytes]] = asyncio.get_running_loop().create_future()
+
+    def reply(self, message: bytes) -> None:
+        """Answers with a message."""
+        self.answer.set_result((grpc.StatusCode.OK, message))
+
+    def fail(self, status: Status) -> None:
+        """Answers with a status."""
+        self.answer.set_result((status.code, b""))
 
 
 @pytest.fixture
@@ -148,12 +161,16 @@ def handlers() -> dict[str, Handler]:
     service = SessionService(Sessions(*parts), UserSessions(*parts))
     methods: dict[str, Any] = dict(session_service_methods(service, store_timeout_seconds=1))
 
-    def handler(method: str) -> Handler:
-        handle = methods[f"/{SERVICE_NAME}/{method}"]._handler
+    def handler(name: str) -> Handler:
+        method = methods[f"/{SERVICE_NAME}/{name}"]
 
         async def answer(body: bytes) -> tuple[grpc.StatusCode, bytes]:
+            call = FakeCall(body)
+            if isinstance(method, BatchMethod):
+                method._handler([cast("UnaryCall", call)])
+                return await call.answer
             try:
-                return grpc.StatusCode.OK, await handle(FakeCall(body))
+                return grpc.StatusCode.OK, await method._handler(call)
             except StatusError as error:
                 return error.status.code, b""
 

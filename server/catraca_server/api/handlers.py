@@ -10,9 +10,10 @@ from typing import TypeAlias, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from catraca.v1 import session_service_pb2 as pb
-from catraca_server.api.engine import Method, StatusError, UnaryCall, UnaryMethod
+from catraca_server.api.engine import BatchMethod, Method, StatusError, UnaryCall, UnaryMethod
 from catraca_server.api.session_service import SessionService
 from catraca_server.api.statuses import status_of
+from catraca_server.api.validation_batches import ValidationBatches
 from catraca_server.domain.call import Call
 from catraca_server.domain.errors import InvalidRequest
 
@@ -22,7 +23,8 @@ USER_WIDE_EXCHANGES = 40
 """How many store timeouts a call about all sessions of a user may take: 10 s in all unless configured."""
 
 _Request = TypeVar("_Request", bound=Message)
-_Rpc: TypeAlias = Callable[[_Request, Call], Awaitable[Message]]
+_Rpc: TypeAlias = Callable[[_Request, Call], Awaitable[Message | bytes]]
+"""Returns a message, or its bytes."""
 
 
 def session_service_methods(service: SessionService, *, store_timeout_seconds: float) -> dict[str, Method]:
@@ -35,9 +37,10 @@ def session_service_methods(service: SessionService, *, store_timeout_seconds: f
     def unary(request_type: type[_Request], rpc: _Rpc[_Request], exchanges: int = 1) -> Method:
         return _unary(request_type, rpc, store_timeout_seconds * exchanges)
 
-    methods = {
+    batches = ValidationBatches(service.validating, store_timeout_seconds=store_timeout_seconds)
+    methods: dict[str, Method] = {
         "CreateSession": unary(pb.CreateSessionRequest, service.create_session),
-        "ValidateSession": unary(pb.ValidateSessionRequest, service.validate_session),
+        "ValidateSession": BatchMethod(batches.start),
         "BatchValidateSessions": unary(pb.BatchValidateSessionsRequest, service.batch_validate_sessions),
         "GetSession": unary(pb.GetSessionRequest, service.get_session),
         "ListSessions": unary(pb.ListSessionsRequest, service.list_sessions),
@@ -54,7 +57,7 @@ def _unary(request_type: type[_Request], rpc: _Rpc[_Request], timeout_seconds: f
         try:
             deadline = min(call.deadline, asyncio.get_running_loop().time() + timeout_seconds)
             response = await rpc(_parse(request_type, call.request), Call(deadline))
-            return response.SerializeToString()
+            return response if isinstance(response, bytes) else response.SerializeToString()
         except Exception as error:  # noqa: BLE001  whatever it is, the caller gets a status made by `statuses`
             raise StatusError(status_of(error)) from None
 

@@ -6,25 +6,24 @@ Errors are exceptions, which `statuses` turns into statuses.
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from catraca.v1 import session_pb2, session_service_pb2 as pb
+from catraca.v1 import session_service_pb2 as pb
+from catraca_server.api.messages import batch_response, validation_response, write_session
 from catraca_server.api.paging import page_size, read_page_token, write_page_token
 from catraca_server.domain.call import Call
 from catraca_server.domain.commands import NewSession, Update
 from catraca_server.domain.errors import InvalidRequest, Violation
 from catraca_server.domain.limits import BATCH_MAX_REQUESTS, MASK_MAX_PATHS, user_id_fault
-from catraca_server.domain.session import StoredSession
 from catraca_server.domain.tokens import is_session_id
-from catraca_server.domain.validation import InvalidReason, Validation, ValidationRequest
+from catraca_server.domain.validation import ValidationRequest
 from catraca_server.operations.sessions import Sessions
 from catraca_server.operations.users import UserSessions
 
-_REASONS = {reason: pb.InvalidReason.Value(f"INVALID_REASON_{reason.name}") for reason in InvalidReason}
-
 
 class SessionService:
-    """catraca.v1.SessionService; the protos say what each RPC does."""
+    """catraca.v1.SessionService; the protos say what each RPC does. ValidateSession is in `validation_batches`."""
 
     def __init__(self, sessions: Sessions, users: UserSessions) -> None:
+        self.validating = sessions.validating
         self._sessions = sessions
         self._users = users
 
@@ -41,36 +40,29 @@ class SessionService:
         )
         login = await self._users.create(new, call)
         response = pb.CreateSessionResponse(token=login.token, evicted_session_ids=login.evicted_session_ids)
-        _write_session(login.stored, response.session)
+        write_session(login.stored, response.session)
         return response
 
-    async def validate_session(self, request: pb.ValidateSessionRequest, call: Call) -> pb.ValidateSessionResponse:
-        """ValidateSession."""
-        if violations := _violations(request):
-            raise InvalidRequest(*violations)
-        (validation,) = await self._sessions.validate([_validation_request(request)], call)
-        return _validation_response(validation)
-
-    async def batch_validate_sessions(
-        self, request: pb.BatchValidateSessionsRequest, call: Call
-    ) -> pb.BatchValidateSessionsResponse:
+    async def batch_validate_sessions(self, request: pb.BatchValidateSessionsRequest, call: Call) -> bytes:
         """BatchValidateSessions."""
-        if not 1 <= len(request.requests) <= BATCH_MAX_REQUESTS:
+        requests = [_validation_request(each) for each in request.requests]
+        if not 1 <= len(requests) <= BATCH_MAX_REQUESTS:
             raise InvalidRequest(Violation("requests", f"must have 1 to {BATCH_MAX_REQUESTS} entries"))
         if violations := [
             violation
-            for at, each in enumerate(request.requests)
-            for violation in _violations(each, path=f"requests[{at}].")
+            for at, each in enumerate(requests)
+            if not each.token or each.user_id
+            for violation in validation_violations(each.token, each.user_id, path=f"requests[{at}].")
         ]:
             raise InvalidRequest(*violations)
-        validations = await self._sessions.validate([_validation_request(each) for each in request.requests], call)
-        return pb.BatchValidateSessionsResponse(responses=map(_validation_response, validations))
+        validations = await self._sessions.validate(requests, call)
+        return batch_response([validation_response(validation) for validation in validations])
 
     async def get_session(self, request: pb.GetSessionRequest, call: Call) -> pb.GetSessionResponse:
         """GetSession."""
         _require("session_id", request.session_id)
         response = pb.GetSessionResponse()
-        _write_session(await self._sessions.get(request.session_id, call), response.session)
+        write_session(await self._sessions.get(request.session_id, call), response.session)
         return response
 
     async def list_sessions(self, request: pb.ListSessionsRequest, call: Call) -> pb.ListSessionsResponse:
@@ -81,7 +73,7 @@ class SessionService:
         page = await self._users.page(request.user_id, before, page_size(request.page_size), call)
         response = pb.ListSessionsResponse()
         for stored in page.sessions:
-            _write_session(stored, response.sessions.add())
+            write_session(stored, response.sessions.add())
         if page.next_before is not None:
             response.next_page_token = write_page_token(page.next_before, request.user_id)
         return response
@@ -89,7 +81,7 @@ class SessionService:
     async def update_session(self, request: pb.UpdateSessionRequest, call: Call) -> pb.UpdateSessionResponse:
         """UpdateSession."""
         response = pb.UpdateSessionResponse()
-        _write_session(await self._sessions.update(_update(request), call), response.session)
+        write_session(await self._sessions.update(_update(request), call), response.session)
         return response
 
     async def rotate_session(self, request: pb.RotateSessionRequest, call: Call) -> pb.RotateSessionResponse:
@@ -97,7 +89,7 @@ class SessionService:
         _require("token", request.token)
         rotation = await self._sessions.rotate(request.token, call)
         response = pb.RotateSessionResponse(token=rotation.token)
-        _write_session(rotation.stored, response.session)
+        write_session(rotation.stored, response.session)
         return response
 
     async def revoke_session(self, request: pb.RevokeSessionRequest, call: Call) -> pb.RevokeSessionResponse:
@@ -134,12 +126,12 @@ def _require(field: str, value: str) -> None:
         raise InvalidRequest(Violation(field, "must be set"))
 
 
-def _violations(request: pb.ValidateSessionRequest, path: str = "") -> list[Violation]:
+def validation_violations(token: str, user_id: str, path: str = "") -> list[Violation]:
     """Returns everything that is wrong with a validation; `path` is where in the request it stands."""
     violations = []
-    if not request.token:
+    if not token:
         violations.append(Violation(f"{path}token", "must be set"))
-    if request.user_id and (fault := user_id_fault(request.user_id)):
+    if user_id and (fault := user_id_fault(user_id)):
         violations.append(Violation(f"{path}user_id", fault))
     return violations
 
@@ -170,36 +162,6 @@ def _update(request: pb.UpdateSessionRequest) -> Update:
             case _:
                 raise InvalidRequest(Violation("update_mask", "names a path that cannot be updated"))
     return Update(session.session_id, session.etag, attributes, entries, end_ms, idle_timeout_ms)
-
-
-def _validation_response(validation: Validation) -> pb.ValidateSessionResponse:
-    if validation.stored is None:
-        assert validation.reason is not None, "a validation has a session or a reason"
-        return pb.ValidateSessionResponse(invalid_reason=_REASONS[validation.reason])
-    response = pb.ValidateSessionResponse(valid=True, token_rotated=validation.token_rotated)
-    _write_session(validation.stored, response.session)
-    _write(validation.cache_ttl_ms, response.cache_ttl)
-    return response
-
-
-def _write_session(stored: StoredSession, message: session_pb2.Session) -> None:
-    """Fills in a message in place, in a third of the time that making its parts and copying them in takes."""
-    session = stored.session
-    message.session_id = session.session_id
-    message.user_id = session.user_id
-    message.attributes.update(session.attributes)
-    _write(session.create_time_ms, message.create_time)
-    _write(stored.last_active_time_ms, message.last_active_time)
-    _write(stored.expire_time_ms, message.expire_time)
-    _write(session.absolute_expire_time_ms, message.absolute_expire_time)
-    if session.idle_timeout_ms:
-        _write(session.idle_timeout_ms, message.idle_timeout)
-    message.etag = session.etag
-
-
-def _write(milliseconds: int, message: Timestamp | Duration) -> None:
-    message.seconds, milliseconds = divmod(milliseconds, 1000)
-    message.nanos = milliseconds * 1_000_000
 
 
 def _unix_ms(field: str, timestamp: Timestamp) -> int:

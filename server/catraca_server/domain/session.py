@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from catraca_server.domain.tokens import hash_of
+
 TOUCH_INTERVAL_MAX_MS = 60_000
 ROTATED_TOKENS_MAX = 32
 """How many rotated-out tokens of a session are recognised, so that presenting one late is noticed."""
@@ -48,6 +50,11 @@ class Session:
     def etag(self) -> str:
         """Changes with every version, and differs between two sessions that one brought token opened in turn."""
         return f"{self.create_time_ms:x}-{self.version:x}"
+
+    @cached_property
+    def secret_hash(self) -> bytes:
+        """What the digest stands for, as a credential is compared with it."""
+        return hash_of(self.digest)
 
     @cached_property
     def touch_interval_ms(self) -> int:
@@ -111,6 +118,13 @@ class StoredSession:
     expiry_ms: int
     record: bytes = field(repr=False, compare=False)
     """The record byte for byte, with which a conditional change compares."""
+    told: bytes = field(default=b"", init=False, repr=False, compare=False)
+    """What callers are told of it, once it was written down: it never changes, so it is kept as long as this is. Only
+    who tells it knows how it is written; empty: nobody has told it yet."""
+
+    def keep_told(self, told: bytes) -> None:
+        """Keeps what callers are told of it."""
+        object.__setattr__(self, "told", told)
 
     @cached_property
     def last_active_time_ms(self) -> int:
@@ -124,9 +138,14 @@ class StoredSession:
             return self.session.absolute_expire_time_ms
         return min(self.session.absolute_expire_time_ms, self.last_active_time_ms + self.session.idle_timeout_ms)
 
+    @cached_property
+    def touch_due_ms(self) -> int:
+        """From when on activity has to be written down."""
+        return self.last_active_time_ms + self.session.touch_interval_ms
+
     def touch_due(self, now_ms: int) -> bool:
         """Whether activity now has to be written down."""
-        return now_ms >= self.last_active_time_ms + self.session.touch_interval_ms
+        return now_ms >= self.touch_due_ms
 
     def touched(self, now_ms: int) -> "StoredSession":
         """Returns it as a touch at `now_ms` leaves it."""
@@ -134,4 +153,4 @@ class StoredSession:
 
     def cache_ttl_ms(self, now_ms: int) -> int:
         """How long an answer given now may be reused: until a touch is due, or the session ends."""
-        return max(0, min(self.last_active_time_ms + self.session.touch_interval_ms, self.expiry_ms) - now_ms)
+        return max(0, min(self.touch_due_ms, self.expiry_ms) - now_ms)

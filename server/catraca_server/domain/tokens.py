@@ -23,7 +23,7 @@ that a dump of the store alone does not let anybody search for tokens offline.
 import hashlib
 import hmac
 import zlib
-from base64 import urlsafe_b64encode
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -37,7 +37,8 @@ _ID_BITS, _ID_LENGTH = 128, 22
 _SECRET_BITS, _SECRET_LENGTH = 256, 43
 _CHECKSUM_LENGTH = 6
 _SALT_BITS = 128
-_SECRET_AT = len(MINTED_PREFIX) + _ID_LENGTH
+_ID_AT = len(MINTED_PREFIX)
+_SECRET_AT = _ID_AT + _ID_LENGTH
 _CHECKSUM_AT = _SECRET_AT + _SECRET_LENGTH
 _MINTED_LENGTH = _CHECKSUM_AT + _CHECKSUM_LENGTH
 
@@ -45,16 +46,35 @@ Entropy = Callable[[int], bytes]
 """Returns so many unpredictable bytes: `secrets.token_bytes`, except in tests."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Credential:
-    """What a token proves: knowledge of the secret with this digest, for the session with this id."""
+    """What a token proves: knowledge of the secret with this hash, for the session with this id."""
 
     session_id: str
-    digest: str = field(repr=False)
+    secret_hash: bytes = field(repr=False)
+
+    @property
+    def digest(self) -> str:
+        """The hash as a record holds it."""
+        return urlsafe_b64encode(self.secret_hash).rstrip(b"=").decode()
 
     def opens(self, digest: str) -> bool:
         """Whether it proves the secret behind a stored digest. Constant time."""
-        return hmac.compare_digest(self.digest, digest)
+        return self.proves(hash_of(digest))
+
+    def proves(self, secret_hash: bytes) -> bool:
+        """Whether it proves the secret with this hash. Constant time."""
+        return hmac.compare_digest(self.secret_hash, secret_hash)
+
+
+def hash_of(digest: str) -> bytes:
+    """Returns the hash that a stored digest stands for. What is not a digest stands for none, and nothing proves it."""
+    try:
+        secret_hash = urlsafe_b64decode(digest + "=")
+    except ValueError:
+        return b""
+    # Decoding skips what does not belong there, and ignores the last two bits.
+    return secret_hash if Credential("", secret_hash).digest == digest else b""
 
 
 class Tokens:
@@ -87,17 +107,18 @@ class Tokens:
     def read(self, token: str) -> Credential | None:
         """Returns what a presented token proves, or None if it can be neither minted nor brought."""
         if token.startswith(MINTED_PREFIX):
-            if not _is_minted(token):
+            if len(token) != _MINTED_LENGTH or not token.isascii():
                 return None
-            return Credential(token[len(MINTED_PREFIX) : _SECRET_AT], self._digest(token[_SECRET_AT:_CHECKSUM_AT]))
+            data = token.encode()
+            body = data[_ID_AT:_CHECKSUM_AT]
+            if not body.isalnum() or _checksum(body) != token[_CHECKSUM_AT:]:
+                return None
+            return Credential(token[_ID_AT:_SECRET_AT], self._hash(data[_SECRET_AT:_CHECKSUM_AT]))
         if not _can_be_brought(token):
             return None
         # Two digests of one token: the id is public and must tell nothing about what the record holds.
         derived = self._hash(b"catraca session id\0" + token.encode())
-        return Credential(_base62(int.from_bytes(derived[: _ID_BITS // 8]), _ID_LENGTH), self._digest(token))
-
-    def _digest(self, secret: str) -> str:
-        return urlsafe_b64encode(self._hash(secret.encode())).rstrip(b"=").decode()
+        return Credential(_base62(int.from_bytes(derived[: _ID_BITS // 8]), _ID_LENGTH), self._hash(token.encode()))
 
     def _hash(self, data: bytes) -> bytes:
         if self._pepper is None:
@@ -121,26 +142,22 @@ def is_session_id(text: str) -> bool:
 
 def _minted(session_id: str, secret: int) -> str:
     body = session_id + _base62(secret, _SECRET_LENGTH)
-    return MINTED_PREFIX + body + _checksum(body)
-
-
-def _is_minted(token: str) -> bool:
-    body = token[len(MINTED_PREFIX) : _CHECKSUM_AT]
-    return (
-        len(token) == _MINTED_LENGTH and token.isascii() and body.isalnum() and token[_CHECKSUM_AT:] == _checksum(body)
-    )
+    return MINTED_PREFIX + body + _checksum(body.encode())
 
 
 def _can_be_brought(token: str) -> bool:
     return BROUGHT_MIN_LENGTH <= len(token) <= BROUGHT_MAX_LENGTH and token.isascii() and token.isprintable()
 
 
-def _checksum(body: str) -> str:
-    return _base62(zlib.crc32(body.encode()), _CHECKSUM_LENGTH)
+def _checksum(body: bytes) -> str:
+    # Written out, because every token that is read has it made. A CRC-32 of 32 bits has six digits, three pairs.
+    rest, last = divmod(zlib.crc32(body), 62 * 62)
+    first, second = divmod(rest, 62 * 62)
+    return _PAIRS[first] + _PAIRS[second] + _PAIRS[last]
 
 
 def _base62(number: int, length: int) -> str:
-    # Two digits at a time: every token that is read has its checksum written.
+    # Two digits at a time, for the ids of brought tokens.
     digits = ""
     for _ in range((length + 1) // 2):
         number, pair = divmod(number, 62 * 62)

@@ -3,11 +3,9 @@
 The operations on all sessions of a user, logging in among them, are in `users`.
 """
 
-import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 from catraca_server.domain.call import Call
 from catraca_server.domain.commands import Update
@@ -16,19 +14,10 @@ from catraca_server.domain.events import EndCause
 from catraca_server.domain.limits import Policy
 from catraca_server.domain.session import Session, StoredSession
 from catraca_server.domain.tokens import Credential, Tokens, is_session_id
-from catraca_server.domain.validation import (
-    MALFORMED,
-    InvalidReason,
-    TokenStatus,
-    Validation,
-    ValidationRequest,
-    token_status,
-    validate,
-)
+from catraca_server.domain.validation import TokenStatus, Validation, ValidationRequest, token_status
 from catraca_server.operations.ending import Ending
+from catraca_server.operations.validating import Validating
 from catraca_server.store import (
-    Overloaded,
-    ReadResult,
     Replacement,
     SessionStore,
     StoreProblem,
@@ -45,15 +34,6 @@ class Rotation:
     stored: StoredSession
 
 
-class _Touch(NamedTuple):
-    """A validation whose session's activity has to be written down."""
-
-    at: int
-    """Its place in the batch."""
-    now_ms: int
-    touched: StoredSession
-
-
 class Sessions:
     """The operations on one session. Every method raises what the store's methods raise."""
 
@@ -63,78 +43,11 @@ class Sessions:
         self._ending = ending
         self._tokens = tokens
         self._policy = policy
-        self._tidying: set[asyncio.Task[None]] = set()
+        self.validating = Validating(store, ending, tokens)
 
     async def validate(self, requests: Sequence[ValidationRequest], call: Call) -> list[Validation]:
-        """Validates tokens, in order, and touches the sessions whose activity has to be written down.
-
-        A session that changes between being validated and being touched is validated again, so that a touch neither
-        brings back what was revoked nor prolongs what was shortened. A session whose rotated-out token is presented
-        after its grace is revoked before that is answered.
-        """
-        validations = [MALFORMED] * len(requests)
-        credentials = [self._tokens.read(request.token) for request in requests]
-        unanswered = [(at, credential) for at, credential in enumerate(credentials) if credential is not None]
-        while unanswered:
-            results = await self._store.read([credential.session_id for _, credential in unanswered], call)
-            touches: list[_Touch] = []
-            reused: dict[str, ReadResult] = {}
-            stale: dict[str, Replacement] = {}
-            for (at, credential), result in zip(unanswered, results, strict=True):
-                now_ms, stored, _ = result
-                validation = validations[at] = validate(requests[at], credential, stored, now_ms)
-                if validation.reason is InvalidReason.TOKEN_REUSED:
-                    reused[credential.session_id] = result
-                elif stored is not None and stored.session.rotated_tokens:
-                    tidied = stored.session.without_expired_salts(now_ms)
-                    if tidied is not stored.session:
-                        stale[credential.session_id] = Replacement(stored, replace(stored, session=tidied))
-                if validation.stored and not requests[at].skip_touch and validation.stored.touch_due(now_ms):
-                    touches.append(_Touch(at, now_ms, validation.stored.touched(now_ms)))
-            if stale:
-                self._tidy(list(stale.values()), call)
-            if reused:
-                await self._revoke_reused(list(reused.values()), call)
-            changed = await self._touch(touches, validations, call) if touches else set()
-            unanswered = [(at, credential) for at, credential in unanswered if at in changed]
-        return validations
-
-    async def _touch(self, touches: Sequence[_Touch], validations: list[Validation], call: Call) -> set[int]:
-        """Writes activity down and amends the validations. Returns which have to be made again."""
-        done = await self._store.touch([each.touched for each in touches], call)
-        changed = set()
-        for (at, now_ms, touched), unchanged in zip(touches, done, strict=True):
-            if unchanged:
-                cache_ttl_ms = 0 if validations[at].token_rotated else touched.cache_ttl_ms(now_ms)
-                validations[at] = replace(validations[at], stored=touched, cache_ttl_ms=cache_ttl_ms)
-            else:
-                changed.add(at)
-        return changed
-
-    async def _revoke_reused(self, reused: Sequence[ReadResult], call: Call) -> None:
-        """Ends sessions at the same time, so that the store gets them all in a few exchanges."""
-        await asyncio.gather(
-            *(
-                self._ending.end_session(stored.session, now_ms, EndCause.TOKEN_REUSE, call)
-                for now_ms, stored, _ in reused
-                if stored is not None
-            )
-        )
-
-    def _tidy(self, replacements: Sequence[Replacement], call: Call) -> None:
-        """Drops salts whose grace is over: a salt is kept for the grace only, and the next rotation may be far away.
-
-        The answer does not wait for it, and does not fail with it.
-        """
-
-        async def tidy() -> None:
-            with contextlib.suppress(StoreUnavailable, Overloaded):
-                await self._store.tidy(replacements, call)
-
-        task = asyncio.create_task(tidy(), name="tidy")
-        # The loop itself keeps only a weak reference.
-        self._tidying.add(task)
-        task.add_done_callback(self._tidying.discard)
+        """Validates tokens; see `validating`."""
+        return await self.validating.validate(requests, call)
 
     async def get(self, session_id: str, call: Call) -> StoredSession:
         """Reads a session. Raises SessionNotFound."""

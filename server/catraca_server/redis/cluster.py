@@ -18,7 +18,7 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS
 from redis.exceptions import AskError, MovedError, RedisError, ResponseError
 
 from catraca_server.redis.errors import Overloaded, StoreProblem, StoreRefused, StoreUnavailable
-from catraca_server.redis.link import Request, Server
+from catraca_server.redis.link import KeyReads, Part, Request, Server
 from catraca_server.redis.multiplexer import CONNECT_TIMEOUT_SECONDS, Connector
 from catraca_server.redis.replies import Replies, described
 from catraca_server.redis.slots import Claim, SlotMap, View
@@ -119,12 +119,44 @@ class Cluster:
         await _all(follow(at) for at, found in replies.items() if _redirection(found))
         return [replies[at] for at in range(len(requests))]
 
+    def together(self, keys: Sequence[str]) -> Sequence[Sequence[int]]:
+        """Those whose slots one node has, as far as is known."""
+        by_owner: dict[Address, list[int]] = defaultdict(list)
+        for at, key in enumerate(keys):
+            by_owner[self._slots.owner(key)].append(at)
+        return [*by_owner.values()]
+
+    async def read(self, keys: Sequence[str], reads: KeyReads, deadline: float) -> Sequence[Part]:
+        """Reads each key at the node that has it, all nodes at once."""
+        parts: list[Part] = []
+
+        async def read_at(owner: Address, positions: Sequence[int]) -> None:
+            chosen = [keys[at] for at in positions]
+            ((_, replies),) = await self._server_at(owner).read(chosen, reads, deadline)
+            if _redirection(replies) is None:
+                parts.append((positions, replies))
+                return
+            each = replies.split([reads.count] * len(positions))
+            # The rare case, one key at a time: what was not redirected stays as it is.
+            await _all(follow(at, owner, found) for at, found in zip(positions, each, strict=True))
+
+        async def follow(at: int, owner: Address, found: Replies) -> None:
+            request = (keys[at], reads.commands(keys[at]))
+            parts.append(((at,), await self._follow(request, owner, found, deadline, durable=False)))
+
+        groups = self.together(keys)
+        await _all(read_at(self._slots.owner(keys[group[0]]), group) for group in groups)
+        return parts
+
+    def _server_at(self, address: Address) -> Server:
+        node = self._nodes.get(address) or self._add(address)
+        node.used = True
+        return node.server
+
     async def _execute_at(
         self, address: Address, requests: Sequence[Request], deadline: float, *, durable: bool
     ) -> Sequence[Replies]:
-        node = self._nodes.get(address) or self._add(address)
-        node.used = True
-        return await node.server.execute(requests, deadline, durable=durable)
+        return await self._server_at(address).execute(requests, deadline, durable=durable)
 
     async def _follow(
         self, request: Request, address: Address, replies: Replies, deadline: float, *, durable: bool

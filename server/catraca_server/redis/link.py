@@ -8,12 +8,54 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
+from hiredis import pack_command
+
 from catraca_server.redis.errors import StoreProblem
 from catraca_server.redis.multiplexer import Command, Connector, Multiplexer
 from catraca_server.redis.replies import Replies
 
 Request: TypeAlias = tuple[str, Sequence[Command]]
 """A key, and commands about that key: either one that writes, or any number that only read."""
+
+Part: TypeAlias = tuple[Sequence[int], Replies]
+"""The positions of keys that one server was asked about, and two replies for each of these, in order."""
+
+
+class KeyReads:
+    """Two commands that only read, to be asked of many keys; both take a key and nothing else.
+
+    A driver packs commands one by one. That would cost more than all else about reading a thousand sessions.
+    """
+
+    count: int = 2
+
+    def __init__(self, first: str, second: str) -> None:
+        self._commands = (first, second)
+        self._heads: dict[int, tuple[str, str]] = {}
+        """What comes before the key in each command, by the length of the key."""
+
+    def pack(self, keys: Sequence[str]) -> bytes:
+        """Returns the commands for each key, in order."""
+        packed = []
+        heads = self._heads
+        for key in keys:
+            first, second = heads.get(len(key)) or self._head(len(key))
+            packed.append(f"{first}{key}{second}{key}")
+        text = "".join(packed) + "\r\n"
+        if text.isascii():
+            # Each head begins with the end of the line before.
+            return text[2:].encode()
+        # A length counts bytes. Only a prefix that the operator chose can have others.
+        return b"".join(pack_command(command) for key in keys for command in self.commands(key))
+
+    def commands(self, key: str) -> Sequence[Command]:
+        """Returns the commands for one key."""
+        return [(name, key) for name in self._commands]
+
+    def _head(self, length: int) -> tuple[str, str]:
+        first, second = (f"\r\n*2\r\n${len(name)}\r\n{name}\r\n${length}\r\n" for name in self._commands)
+        self._heads[length] = (first, second)
+        return first, second
 
 
 class Link(Protocol):
@@ -34,6 +76,18 @@ class Link(Protocol):
         A request whose connection is closed is repeated, and its replies say so (see `Replies.repeated`). A write that
         then finds its work done writes nothing, and `durable` says nothing about it.
         """
+
+    def together(self, keys: Sequence[str]) -> Sequence[Sequence[int]]:
+        """Returns which keys can be read together: those that are on one server, by their positions.
+
+        What is read together fails together. Raises StoreUnavailable if it is not known where a key is.
+        """
+        return (range(len(keys)),)
+
+    async def read(self, keys: Sequence[str], reads: KeyReads, deadline: float) -> Sequence[Part]:
+        """Reads two things about each of many keys; a link may know a cheaper way than this one."""
+        results = await self.execute([(key, reads.commands(key)) for key in keys], deadline)
+        return [((at,), replies) for at, replies in enumerate(results)]
 
 
 class Server:
@@ -87,3 +141,12 @@ class Server:
             return (await multiplexer.execute(requests[0][1], deadline),)
         commands = [command for _, commands in requests for command in commands]
         return (await multiplexer.execute(commands, deadline)).split([len(commands) for _, commands in requests])
+
+    def together(self, keys: Sequence[str]) -> Sequence[Sequence[int]]:
+        """All of them."""
+        return (range(len(keys)),)
+
+    async def read(self, keys: Sequence[str], reads: KeyReads, deadline: float) -> Sequence[Part]:
+        """Reads all keys in one request."""
+        replies = await self._plain.execute_packed(reads.pack(keys), reads.count * len(keys), deadline)
+        return ((range(len(keys)), replies),)

@@ -17,9 +17,12 @@ one. Each batch starts with TIME: all replies carry the store's clock, which is 
 """
 
 import asyncio
+import contextlib
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from hiredis import pack_command
@@ -31,12 +34,12 @@ from redis.exceptions import (
     ConnectionError as RedisConnectionError,
     NoPermissionError,
     RedisError,
-    ResponseError,
     TimeoutError as RedisTimeoutError,
 )
 
 from catraca_server.redis.errors import NotDurable, Overloaded, StoreProblem, StoreUnavailable
 from catraca_server.redis.replies import Replies, described
+from catraca_server.redis.wire import Wire, take_over
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +77,9 @@ REPEATS = 2
 WAIT_FRACTION = 0.4
 """Of the timeout, for replicas to acknowledge: a caller that had to wait for one batch still hears about the next."""
 
+TIMER_PAUSE_SECONDS = 0.001
+"""Between two looks at the deadlines."""
+
 _TIME = pack_command(("TIME",))
 _ROLE = pack_command(("ROLE",))
 
@@ -81,11 +87,12 @@ _ROLE = pack_command(("ROLE",))
 class _Request:
     """Commands that wait for their replies."""
 
-    __slots__ = ("count", "packed", "replies", "sent")
+    __slots__ = ("count", "deadline", "packed", "replies", "sent")
 
-    def __init__(self, commands: Sequence[Command]) -> None:
-        self.packed = b"".join(map(pack_command, commands))
-        self.count = len(commands)
+    def __init__(self, packed: bytes, count: int, deadline: float) -> None:
+        self.packed = packed
+        self.count = count
+        self.deadline = deadline
         self.sent = 0
         """How many times."""
         self.replies: asyncio.Future[Replies] = asyncio.get_running_loop().create_future()
@@ -124,8 +131,12 @@ class Multiplexer:
         self._waiting: deque[_Request] = deque()
         self._waiting_commands = 0
         self._in_flight: list[_Request] = []
-        self._received: list[Replies] = []
-        """Of the first requests in flight."""
+        self._received: list[Any] = []
+        """The replies so far to what is in flight, with those to ROLE and TIME before them."""
+        self._asks_role = False
+        """Whether the batch in flight does."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
         self._wake = asyncio.Event()
         self._disconnected: StoreUnavailable | None = StoreUnavailable("not connected yet", StoreProblem.CANNOT_CONNECT)
         self._invalidated: StoreUnavailable | None = None
@@ -155,6 +166,8 @@ class Multiplexer:
             self._owner.cancel()
             await asyncio.gather(self._owner, return_exceptions=True)
         self._refuse(StoreUnavailable("shutting down", StoreProblem.SHUTTING_DOWN))
+        if self._timer is not None:
+            self._timer.cancel()
 
     async def execute(self, commands: Sequence[Command], deadline: float) -> Replies:
         """Sends commands and returns their replies by `deadline`, a time of the loop's clock, or the timeout.
@@ -162,25 +175,29 @@ class Multiplexer:
         Raises StoreUnavailable if there are none by then, and at once while the store is known to be disconnected; and
         Overloaded if too much is waiting already.
         """
+        return await self.execute_packed(b"".join(map(pack_command, commands)), len(commands), deadline)
+
+    async def execute_packed(self, packed: bytes, count: int, deadline: float) -> Replies:
+        """Sends so many commands, which are packed already, as `execute` does."""
         loop = asyncio.get_running_loop()
         deadline = min(deadline, loop.time() + self._timeout_seconds)
         if self._disconnected is not None:
             raise _again(self._disconnected)
         if deadline <= loop.time():
             raise StoreUnavailable("the deadline has passed", StoreProblem.NOT_IN_TIME)
-        if self._waiting_commands + len(commands) > QUEUE_LIMIT:
+        if self._waiting_commands + count > QUEUE_LIMIT:
             raise Overloaded
-        request = _Request(commands)
+        request = _Request(packed, count, deadline)
         self._waiting.append(request)
-        self._waiting_commands += request.count
+        self._waiting_commands += count
         self._wake.set()
-        timer = loop.call_at(deadline, request.expire)
+        if deadline < self._timer_at:
+            self._set_timer(deadline)
         try:
             return await request.replies
         finally:
-            timer.cancel()
             # An exception in it refers to this frame, and with it to the whole call, which would be garbage in a cycle.
-            del request, timer
+            del request
 
     def invalidate(self, why: str, problem: StoreProblem = StoreProblem.MALFORMED_REPLY) -> None:
         """Has the connection closed and a new one made, because its replies can no longer be trusted."""
@@ -194,13 +211,34 @@ class Multiplexer:
             self._logged_at = now
             logger.error(what)
 
+    def _set_timer(self, deadline: float) -> None:
+        """One timer for all requests: it is set for the earliest deadline, which is rarely reached."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(deadline, self._fail_late)
+        self._timer_at = deadline
+
+    def _fail_late(self) -> None:
+        """Fails the requests whose deadline has passed."""
+        self._timer, self._timer_at = None, math.inf
+        now = asyncio.get_running_loop().time()
+        next_at = math.inf
+        for request in chain(self._in_flight, self._waiting):
+            if request.deadline <= now:
+                request.fail(StoreUnavailable("no reply by the deadline", StoreProblem.NOT_IN_TIME))
+            elif not request.replies.done():
+                next_at = min(next_at, request.deadline)
+        if next_at < math.inf:
+            # A clock may be coarser than a deadline, and many deadlines be close together.
+            self._set_timer(max(next_at, now + TIMER_PAUSE_SECONDS))
+
     async def _own(self, connection: AbstractConnection | None) -> None:
         while True:
             if connection is None:
                 connection = await self._reconnect()
             failure = StoreUnavailable("shutting down", StoreProblem.SHUTTING_DOWN)
             try:
-                await self._serve(connection)
+                await self._serve(take_over(connection))
             except (RedisError, OSError, StoreUnavailable) as error:
                 failure = _failure_of(error)
                 if failure.problem is StoreProblem.DISCONNECTED:
@@ -233,7 +271,7 @@ class Multiplexer:
             finally:
                 timer.cancel()
 
-    async def _serve(self, connection: AbstractConnection) -> None:
+    async def _serve(self, wire: Wire) -> None:
         loop = asyncio.get_running_loop()
         while True:
             if not self._waiting:
@@ -242,12 +280,10 @@ class Multiplexer:
                 heartbeat.cancel()
             self._wake.clear()
             self._check_valid()
-            if _is_closed(connection):
-                # Seen before anything is written, so that nothing is lost with it.
-                raise StoreUnavailable("the idle connection was closed", StoreProblem.DISCONNECTED)
+            # A connection that was closed is noticed before anything is written, so that nothing is lost with it.
+            wire.check()
             self._take()
-            async with asyncio.timeout(self._timeout_seconds):
-                await self._exchange(connection)
+            await self._exchange(wire)
 
     def _take(self) -> None:
         """Moves what waits into flight, up to the limit, leaving out what nobody waits for any more."""
@@ -260,26 +296,38 @@ class Multiplexer:
                 self._in_flight.append(request)
                 commands += request.count
 
-    async def _exchange(self, connection: AbstractConnection) -> None:
-        asks_role = asyncio.get_running_loop().time() >= self._role_due
+    async def _exchange(self, wire: Wire) -> None:
+        self._asks_role = asyncio.get_running_loop().time() >= self._role_due
         waits = self._replica_acks > 0 and bool(self._in_flight)
-        packed = [_TIME, *(request.packed for request in self._in_flight)]
-        await connection.send_packed_command(
-            [*([_ROLE] if asks_role else []), *packed, *([self._wait] if waits else [])], check_health=False
-        )
-        if asks_role:
-            self._check_role(await _reply(connection))
-        now_ms = _milliseconds(await _reply(connection))
-        for request in self._in_flight:
-            values = [await _reply(connection) for _ in range(request.count)]
-            self._received.append(Replies(now_ms, values, self, repeated=request.sent > 1))
-        too_few = self._too_few_replicas(await _reply(connection)) if waits else None
-        for request, replies in zip(self._in_flight, self._received, strict=True):
+        packed = [_ROLE, _TIME] if self._asks_role else [_TIME]
+        packed += [request.packed for request in self._in_flight]
+        count = 1 + self._asks_role + sum(request.count for request in self._in_flight) + waits
+        if waits:
+            packed.append(self._wait)
+        await wire.exchange(b"".join(packed), count, self._received, self._timeout_seconds)
+        too_few = self._too_few_replicas(self._received.pop()) if waits else None
+        for request, replies in zip(self._in_flight, self._complete(), strict=True):
             if too_few is None:
                 request.resolve(replies)
             else:
                 request.fail(NotDurable(too_few.detail))
         self._in_flight, self._received = [], []
+
+    def _complete(self) -> list[Replies]:
+        """Returns the replies to the first requests in flight: to as many as have all of theirs."""
+        received, complete = self._received, []
+        at = 1 + self._asks_role
+        if len(received) >= at:
+            if self._asks_role:
+                self._check_role(received[0])
+            now_ms = _milliseconds(received[at - 1])
+            for request in self._in_flight:
+                if at + request.count > len(received):
+                    break
+                values = received[at : at + request.count]
+                complete.append(Replies(now_ms, values, self, repeated=request.sent > 1))
+                at += request.count
+        return complete
 
     def _check_role(self, reply: Any) -> None:
         """Notices that a primary has become a replica, which may lag behind and replies as if nothing had happened."""
@@ -326,8 +374,9 @@ class Multiplexer:
     def _repeat_in_flight(self) -> None:
         """Has what was in flight on a closed connection sent first on the next one, but for what is answered."""
         if not self._replica_acks:
-            for request, replies in zip(self._in_flight, self._received, strict=False):
-                request.resolve(replies)
+            with contextlib.suppress(StoreUnavailable):
+                for request, replies in zip(self._in_flight, self._complete(), strict=False):
+                    request.resolve(replies)
         repeated = [request for request in self._in_flight if request.sent <= REPEATS and not request.replies.done()]
         self._waiting.extendleft(reversed(repeated))
         self._waiting_commands += sum(request.count for request in repeated)
@@ -337,12 +386,6 @@ class Multiplexer:
         for request in self._in_flight:
             request.fail(_again(failure))
         self._in_flight, self._received = [], []
-
-
-def _is_closed(connection: AbstractConnection) -> bool:
-    """Whether the other side has closed a connection, as far as can be told without using it."""
-    reader = getattr(connection, "_reader", None)  # redis-py has no public way to ask
-    return isinstance(reader, asyncio.StreamReader) and (reader.at_eof() or reader.exception() is not None)
 
 
 def _again(error: StoreUnavailable) -> StoreUnavailable:
@@ -383,10 +426,3 @@ def _milliseconds(reply: Any) -> int:
         case [bytes() as seconds, bytes() as microseconds] if seconds.isdigit() and microseconds.isdigit():
             return int(seconds) * 1000 + int(microseconds) // 1000
     raise StoreUnavailable("malformed TIME reply", StoreProblem.MALFORMED_REPLY)
-
-
-async def _reply(connection: AbstractConnection) -> Any:
-    try:
-        return await connection.read_response(disable_decoding=True)
-    except ResponseError as error:
-        return error

@@ -72,6 +72,10 @@ class Replies:
         ends = [*accumulate(counts)]
         return [replace(self, values=self.values[end - count : end]) for count, end in zip(counts, ends, strict=True)]
 
+    def pair(self, at: int) -> "Replies":
+        """Returns the two replies about the key at a position, if there are two about each."""
+        return replace(self, values=self.values[2 * at : 2 * at + 2])
+
     def get(self, at: int, *types: type) -> Any:
         """Returns a reply, which has to be of a type that its command's replies have. Raises StoreUnavailable."""
         value = self.values[at]

@@ -113,6 +113,12 @@ class SessionStore(Protocol):
         Raises StoreUnavailable, and closes the connection, if a record names another session than was asked for.
         """
 
+    def together(self, session_ids: Sequence[str]) -> Sequence[Sequence[int]]:
+        """Returns which sessions to read together, by their positions: what is read together fails together.
+
+        Raises StoreUnavailable if it is not known where one is.
+        """
+
     async def touch(self, touched: Sequence[StoredSession], call: Call) -> Sequence[bool]:
         """Moves each session's expiry to the later one it has here, if its record still is the same.
 

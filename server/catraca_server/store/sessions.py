@@ -1,13 +1,15 @@
 """The sessions in Redis, over a link: commands and scripts, and what their replies mean."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from redis.exceptions import ResponseError
 
 from catraca_server.domain.call import Call
 from catraca_server.domain.session import Session, StoredSession
-from catraca_server.redis.link import Link, Request
+from catraca_server.redis.link import KeyReads, Link, Request
 from catraca_server.redis.replies import Replies
 from catraca_server.store import (
     Creation,
@@ -21,6 +23,7 @@ from catraca_server.store import (
 )
 from catraca_server.store.attempts import ATTEMPT_LIFETIME_MS, WRITE_WINDOW_MS, is_tombstone
 from catraca_server.store.keys import Keys
+from catraca_server.store.memo import Memo
 from catraca_server.store.records import UnreadableRecord, decode, encode
 
 logger = logging.getLogger(__name__)
@@ -31,6 +34,9 @@ _END = scripts.load("end", with_attempts=True)
 _ENSURE_REPLICATED = scripts.load("ensure_replicated")
 _REPLACE = scripts.load("replace")
 _TOUCH = scripts.load("touch")
+
+_known_result: Callable[[tuple[int, StoredSession, bool]], ReadResult] = partial(tuple.__new__, ReadResult)
+"""Makes one in a third of the time."""
 
 _CHANGED, _WRITTEN, _FOUND = 0, 1, 2
 """What `replace.lua` returns."""
@@ -47,6 +53,8 @@ class RedisSessionStore:
         self._link = link
         self._keys = keys
         self._has_pexpiretime = has_pexpiretime
+        self._reads = KeyReads("GET", "PEXPIRETIME" if has_pexpiretime else "PTTL")
+        self._memo = Memo()
 
     async def create(self, session: Session, entry: IndexEntry, call: Call) -> tuple[Creation, StoredSession]:
         """Writes a session under an id that is free."""
@@ -69,11 +77,24 @@ class RedisSessionStore:
 
     async def read(self, session_ids: Sequence[str], call: Call) -> Sequence[ReadResult]:
         """Reads sessions, with the expiry they have."""
-        expiry_command = "PEXPIRETIME" if self._has_pexpiretime else "PTTL"
         keys = [self._keys.session(session_id) for session_id in session_ids]
-        requests: list[Request] = [(key, (("GET", key), (expiry_command, key))) for key in keys]
-        results = await self._link.execute(requests, call.deadline)
-        return [self._read_result(*each) for each in zip(session_ids, results, strict=True)]
+        results: list[Any] = [None] * len(session_ids)
+        known = self._memo.known
+        for positions, replies in await self._link.read(keys, self._reads, call.deadline):
+            now_ms, values = replies.now_ms, replies.values
+            for at, (position, record, expiry) in enumerate(zip(positions, values[::2], values[1::2], strict=True)):
+                session_id = session_ids[position]
+                stored = known(session_id, record, expiry)
+                results[position] = (
+                    self._read_result(session_id, replies.pair(at))
+                    if stored is None
+                    else _known_result((now_ms, stored, False))
+                )
+        return results
+
+    def together(self, session_ids: Sequence[str]) -> Sequence[Sequence[int]]:
+        """Returns which sessions to read together."""
+        return self._link.together([self._keys.session(session_id) for session_id in session_ids])
 
     async def touch(self, touched: Sequence[StoredSession], call: Call) -> Sequence[bool]:
         """Moves expiries to a later time, of sessions whose record still is the same."""
@@ -159,7 +180,7 @@ class RedisSessionStore:
         if record is None or (type(record) is bytes and is_tombstone(record)):
             return ReadResult(now_ms, None, absent=True)
         try:
-            session = decode(_record(replies))
+            session = self._memo.session(session_id, record) or decode(_record(replies))
         except UnreadableRecord as fault:
             logger.error("unreadable record: session %s: %s", session_id, fault)  # noqa: TRY400  it has no more to say
             return ReadResult(now_ms, None, absent=False)
@@ -174,7 +195,9 @@ class RedisSessionStore:
             expiry_ms += now_ms
         # Whoever moved the expiry of a key by hand has not moved the session's end.
         expiry_ms = min(expiry_ms, session.absolute_expire_time_ms)
-        return ReadResult(now_ms, StoredSession(session, expiry_ms, record), absent=False)
+        stored = StoredSession(session, expiry_ms, record)
+        self._memo.keep(stored)
+        return ReadResult(now_ms, stored, absent=False)
 
 
 def _unknown() -> StoreUnavailable:

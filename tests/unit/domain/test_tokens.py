@@ -174,6 +174,8 @@ def test_only_an_id_is_an_id(text: str) -> None:
 
 def test_credentials_compare_the_whole_digest() -> None:
     """A digest that is a part of the stored one, or longer, does not open it."""
-    credential = Credential("id", "abcdef")
-    assert credential.opens("abcdef")
-    assert not any(credential.opens(other) for other in ("abcde", "abcdefg", "ABCDEF", ""))
+    credential = Credential("id", bytes(range(32)))
+    digest = credential.digest
+    assert credential.opens(digest)
+    others = (digest[:-1], digest + "A", digest + "=", digest.swapcase(), "", "?" + digest, digest[:-1] + "9", "a" * 43)
+    assert not any(credential.opens(other) for other in others)

@@ -1,0 +1,140 @@
+"""ValidateSession calls that are there at the same time, answered together.
+
+An engine hands over all that have arrived. They are parsed, asked of the store in one request, decided and answered
+without a task, a timer or a future of their own. Each keeps its own deadline, its own faults and its own answer:
+whatever is wrong with one, the others do not notice.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+from google.protobuf.message import DecodeError
+
+from catraca.v1 import session_service_pb2 as pb
+from catraca_server.api.engine import Status
+from catraca_server.api.messages import validation_response
+from catraca_server.api.session_service import validation_violations
+from catraca_server.api.statuses import status_of
+from catraca_server.domain.call import Call
+from catraca_server.domain.errors import InvalidRequest
+from catraca_server.domain.validation import Validation, ValidationRequest
+from catraca_server.operations.validating import Validating
+from catraca_server.store import StoreProblem, StoreUnavailable
+
+_parse = pb.ValidateSessionRequest.FromString
+
+
+class IncomingCall(Protocol):
+    """A ValidateSession call, as the engine hands it over. It is answered once, even if its caller has left."""
+
+    @property
+    def request(self) -> bytes:
+        """The request as it came."""
+
+    @property
+    def deadline(self) -> float:
+        """When the caller stops waiting: a time of the event loop's clock; infinity if it never does."""
+
+    def reply(self, message: bytes) -> None:
+        """Sends the response."""
+
+    def fail(self, status: Status) -> None:
+        """Sends an error status."""
+
+
+class ValidationBatches:
+    """Answers ValidateSession calls. `store_timeout_seconds` is what the store has for each of them."""
+
+    def __init__(self, validating: Validating, *, store_timeout_seconds: float) -> None:
+        self._validating = validating
+        self._store_timeout_seconds = store_timeout_seconds
+        self._running: set[asyncio.Task[None]] = set()
+
+    def start(self, calls: Sequence[IncomingCall]) -> None:
+        """Sees to it that each call is answered. Has to be called on the event loop."""
+        task = asyncio.get_running_loop().create_task(self.answer(calls))
+        # The loop itself keeps only a weak reference.
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def answer(self, calls: Sequence[IncomingCall]) -> None:
+        """Answers each call."""
+        now = asyncio.get_running_loop().time()
+        batch = _Batch(now + self._store_timeout_seconds)
+        requests = batch.requests
+        for call in calls:
+            if call.deadline <= now:
+                # Nobody waits for it.
+                continue
+            try:
+                request = _parse(call.request)
+            except DecodeError:
+                call.fail(status_of(InvalidRequest()))
+                continue
+            token, user_id = request.token, request.user_id
+            if (not token or user_id) and (violations := validation_violations(token, user_id)):
+                call.fail(status_of(InvalidRequest(*violations)))
+            else:
+                requests.append(ValidationRequest(token, user_id, request.skip_touch))
+                batch.calls.append(call)
+        try:
+            await self._validating.validate_each(requests, batch.latest_call(), batch)
+        except Exception as error:  # noqa: BLE001  a defect: who has no answer yet hears of it
+            batch.fail_rest(error)
+
+
+class _Batch:
+    """Calls that wait for validations."""
+
+    def __init__(self, latest_deadline: float) -> None:
+        self.requests: list[ValidationRequest] = []
+        self.calls: list[IncomingCall | None] = []
+        """By the position of their requests. None: it has its answer."""
+        self._latest_deadline = latest_deadline
+        self._time = asyncio.get_running_loop().time
+        self._statuses: dict[int, Status] = {}
+
+    def latest_call(self) -> Call:
+        """Returns the call with the latest deadline."""
+        deadlines = [call.deadline for call in self.calls if call is not None]
+        return Call(min(self._latest_deadline, max(deadlines, default=self._latest_deadline)))
+
+    def call(self, at: int) -> Call:
+        """Returns the call that a request came with."""
+        call = self.calls[at]
+        assert call is not None, "it has no answer yet"
+        return Call(min(self._latest_deadline, call.deadline))
+
+    def answer(self, at: int, validation: Validation) -> None:
+        """Sends the response, if somebody still waits for it."""
+        call = self.calls[at]
+        if call is None:
+            return
+        try:
+            response = validation_response(validation)
+        except Exception as error:  # noqa: BLE001  it is about this session, and no other call may suffer from it
+            self.fail(at, error)
+            return
+        self.calls[at] = None
+        if call.deadline <= self._time():
+            call.fail(status_of(StoreUnavailable("the deadline has passed", StoreProblem.NOT_IN_TIME)))
+        else:
+            call.reply(response)
+
+    def fail(self, at: int, error: Exception) -> None:
+        """Sends an error status."""
+        call, self.calls[at] = self.calls[at], None
+        if call is not None:
+            call.fail(self._status(error))
+
+    def fail_rest(self, error: Exception) -> None:
+        """Sends an error status to all that have no answer."""
+        for at in range(len(self.calls)):
+            self.fail(at, error)
+
+    def _status(self, error: Exception) -> Status:
+        """Returns the status of an error: it mostly is the same for many calls, and told once on the log."""
+        if id(error) not in self._statuses:
+            self._statuses[id(error)] = status_of(error)
+        return self._statuses[id(error)]

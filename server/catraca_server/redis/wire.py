@@ -1,0 +1,142 @@
+"""A connection as the multiplexer uses it: a batch of commands goes out, and as many replies come in.
+
+redis-py connects, authenticates and examines the server. From then on its way of reading costs more than all the rest,
+because it awaits every single reply. So the transport is taken over from it: whatever arrives is parsed at once by
+hiredis, and one future tells that the batch is complete. What arrives that nobody asked for is a doubt about the
+connection, as everything is that RESP2 does not have.
+"""
+
+import asyncio
+from typing import Any, Protocol
+
+from hiredis import Reader
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError, InvalidResponse, ResponseError
+
+_INCOMPLETE = object()
+_RESP2_TYPES = frozenset({bytes, int, list, type(None)})
+"""Of replies that are not errors."""
+
+_PIECE_BYTES = 1024
+"""fakeredis takes a time that grows with the square of what it is given at once."""
+
+
+class Wire(Protocol):
+    """A connection that is fit for use."""
+
+    def check(self) -> None:
+        """Raises OSError if the other side has closed it, RedisError if it sent what nobody asked for."""
+
+    async def exchange(self, packed: bytes, count: int, received: list[Any], timeout_seconds: float) -> None:
+        """Sends commands, and appends their replies to `received`; an error reply is an exception in its place.
+
+        Raises OSError, among them TimeoutError, or RedisError. What was received by then is in `received`.
+        """
+
+
+def take_over(connection: AbstractConnection) -> Wire:
+    """Returns the wire of a connection that redis-py has made, and does not read from any more.
+
+    Raises InvalidResponse if there is something left to read.
+    """
+    # redis-py has no public way to what is underneath. fakeredis' connections have no transport.
+    stream: Any = getattr(connection, "_reader", None)
+    parser: Any = getattr(connection, "_parser", None)
+    writer: Any = getattr(connection, "_writer", None)
+    if not isinstance(stream, asyncio.StreamReader):
+        return _DriverWire(connection)
+    wire = _TransportWire(writer.transport, Reader(InvalidResponse, parser.parse_error, notEnoughData=_INCOMPLETE))
+    if stream._buffer or parser._reader.has_data():  # type: ignore[attr-defined]  # noqa: SLF001  as above
+        raise InvalidResponse("a reply that nobody asked for")
+    if stream.at_eof():
+        wire.eof_received()
+    return wire
+
+
+class _TransportWire(asyncio.Protocol):
+    def __init__(self, transport: asyncio.Transport, reader: Reader) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._reader = reader
+        self._expected = 0
+        self._received: list[Any] = []
+        self._complete: asyncio.Future[None] | None = None
+        self._fault: Exception | None = None
+        self._transport = transport
+        transport.set_protocol(self)
+
+    def check(self) -> None:
+        if self._fault is not None:
+            raise self._fault
+
+    async def exchange(self, packed: bytes, count: int, received: list[Any], timeout_seconds: float) -> None:
+        self.check()
+        self._expected, self._received = count, received
+        self._complete = complete = self._loop.create_future()
+        timer = self._loop.call_later(timeout_seconds, self._fail, TimeoutError())
+        self._transport.write(packed)
+        try:
+            await complete
+        finally:
+            timer.cancel()
+            self._expected, self._received, self._complete = 0, [], None
+        if not _RESP2_TYPES.issuperset(map(type, received)):
+            _examine(received)
+
+    def data_received(self, data: bytes) -> None:
+        reader, received = self._reader, self._received
+        gets, append = reader.gets, received.append
+        try:
+            reader.feed(data)
+            while (reply := gets()) is not _INCOMPLETE:
+                append(reply)
+        except InvalidResponse as error:
+            self._fail(error)
+            return
+        if len(received) < self._expected:
+            return
+        if len(received) > self._expected or reader.has_data():
+            self._fail(InvalidResponse("a reply that nobody asked for"))
+        elif self._complete is not None and not self._complete.done():
+            self._complete.set_result(None)
+
+    def eof_received(self) -> None:
+        self._fail(ConnectionResetError("closed by the other side"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(exc if isinstance(exc, OSError) else ConnectionResetError("closed by the other side"))
+
+    def _fail(self, fault: Exception) -> None:
+        """The first fault is the one that counts: the connection is not used after it."""
+        if self._fault is None:
+            self._fault = fault
+        if self._complete is not None and not self._complete.done():
+            self._complete.set_exception(self._fault)
+
+
+class _DriverWire:
+    """Over a connection without a transport, which has to be read from as its driver does."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._connection = connection
+
+    def check(self) -> None:
+        """Such a connection is within this process, and stays open."""
+
+    async def exchange(self, packed: bytes, count: int, received: list[Any], timeout_seconds: float) -> None:
+        async with asyncio.timeout(timeout_seconds):
+            pieces = [packed[at : at + _PIECE_BYTES] for at in range(0, len(packed), _PIECE_BYTES)]
+            await self._connection.send_packed_command(pieces, check_health=False)
+            for _ in range(count):
+                try:
+                    received.append(await self._connection.read_response(disable_decoding=True))
+                except ResponseError as error:
+                    received.append(error)
+
+
+def _examine(received: list[Any]) -> None:
+    """Raises the reply that says that this connection cannot be used, or that RESP2 does not have."""
+    for reply in received:
+        if isinstance(reply, RedisConnectionError):
+            raise reply
+        if type(reply) not in _RESP2_TYPES and not isinstance(reply, ResponseError):
+            raise InvalidResponse("a reply of a type that RESP2 does not have")
