@@ -217,9 +217,11 @@ async def test_a_caller_that_leaves_cancels_the_handler(caplog: pytest.LogCaptur
 async def test_a_handler_that_goes_on_after_its_caller_has_left() -> None:
     """It is cancelled again by the next thing it wants of the stream."""
     outcomes: list[str] = []
+    begun = asyncio.Event()
 
     async def stubborn(stream: Stream) -> None:
         await stream.send(b"here")
+        begun.set()
         for attempt in (asyncio.Event().wait, lambda: stream.send(b"x"), stream.receive):
             try:
                 await attempt()
@@ -232,7 +234,7 @@ async def test_a_handler_that_goes_on_after_its_caller_has_left() -> None:
 
     async with serving({"Stubborn": StreamMethod(stubborn)}) as served:
         call = served.server_stream("Stubborn")
-        await call.read()
+        await begun.wait()
         call.cancel()
         await eventually_async(has_ended, "the handler has ended")
     assert outcomes == ["cancelled"] * 3
