@@ -177,7 +177,8 @@ async def test_the_core_ends_a_call_past_its_deadline() -> None:
     methods = {"Stay": UnaryMethod(desk.stay), "Ask": pile.method}
     async with serving(methods) as served:
         with closing(await asyncio.to_thread(RawConnection, served.port)) as raw:
-            streams = [raw.begin(name, b"request", timeout="50m") for name in methods]
+            streams = [raw.begin(name, b"request", timeout="1S") for name in methods]
+            await desk.has_inside(1)
             for stream in streams:
                 await asyncio.to_thread(raw.wait_for_end, stream)
         await desk.has_cancelled(1)

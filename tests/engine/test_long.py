@@ -23,7 +23,7 @@ AT_A_TIME = 60
 
 
 class Callers(RawConnection):
-    """A connection that is never without calls: of each three, one is answered, one times out, and one is reset."""
+    """A connection that is never without calls: of each six, one is past its deadline and one is reset."""
 
     def __init__(self, port: int) -> None:
         self.answered = 0
@@ -41,7 +41,7 @@ class Callers(RawConnection):
         for number in range(calls):
             kind = kinds[number % len(kinds)]
             stream = self.begin(kind, b"request", timeout="5m" if kind == "Never" else "60S")
-            if number % 6 == 5 or number % 12 == 2:
+            if number % 6 == number // 6 % 5:
                 self.reset(stream)
             while len(self.calls) >= AT_A_TIME:
                 self.turn()

@@ -217,9 +217,11 @@ async def test_a_caller_that_leaves_cancels_the_handler(caplog: pytest.LogCaptur
 async def test_a_handler_that_goes_on_after_its_caller_has_left() -> None:
     """It is cancelled again by the next thing it wants of the stream."""
     outcomes: list[str] = []
+    begun = asyncio.Event()
 
     async def stubborn(stream: Stream) -> None:
         await stream.send(b"here")
+        begun.set()
         for attempt in (asyncio.Event().wait, lambda: stream.send(b"x"), stream.receive):
             try:
                 await attempt()
@@ -232,7 +234,7 @@ async def test_a_handler_that_goes_on_after_its_caller_has_left() -> None:
 
     async with serving({"Stubborn": StreamMethod(stubborn)}) as served:
         call = served.server_stream("Stubborn")
-        await call.read()
+        await begun.wait()
         call.cancel()
         await eventually_async(has_ended, "the handler has ended")
     assert outcomes == ["cancelled"] * 3
@@ -284,8 +286,49 @@ async def test_nothing_can_be_sent_after_the_end() -> None:
 
     async with serving({"Leave": StreamMethod(leave)}) as served:
         assert (await end_of(served.server_stream("Leave"))).code is grpc.StatusCode.OK
-        await served.has_taken(0)
         with pytest.raises(RuntimeError, match="ended"):
             await left[0].send(b"late")
         with pytest.raises(RuntimeError, match="ended"):
             await left[0].receive()
+
+
+async def test_metadata_that_cannot_be_sent_hold_nothing_up() -> None:
+    """A handler that thinks better of them goes on."""
+
+    async def careless(stream: Stream) -> None:
+        stream.initial_metadata = (("Upper", "x"),)
+        with pytest.raises(ValueError, match="key"):
+            await stream.send(b"first")
+        stream.initial_metadata = (("lower", "x"),)
+        await stream.send(b"second")
+
+    async with serving({"Careless": StreamMethod(careless)}) as served:
+        call = served.server_stream("Careless")
+        assert [message async for message in call] == [b"second"]
+        assert as_dict(await call.initial_metadata()) == {"lower": "x"}
+
+
+async def test_a_task_beside_the_handler_ends_with_the_call() -> None:
+    """What waits to receive or to send in a task of its own is cancelled when the caller leaves."""
+    beside: list[asyncio.Task[None]] = []
+
+    async def receive(stream: Stream) -> None:
+        await stream.receive()
+
+    async def pour(stream: Stream) -> None:
+        while True:
+            await stream.send(bytes(1 << 16))
+
+    async def handle(stream: Stream) -> None:
+        beside.append(asyncio.create_task(receive(stream)))
+        beside.append(asyncio.create_task(pour(stream)))
+        await asyncio.Event().wait()
+
+    async def are_cancelled() -> bool:
+        return len(beside) == 2 and all(task.cancelled() for task in beside)
+
+    async with serving({"Handle": StreamMethod(handle)}) as served:
+        call = served.both_streams("Handle")
+        await call.read()
+        call.cancel()
+        await eventually_async(are_cancelled, "both tasks are cancelled")

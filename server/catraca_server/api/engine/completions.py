@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from catraca_server.api.engine import core
@@ -91,7 +92,8 @@ class Completions:
 
     def _wait(self) -> None:
         if self._wait_until_shut_down():
-            self._loop.call_soon_threadsafe(self._ended.set_result, None)
+            with suppress(RuntimeError):  # the loop has been closed in the middle of a stop
+                self._loop.call_soon_threadsafe(self._ended.set_result, None)
         else:
             logger.warning("the event loop has ended before its server was stopped")
             self._first = None
@@ -125,26 +127,33 @@ class Completions:
             return  # closed meanwhile
         self.now_seconds = self._loop.time()
         self.deadline_offset_seconds = self.now_seconds - time.time()
-        poll, told = self.queue.poll, 0
+        told = 0
         try:
-            if event is None:
-                event = poll(0)
-            while (tag := event.tag) is not None:
-                told += 1
-                tag(event)
-                if told >= _EVENTS_A_TURN:
-                    break
-                event = poll(0)
+            told = self._tell(event)
+            self._after_turn()
         except Exception:
-            logger.exception("defect in the engine: an event was not handled")
-        event = tag = None
-        self.due -= told
-        self._after_turn()
+            # Without the next turn the server would be dead.
+            logger.exception("defect in the engine")
+            told = 1
         if told:
             # Looked at once more before the thread takes over: often there is more by then, of what has been answered.
             self._loop.call_soon(self._turn)
         elif self._loop_polls:
             self._let_thread_poll()
+
+    def _tell(self, event: Any) -> int:
+        """Tells this event, if any, and all others there are; returns how many."""
+        poll, told = self.queue.poll, 0
+        if event is None:
+            event = poll(0)
+        while (tag := event.tag) is not None:
+            self.due -= 1
+            told += 1
+            tag(event)
+            if told >= _EVENTS_A_TURN:
+                break
+            event = poll(0)
+        return told
 
     def _let_thread_poll(self) -> None:
         self._loop_polls = False

@@ -40,8 +40,7 @@ class Stream(Call):
 
     async def receive(self) -> bytes | None:
         """Returns the next message, decompressed; None if there are no more."""
-        if self._core is None:
-            await self._be_cancelled()
+        self._check_open()
         # A receive that was given up, by a timeout around it, goes on: the message it brings is not lost.
         if self._received is None:
             self._received = asyncio.get_running_loop().create_future()
@@ -74,10 +73,10 @@ class Stream(Call):
         while self._sent is not None:
             # One that was given up goes on, too.
             await asyncio.shield(self._sent)
-        if self._core is None:
-            await self._be_cancelled()
+        self._check_open()
+        operations = (*self._initial_metadata_operations(), *operations)
         self._sent = asyncio.get_running_loop().create_future()
-        self._completions.begin(self._core, (*self._initial_metadata_operations(), *operations), self._on_sent)
+        self._completions.begin(self._core, operations, self._on_sent)
         await asyncio.shield(self._sent)
 
     def _initial_metadata_operations(self) -> tuple[Any, ...]:
@@ -87,13 +86,12 @@ class Stream(Call):
         self._initial_metadata_sent = True
         return (core.SendInitialMetadataOperation(initial, core.NO_FLAGS),)
 
-    async def _be_cancelled(self) -> None:
-        """Cancels a handler that goes on after its call has ended."""
+    def _check_open(self) -> None:
+        """Cancels who goes on after the call has ended without an answer, also a task beside the handler."""
+        if self.cancelled:
+            raise asyncio.CancelledError
         if self.answered:
             raise RuntimeError("the stream has ended")
-        if self.task is not None:
-            self.task.cancel()
-        await asyncio.get_running_loop().create_future()
 
     def _on_received(self, event: Any) -> None:
         # There is no message also if the caller has left. That is told in the same turn, so what this means is seen in
