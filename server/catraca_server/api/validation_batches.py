@@ -22,6 +22,7 @@ from catraca_server.operations.validating import Validating
 from catraca_server.store import StoreProblem, StoreUnavailable
 
 _parse = pb.ValidateSessionRequest.FromString
+_LATE = failure(StoreUnavailable("the deadline has passed", StoreProblem.NOT_IN_TIME))
 
 
 class IncomingCall(Protocol):
@@ -67,8 +68,10 @@ class ValidationBatches:
         batch = _Batch(now + self._store_timeout_seconds)
         requests = batch.requests
         for call in calls:
-            if call.cancelled or call.deadline <= now:
-                # Nobody waits for it.
+            if call.cancelled:
+                continue
+            if call.deadline <= now:
+                call.fail(_LATE)
                 continue
             try:
                 request = _parse(call.body)
@@ -123,7 +126,7 @@ class _Batch:
         if call.cancelled:
             return
         if call.deadline <= self._time():
-            call.fail(failure(StoreUnavailable("the deadline has passed", StoreProblem.NOT_IN_TIME)))
+            call.fail(_LATE)
         else:
             call.reply(response)
 
