@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
+import grpc
 from google.protobuf.message import DecodeError
 
 from catraca.v1 import session_service_pb2 as pb
@@ -22,14 +23,18 @@ from catraca_server.operations.validating import Validating
 from catraca_server.store import StoreProblem, StoreUnavailable
 
 _parse = pb.ValidateSessionRequest.FromString
+_GONE = Failure(grpc.StatusCode.CANCELLED, "the caller has left", ())
 _LATE = failure(StoreUnavailable("the deadline has passed", StoreProblem.NOT_IN_TIME))
 
 
 class IncomingCall(Protocol):
-    """A ValidateSession call, as an engine hands it over. It is answered or fails once, unless it is cancelled."""
+    """A ValidateSession call, as an engine hands it over.
+
+    It is answered exactly once, also if nobody waits for it any more: what is sent then goes nowhere.
+    """
 
     @property
-    def body(self) -> bytes:
+    def request(self) -> bytes:
         """The request as it came."""
 
     @property
@@ -68,13 +73,11 @@ class ValidationBatches:
         batch = _Batch(now + self._store_timeout_seconds)
         requests = batch.requests
         for call in calls:
-            if call.cancelled:
-                continue
-            if call.deadline <= now:
-                call.fail(_LATE)
+            if call.cancelled or call.deadline <= now:
+                call.fail(_GONE if call.cancelled else _LATE)
                 continue
             try:
-                request = _parse(call.body)
+                request = _parse(call.request)
             except DecodeError:
                 call.fail(failure(InvalidRequest()))
                 continue
@@ -113,7 +116,7 @@ class _Batch:
         return Call(min(self._latest_deadline, call.deadline))
 
     def answer(self, at: int, validation: Validation) -> None:
-        """Sends the response, if somebody still waits for it."""
+        """Sends the response, if it is not too late."""
         call = self.calls[at]
         if call is None:
             return
@@ -123,8 +126,6 @@ class _Batch:
             self.fail(at, error)
             return
         self.calls[at] = None
-        if call.cancelled:
-            return
         if call.deadline <= self._time():
             call.fail(_LATE)
         else:
@@ -133,7 +134,7 @@ class _Batch:
     def fail(self, at: int, error: Exception) -> None:
         """Sends an error status."""
         call, self.calls[at] = self.calls[at], None
-        if call is not None and not call.cancelled:
+        if call is not None:
             call.fail(self._failure(error))
 
     def fail_rest(self, error: Exception) -> None:
