@@ -227,6 +227,29 @@ async def test_the_whole_batch_gives_up_with_its_last_deadline(proxy: Proxy) -> 
         proxy.release()
 
 
+async def test_a_crowd_is_asked_for_in_several_requests(proxy: Proxy) -> None:
+    """However many calls arrive together, no request to the store is larger than that of the largest batch call."""
+    async with running_multiplexer(proxy.url) as running:
+        operations = over(running)
+        token = (await operations.users.create(NewSession("ana"), a_call())).token
+        batches = batches_over(operations)
+        proxy.hold()
+        calls = [validation(token) for _ in range(2_500)]
+        batches.start(calls)
+        await proxy.holding(b"GET")
+        assert (
+            running.multiplexer._waiting_commands + sum(each.count for each in running.multiplexer._in_flight) == 5_000
+        )
+        assert max(each.count for each in running.multiplexer._in_flight) == 2_000
+        proxy.release()
+
+        async def are_answered() -> bool:
+            return all(call.answers for call in calls)
+
+        await eventually_async(are_answered, "all are answered")
+        assert all(call.response.valid for call in calls)
+
+
 class TwoServers:
     """A store whose sessions are on two servers, of which the second is disconnected, or a defect."""
 

@@ -18,6 +18,7 @@ from catraca_server.api.session_service import validation_violations
 from catraca_server.api.statuses import Failure, failure
 from catraca_server.domain.call import Call
 from catraca_server.domain.errors import InvalidRequest
+from catraca_server.domain.limits import BATCH_MAX_REQUESTS
 from catraca_server.domain.validation import Validation, ValidationRequest
 from catraca_server.operations.validating import Validating
 from catraca_server.store import StoreProblem, StoreUnavailable
@@ -62,10 +63,11 @@ class ValidationBatches:
 
     def start(self, calls: Sequence[IncomingCall]) -> None:
         """Sees to it that each call is answered. Has to be called on the event loop."""
-        task = asyncio.get_running_loop().create_task(self.answer(calls))
-        # The loop itself keeps only a weak reference.
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        for at in range(0, len(calls), BATCH_MAX_REQUESTS):
+            task = asyncio.create_task(self.answer(calls[at : at + BATCH_MAX_REQUESTS]), name="validations")
+            # The loop itself keeps only a weak reference.
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
 
     async def answer(self, calls: Sequence[IncomingCall]) -> None:
         """Answers each call."""
