@@ -14,7 +14,7 @@ import redis
 from redis.exceptions import AskError
 from tests.support.asking import Asking, Service, service_on
 from tests.support.cluster import Cluster, slot_of
-from tests.support.fake_redis import HANG_UP, FakeRedis, bulk
+from tests.support.fake_redis import HANG_UP, OK, FakeRedis, bulk, integer
 from tests.support.multiplexers import in_seconds
 from tests.support.nodes import NODE_TIMEOUT, DataNode
 from tests.support.valkey import Valkey
@@ -25,6 +25,7 @@ from catraca_server.redis import cluster as cluster_link
 from catraca_server.redis.cluster import REDIRECTIONS, Cluster as Link
 from catraca_server.redis.dialer import RedisConnector
 from catraca_server.redis.errors import StoreRefused, StoreUnavailable
+from catraca_server.redis.link import KeyReads
 from catraca_server.redis.multiplexer import Connector
 from catraca_server.redis.slots import Claim, View
 from catraca_server.redis.url import Address, StoreUrl
@@ -413,6 +414,54 @@ async def test_a_repeated_request_that_is_redirected(tmp_path: Path) -> None:
     async with fakes.link("one") as link:
         (replies,) = await link.link.execute([(KEY, [("GET", KEY)])], in_seconds(PATIENCE))
         assert (replies.values, replies.repeated) == ([b"two"], True)
+
+
+READS = KeyReads("GET", "PEXPIRETIME")
+
+
+async def read(link: FakeLink, *keys: str) -> dict[str, list[object]]:
+    """Reads keys together. Returns what was read of each."""
+    parts = await link.link.read(keys, READS, in_seconds(PATIENCE))
+    found = {
+        keys[at]: [*replies.values[2 * n : 2 * n + 2]] for positions, replies in parts for n, at in enumerate(positions)
+    }
+    assert sum(len(positions) for positions, _ in parts) == len(keys)
+    return found
+
+
+@pytest.mark.parametrize("word", [b"MOVED", b"ASK"])
+async def test_reading_many_follows_each_key(word: bytes, tmp_path: Path) -> None:
+    """Of keys that are read together, those whose slot has moved, or is moving, are read where they are now."""
+    fakes = FakeCluster(tmp_path, "one", "two")
+
+    def reply(name: str, command: list[bytes]) -> bytes | None:
+        if command[0] not in (b"GET", b"PEXPIRETIME"):
+            return OK if command[0] == b"ASKING" else None
+        if (name, command[1]) == ("one", KEY.encode()):
+            return b"-%s %d two:7000\r\n" % (word, slot_of(KEY))
+        return bulk(name.encode()) if command[0] == b"GET" else integer(len(name))
+
+    fakes.reply = reply
+    fakes.give(("one", ALL))
+    async with fakes.link("one") as link:
+        expected = {KEY: [b"two", 3], OTHER_KEY: [b"one", 3]}
+        for _ in range(2):
+            assert await read(link, OTHER_KEY, KEY) == expected
+            assert await read(link, KEY, OTHER_KEY) == expected
+
+
+async def test_each_node_is_asked_for_its_own_keys(tmp_path: Path) -> None:
+    """Keys on different nodes are read at once, each node for its own; and `together` says which those are."""
+    fakes = FakeCluster(tmp_path, "one", "two")
+    fakes.reply = lambda name, command: (
+        bulk(name.encode()) if command[0] == b"GET" else integer(1) if command[0] == b"PEXPIRETIME" else None
+    )
+    fakes.give(("one", FIRST_HALF), ("two", LAST_HALF))
+    async with fakes.link("one") as link:
+        assert await read(link, KEY, OTHER_KEY) == {KEY: [b"two", 1], OTHER_KEY: [b"one", 1]}
+        groups = link.link.together([KEY, OTHER_KEY, KEY, OTHER_KEY])
+        assert sorted(map(list, groups)) == [[0, 2], [1, 3]]
+        assert [fakes.requests_to(name) for name in ("one", "two")] == [[b"GET"], [b"GET"]]
 
 
 @pytest.mark.usefixtures("frequent_refreshes")

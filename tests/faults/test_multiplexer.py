@@ -140,6 +140,26 @@ async def test_a_deadline_is_kept(proxy: Proxy) -> None:
         assert running.changes == [True]
 
 
+async def test_each_deadline_is_kept(proxy: Proxy) -> None:
+    """In whatever order requests come, each one ends at its own deadline, sent or not; one timer serves them all."""
+    async with running_multiplexer(proxy.url) as running:
+        proxy.hold()
+        clock = asyncio.get_running_loop().time
+        begin, ended = clock(), dict[float, float]()
+
+        async def request(within: float) -> None:
+            with pytest.raises(StoreUnavailable, match="by the deadline"):
+                await running.execute(("ECHO", "word"), within=within)
+            ended[within] = clock() - begin
+
+        await asyncio.gather(*map(request, (0.3, 0.1, 0.4, 0.2, 0.1001, 0.1002)))
+        assert [*ended] == sorted(ended)
+        assert all(within <= after for within, after in ended.items())
+        assert ended[0.1] < 0.3, "it waited for the next deadline, or the last"
+        proxy.release()
+        assert (await running.execute(("ECHO", "after"))).values == [b"after"]
+
+
 async def test_what_nobody_waits_for_is_not_sent(tmp_path: Path) -> None:
     """A request whose caller has gone, or whose deadline has passed, before it was its turn never reaches the store."""
     async with (

@@ -71,9 +71,10 @@ def _told(stored: StoredSession) -> bytes:
 
 def _cache_ttl(milliseconds: int) -> bytes:
     seconds, rest = divmod(milliseconds, 1000)
+    # It is more than a touch interval only if somebody moved the expiry by hand.
+    in_seconds = _SECONDS[seconds] if seconds < len(_SECONDS) else Duration(seconds=seconds).SerializeToString()
     nanos = _NANOS[rest]
-    seconds_field = _SECONDS[seconds]
-    return b"%c%c%b%b" % (_CACHE_TTL_TAG, len(seconds_field) + len(nanos), seconds_field, nanos)
+    return b"%c%c%b%b" % (_CACHE_TTL_TAG, len(in_seconds) + len(nanos), in_seconds, nanos)
 
 
 def _write(milliseconds: int, message: Timestamp | Duration) -> None:
@@ -101,7 +102,6 @@ def _durations(durations: Iterable[Duration]) -> tuple[bytes, ...]:
 
 _CACHE_TTL_TAG = 4 << 3 | 2
 _SECONDS = _durations(Duration(seconds=seconds) for seconds in range(TOUCH_INTERVAL_MAX_MS // 1000 + 1))
-"""A cache ttl is at most a touch interval."""
 _NANOS = _durations(Duration(nanos=milliseconds * 1_000_000) for milliseconds in range(1000))
 _HEADS = tuple(_head(1, size) for size in range(1024))
 """Of responses in a batch, by their size."""

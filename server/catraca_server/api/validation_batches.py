@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
+import grpc
 from google.protobuf.message import DecodeError
 
 from catraca.v1 import session_service_pb2 as pb
@@ -18,15 +19,21 @@ from catraca_server.api.session_service import validation_violations
 from catraca_server.api.statuses import status_of
 from catraca_server.domain.call import Call
 from catraca_server.domain.errors import InvalidRequest
+from catraca_server.domain.limits import BATCH_MAX_REQUESTS
 from catraca_server.domain.validation import Validation, ValidationRequest
 from catraca_server.operations.validating import Validating
 from catraca_server.store import StoreProblem, StoreUnavailable
 
 _parse = pb.ValidateSessionRequest.FromString
+_GONE = Status(grpc.StatusCode.CANCELLED, "the caller has left", ())
+_LATE = status_of(StoreUnavailable("the deadline has passed", StoreProblem.NOT_IN_TIME))
 
 
 class IncomingCall(Protocol):
-    """A ValidateSession call, as the engine hands it over. It is answered once, even if its caller has left."""
+    """A ValidateSession call, as an engine hands it over.
+
+    It is answered exactly once, also if nobody waits for it any more: what is sent then goes nowhere.
+    """
 
     @property
     def request(self) -> bytes:
@@ -35,6 +42,10 @@ class IncomingCall(Protocol):
     @property
     def deadline(self) -> float:
         """When the caller stops waiting: a time of the event loop's clock; infinity if it never does."""
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits any more."""
 
     def reply(self, message: bytes) -> None:
         """Sends the response."""
@@ -53,10 +64,11 @@ class ValidationBatches:
 
     def start(self, calls: Sequence[IncomingCall]) -> None:
         """Sees to it that each call is answered. Has to be called on the event loop."""
-        task = asyncio.get_running_loop().create_task(self.answer(calls))
-        # The loop itself keeps only a weak reference.
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        for at in range(0, len(calls), BATCH_MAX_REQUESTS):
+            task = asyncio.create_task(self.answer(calls[at : at + BATCH_MAX_REQUESTS]), name="validations")
+            # The loop itself keeps only a weak reference.
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
 
     async def answer(self, calls: Sequence[IncomingCall]) -> None:
         """Answers each call."""
@@ -64,8 +76,8 @@ class ValidationBatches:
         batch = _Batch(now + self._store_timeout_seconds)
         requests = batch.requests
         for call in calls:
-            if call.deadline <= now:
-                # Nobody waits for it.
+            if call.cancelled or call.deadline <= now:
+                call.fail(_GONE if call.cancelled else _LATE)
                 continue
             try:
                 request = _parse(call.request)
@@ -107,7 +119,7 @@ class _Batch:
         return Call(min(self._latest_deadline, call.deadline))
 
     def answer(self, at: int, validation: Validation) -> None:
-        """Sends the response, if somebody still waits for it."""
+        """Sends the response, if it is not too late."""
         call = self.calls[at]
         if call is None:
             return
@@ -118,7 +130,7 @@ class _Batch:
             return
         self.calls[at] = None
         if call.deadline <= self._time():
-            call.fail(status_of(StoreUnavailable("the deadline has passed", StoreProblem.NOT_IN_TIME)))
+            call.fail(_LATE)
         else:
             call.reply(response)
 

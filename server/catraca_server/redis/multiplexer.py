@@ -27,17 +27,10 @@ from typing import Any
 
 from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
-    BusyLoadingError,
-    ConnectionError as RedisConnectionError,
-    NoPermissionError,
-    RedisError,
-    TimeoutError as RedisTimeoutError,
-)
+from redis.exceptions import NoPermissionError, RedisError
 
 from catraca_server.redis.errors import NotDurable, Overloaded, StoreProblem, StoreUnavailable
+from catraca_server.redis.failures import again, failure_of, failure_to_connect
 from catraca_server.redis.replies import Replies, described
 from catraca_server.redis.wire import Wire, take_over
 
@@ -182,7 +175,7 @@ class Multiplexer:
         loop = asyncio.get_running_loop()
         deadline = min(deadline, loop.time() + self._timeout_seconds)
         if self._disconnected is not None:
-            raise _again(self._disconnected)
+            raise again(self._disconnected)
         if deadline <= loop.time():
             raise StoreUnavailable("the deadline has passed", StoreProblem.NOT_IN_TIME)
         if self._waiting_commands + count > QUEUE_LIMIT:
@@ -240,7 +233,7 @@ class Multiplexer:
             try:
                 await self._serve(take_over(connection))
             except (RedisError, OSError, StoreUnavailable) as error:
-                failure = _failure_of(error)
+                failure = failure_of(error)
                 if failure.problem is StoreProblem.DISCONNECTED:
                     self._repeat_in_flight()
                 logger.warning("store connection closed: %s: %s", failure.problem.value, failure)
@@ -263,7 +256,7 @@ class Multiplexer:
                     connection = await self._connect()
             except Exception as error:  # noqa: BLE001  whatever it is, the owner has to live on
                 timer.cancel()
-                self._set_disconnected(_failure_to_connect(error))
+                self._set_disconnected(failure_to_connect(error))
                 await asyncio.sleep(RECONNECT_PAUSE_SECONDS)
             else:
                 self._set_connected()
@@ -368,7 +361,7 @@ class Multiplexer:
         """Fails what waits, and from now on everything at once."""
         self._disconnected = why
         while self._waiting:
-            self._waiting.popleft().fail(_again(why))
+            self._waiting.popleft().fail(again(why))
         self._waiting_commands = 0
 
     def _repeat_in_flight(self) -> None:
@@ -384,40 +377,8 @@ class Multiplexer:
 
     def _fail_in_flight(self, failure: StoreUnavailable) -> None:
         for request in self._in_flight:
-            request.fail(_again(failure))
+            request.fail(again(failure))
         self._in_flight, self._received = [], []
-
-
-def _again(error: StoreUnavailable) -> StoreUnavailable:
-    """Returns an error to raise for one caller of several: a raised exception collects the frames that it passes."""
-    return StoreUnavailable(error.detail, error.problem)
-
-
-def _failure_of(error: RedisError | OSError | StoreUnavailable) -> StoreUnavailable:
-    """Returns what ended a connection. A reply may be quoted in the exceptions of redis-py, hence only their types."""
-    match error:
-        case StoreUnavailable():
-            return _again(error)
-        case TimeoutError() | RedisTimeoutError():
-            return StoreUnavailable("no reply within the timeout", StoreProblem.NOT_IN_TIME)
-        case AuthenticationError() | AuthorizationError():
-            return StoreUnavailable("the store no longer accepts the user or password", StoreProblem.REFUSED)
-        case BusyLoadingError():
-            return StoreUnavailable("the store is loading its data", StoreProblem.LOADING)
-        case OSError() | RedisConnectionError():
-            return StoreUnavailable("the connection was closed before the reply", StoreProblem.DISCONNECTED)
-        case _:
-            return StoreUnavailable(f"malformed reply ({type(error).__name__})", StoreProblem.MALFORMED_REPLY)
-
-
-def _failure_to_connect(error: Exception) -> StoreUnavailable:
-    match error:
-        case StoreUnavailable():
-            return _again(error)
-        case TimeoutError():
-            return StoreUnavailable("not connected within the timeout", StoreProblem.CANNOT_CONNECT)
-        case _:
-            return StoreUnavailable(f"{type(error).__name__}: {error}", StoreProblem.CANNOT_CONNECT)
 
 
 def _milliseconds(reply: Any) -> int:

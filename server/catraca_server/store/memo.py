@@ -12,7 +12,7 @@ MEMO_MAX_BYTES = 32 << 20
 _SESSION_BYTES = 1_500
 """What a parsed session takes beside its texts."""
 
-_COPIES = 4
+_COPIES = 5
 """How often its texts are there: the record, parsed, as a message, and room for what Unicode takes."""
 
 

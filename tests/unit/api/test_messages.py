@@ -33,7 +33,9 @@ def validations(draw: st.DrawFn) -> Validation:
     """Any validation."""
     if draw(st.booleans()):
         return Validation(None, draw(st.sampled_from(InvalidReason)))
-    cache_ttl_ms = draw(st.sampled_from([0, 1, 999, 1000, 1001]) | st.integers(0, TOUCH_INTERVAL_MAX_MS))
+    interval = TOUCH_INTERVAL_MAX_MS
+    edges = st.sampled_from([0, 1, 999, 1000, 1001, interval, interval + 999, interval + 1000])
+    cache_ttl_ms = draw(edges | st.integers(0, interval) | moments)
     return Validation(draw(stored_sessions()), None, cache_ttl_ms, token_rotated=draw(st.booleans()))
 
 
