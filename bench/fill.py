@@ -4,7 +4,6 @@ Without the rest of the server, which would take several times as long.
 """
 
 import asyncio
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,12 +16,12 @@ from statistics import mean
 import redis
 import uvloop
 
-from bench.processes import StartError
+from bench.store import connect, server_binary
 from catraca_server.domain.call import Call
 from catraca_server.domain.session import Session
 from catraca_server.domain.tokens import Tokens
 from catraca_server.redis.dialer import RedisConnector
-from catraca_server.redis.embedded import EmbeddedStore, find_binary
+from catraca_server.redis.embedded import EmbeddedStore
 from catraca_server.redis.link import Server
 from catraca_server.redis.url import StoreUrl
 from catraca_server.store.keys import Keys
@@ -59,14 +58,11 @@ def fill(data_dir: Path, sessions: int, *, users: int, sample: int, progress: Ca
 
 
 async def _fill(data_dir: Path, sessions: int, users: int, sample: int, progress: Callable[[int], None]) -> Filled:
-    binary = find_binary(os.environ)
-    if binary is None:
-        raise StartError("there is no valkey-server for this platform: CATRACA_VALKEY_SERVER can name one")
     async with AsyncExitStack() as stack:
-        embedded = EmbeddedStore(data_dir, binary)
+        embedded = EmbeddedStore(data_dir, server_binary())
         await embedded.start()
         stack.push_async_callback(embedded.stop)
-        store = stack.enter_context(closing(redis.Redis.from_url(str(embedded.url))))
+        store = stack.enter_context(closing(connect(embedded.url)))
         empty = _used(store)
         begin = time.monotonic()
         some = await _log_in(embedded.url, sessions, users, sessions // sample, progress)

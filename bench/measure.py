@@ -1,9 +1,10 @@
 """Measuring: every contestant once a round, round after round, so that whatever drifts drifts for all of them."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from statistics import median
 
 import psutil
@@ -34,6 +35,12 @@ class Contestant:
 
     command: Sequence[str]
     rows: Sequence[Row]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What it gets beside the bench's own environment."""
+
+
+Group = Sequence[Contestant]
+"""Contestants that are up at the same time and take turns, row by row: the closer in time, the less drift between."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ class Spread:
 
 
 def measure(
-    contestants: Sequence[Contestant],
+    groups: Sequence[Group],
     plan: Plan,
     *,
     cores: Cores,
@@ -100,14 +107,22 @@ def measure(
     progress: Callable[[str], None],
 ) -> list[Measurement]:
     """Takes all rounds. Raises LoadError when a single call fails."""
-    pin(0, cores.load)
+    pin(cores.load)
     measurements = []
     for number in range(1, plan.rounds + 1):
-        for contestant in contestants:
-            with serving(contestant.command, core=cores.server) as server:
-                for row in contestant.rows:
-                    progress(f"round {number} of {plan.rounds}: {row.name}")
-                    measurements.append(measure_row(row, number, plan, server, store))
+        for group in groups:
+            # Every other round the other way round, so that nobody always comes first.
+            turns = group if number % 2 else group[::-1]
+            with ExitStack() as stack:
+                servers = [
+                    stack.enter_context(serving(each.command, core=cores.server, environment=each.environment))
+                    for each in turns
+                ]
+                for rows in zip_longest(*(each.rows for each in turns)):
+                    for row, server in zip(rows, servers, strict=True):
+                        if row is not None:
+                            progress(f"round {number} of {plan.rounds}: {row.name}")
+                            measurements.append(measure_row(row, number, plan, server, store))
     return measurements
 
 

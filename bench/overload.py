@@ -11,14 +11,14 @@ from time import perf_counter, process_time
 
 import psutil
 
+from bench.checkouts import THIS
 from bench.measure import Plan
 from bench.openloop import Callers, Fate
 from bench.processes import Cores, find_cores, pin, serving
 from bench.report import Results, Sheet
-from bench.sessions import ask, catraca, login, single_validations
+from bench.sessions import log_in, single_validations
 from bench.store import Store, temporary_store
 from bench.wire import Client, Load
-from catraca.v1.session_service_pb2 import CreateSessionResponse
 
 _SESSIONS = 1_000
 _DEADLINE = 1.0
@@ -82,10 +82,10 @@ def compare_overload(*, quick: bool, progress: Callable[[str], None]) -> Results
     """Finds the capacity and offers multiples of it over a few and over many connections."""
     cores = find_cores()
     offers = _offers(quick=quick)
-    pin(0, cores.load)
+    pin(cores.load)
     with temporary_store(core=cores.load) as store:
         progress("capacity")
-        load = _load(store, cores)
+        load = single_validations([each.token for each in log_in(_SESSIONS, THIS, store.url, core=cores.server)])
         capacity = _capacity(store, cores, load)
         rows = []
         for number, offer in enumerate(offers, 1):
@@ -119,19 +119,10 @@ def _name(offer: _Offer) -> str:
     return f"{offer.connections} connections of at most {offer.limit} calls, {offer.multiple:g}x capacity"
 
 
-def _load(store: Store, cores: Cores) -> Load:
-    logins = [login(f"user-{number}") for number in range(_SESSIONS)]
-    with (
-        serving(catraca(store.url), core=cores.server) as server,
-        closing(Client(server.port, connections=4)) as client,
-    ):
-        return single_validations([each.token for each in ask(client, logins, CreateSessionResponse)])
-
-
 def _capacity(store: Store, cores: Cores, load: Load) -> float:
     """Returns the most validations a second, in a closed loop: of a few short runs, as anything else makes it less."""
     with (
-        serving(catraca(store.url), core=cores.server) as server,
+        serving(THIS.serve(store.url), core=cores.server) as server,
         closing(Client(server.port, connections=8)) as client,
     ):
         client.run(load, streams=16, seconds=0.5)
@@ -140,7 +131,7 @@ def _capacity(store: Store, cores: Cores, load: Load) -> float:
 
 
 def _measure(store: Store, cores: Cores, load: Load, offer: _Offer, capacity: float) -> _Row:
-    command = catraca(store.url, "--max-calls-per-connection", str(offer.limit), patient=False)
+    command = THIS.serve(store.url, "--max-calls-per-connection", str(offer.limit), default_timeout=True)
     with (
         serving(command, core=cores.server) as server,
         closing(Callers(server.port, load, connections=offer.connections, deadline=_DEADLINE)) as callers,

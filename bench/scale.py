@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
+from bench.checkouts import THIS
 from bench.fill import Filled, fill
 from bench.measure import Plan, Row, measure_row
 from bench.processes import Server, find_cores, pin, serving
 from bench.report import COST, P50, P50_COMPARED, P99, P99_COMPARED, Results, Sheet, Table, rate
-from bench.sessions import batched_validations, catraca, single_validations
+from bench.sessions import batched_validations, single_validations
 from bench.wire import Client
+from catraca_server.redis.url import StoreUrl
 
 # Sessions, and their users.
 _Scale = tuple[int, int]
@@ -29,7 +31,7 @@ _VALIDATED = 10_000
 # Callers at the same time: some, but not so many that they wait for each other more than for their answers.
 _CONNECTIONS, _STREAMS = 4, 2
 
-_LOAD_PATIENCE = 300.0
+_LOAD_TIMEOUT_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,14 @@ def compare_scale(plan: Plan, *, quick: bool, progress: Callable[[str], None]) -
         # On all cores: it is pinned only after that, and those it starts are not pinned either.
         filled = {scale: _filled(data_dir, scale, progress) for scale, data_dir in data_dirs.items()}
         disk = {scale: _bytes_in(data_dir) for scale, data_dir in data_dirs.items()}
-        pin(0, cores.load)
+        pin(cores.load)
         servers = {}
         for scale, data_dir in data_dirs.items():
             progress(f"loading {_name(scale)}")
-            command = catraca("embedded:", "--data-dir", str(data_dir))
-            servers[scale] = stack.enter_context(serving(command, core=cores.server, patience=_LOAD_PATIENCE))
+            command = THIS.serve(StoreUrl.parse("embedded:"), "--data-dir", str(data_dir))
+            servers[scale] = stack.enter_context(
+                serving(command, core=cores.server, timeout_seconds=_LOAD_TIMEOUT_SECONDS)
+            )
         rows = {scale: _row(scale, filled[scale].tokens) for scale in scales}
         measurements = []
         for number in range(1, plan.rounds + 1):
@@ -118,7 +122,7 @@ def _row(scale: _Scale, tokens: Sequence[str]) -> Row:
 
 
 def _size(scale: _Scale, filled: Filled, disk: int, server: Server) -> _Size:
-    own, *others = server.memory()
+    own, *others = server.memory_bytes()
     return _Size(
         name=_name(scale),
         sessions=scale[0],
@@ -127,7 +131,7 @@ def _size(scale: _Scale, filled: Filled, disk: int, server: Server) -> _Size:
         index_each=filled.index,
         filled_in=filled.seconds,
         disk=disk,
-        started_in=server.started_in,
+        started_in=server.start_seconds,
         server_memory=own,
         store_memory=sum(others),
     )
