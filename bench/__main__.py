@@ -13,6 +13,7 @@ from bench.http2 import LoadError
 from bench.life import compare_life
 from bench.measure import Plan
 from bench.overload import compare_overload
+from bench.peer_comparison import compare_peers
 from bench.plot import plot
 from bench.processes import StartError
 from bench.report import Results
@@ -21,7 +22,7 @@ from bench.validation import compare_validations
 
 _WORK = Path("build/bench")
 
-_WITH_OTHER = (None, "validation", "life")
+_WITH_OTHER = (None, "validation", "life", "peers")
 
 
 def main() -> None:
@@ -58,6 +59,7 @@ def _measured(arguments: argparse.Namespace, plan: Plan, other: Checkout | None)
     comparisons: dict[str, Callable[[], Results]] = {
         "validation": lambda: compare_validations(plan, other=other, progress=_show),
         "life": lambda: compare_life(plan, other=other, progress=_show),
+        "peers": lambda: compare_peers(plan, workdir=_WORK, other=other, progress=_show),
         "engines": lambda: compare_engines(
             plan, work=_WORK, versions=versions, pythons=arguments.python, progress=_show
         ),
@@ -74,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=["validation", "life", "engines", "overload", "scale"],
+        choices=["validation", "life", "peers", "engines", "overload", "scale"],
         help="both of the first two if none",
     )
     parser.add_argument("--quick", action="store_true", help="a minute or two, for a rough idea")
@@ -86,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--against",
         metavar="CHECKOUT",
-        help="validation, life: measure another catraca beside this one: a folder with one, or a commit",
+        help="validation, life, peers: measure another catraca beside this one: a folder with one, or a commit",
     )
     return parser
 
