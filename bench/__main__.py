@@ -35,7 +35,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     # Fewer where there are two kinds to measure, so that nobody waits longer than for a cup of coffee.
     rounds = arguments.rounds or (2 if arguments.quick else 12 if arguments.what else 7)
-    plan = Plan(rounds, warm_up=0.3, seconds=1.0)
+    plan = Plan(rounds, warm_up_seconds=0.3, seconds=1.0)
     with ExitStack() as stack:
         other = None
         if arguments.against:
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         "what",
         nargs="?",
         choices=["validation", "life", "peers", "engines", "overload", "scale"],
-        help="both of the first two if none",
+        help="the first two if not given",
     )
     parser.add_argument("--quick", action="store_true", help="a minute or two, for a rough idea")
     parser.add_argument("--rounds", type=int, help="take this many rounds")

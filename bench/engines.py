@@ -11,10 +11,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bench.closed_loop import Load
 from bench.measure import Contestant, Plan, Row, measure
 from bench.processes import find_cores
 from bench.report import Results, Table
-from bench.wire import Load
 
 NEWEST, OLDEST = "1.85.1", "1.76.0"
 VERSIONS = (NEWEST, "1.84.2", "1.82.3", "1.80.1", "1.78.2", OLDEST)

@@ -1,7 +1,7 @@
 """`python -m bench life`: what every other RPC costs beside a validation, and what a user with 10,000 sessions costs.
 
 Revoking uses sessions up, rotating changes their tokens, logging in adds to them. So the sessions are made once, and
-before each run the store gets all of them back as they were made: no run finds what another has left.
+before each run the store gets all of them back as they were made, and no run finds what another has left.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ from math import inf
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from bench.checkouts import THIS, Checkout, comparison, take_turns
+from bench.closed_loop import Client, Load
 from bench.measure import Plan, Row, measure
 from bench.processes import find_cores, serving
 from bench.report import (
@@ -30,7 +31,6 @@ from bench.report import (
 )
 from bench.sessions import ask, asking, batched_validations, login, single_validations
 from bench.store import Store, connect, temporary_store
-from bench.wire import Client, Load
 from catraca.v1.session_pb2 import Session
 from catraca.v1.session_service_pb2 import (
     CreateSessionResponse,
@@ -55,7 +55,7 @@ _HEAVY = 10_000
 _PAGES = (50, 500)
 _VALIDATED = 1_000
 
-# Who validates meanwhile: a few, whose calls show even a short wait, and as many as keep the server busy all the time.
+# Who validates meanwhile: a few, whose calls show even a short wait, and as many as keep the server busy.
 _CALLERS = (4, 64)
 
 # Copies all of this database, with what is left of each key's life, into database 0.

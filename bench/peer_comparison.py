@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.checkouts import THIS, Checkout, take_turns
+from bench.closed_loop import Load
 from bench.engines import EMPTY_LOAD, EMPTY_RESPONSE_BYTES, empty_handler
 from bench.measure import Contestant, Plan, Row, measure
 from bench.peer_build import PeerUnavailable, build_peer
@@ -18,7 +19,6 @@ from bench.report import COST, P50, P50_COMPARED, P99, P99_COMPARED, Results, Ta
 from bench.sessions import log_in, single_validations
 from bench.store import Store, temporary_store
 from bench.validation import SESSIONS, batch_row, tutorial
-from bench.wire import Load
 
 _EMPTY_ENGINE = Path(__file__).parent / "servers" / "empty_engine.py"
 _ENGINE = "catraca_server.api.engine"

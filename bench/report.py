@@ -27,14 +27,14 @@ class Column:
     """As a multiple of that of the row to compare with, round by round."""
 
 
-COST = Column("CPU µs each", lambda each: each.cost * 1e6, "{:,.1f}")
-P50 = Column("p50 ms", lambda each: each.p50 * 1e3, "{:.2f}")
-P99 = Column("p99 ms", lambda each: each.p99 * 1e3, "{:.2f}")
-COST_COMPARED = Column("CPU / base", lambda each: each.cost, "{:.2f}", compared=True)
+COST = Column("CPU µs each", lambda each: each.cpu_seconds_each * 1e6, "{:,.1f}")
+P50 = Column("p50 ms", lambda each: each.p50_seconds * 1e3, "{:.2f}")
+P99 = Column("p99 ms", lambda each: each.p99_seconds * 1e3, "{:.2f}")
+COST_COMPARED = Column("CPU / base", lambda each: each.cpu_seconds_each, "{:.2f}", compared=True)
 RATE_COMPARED = Column("rate / base", lambda each: each.rate, "{:.2f}", compared=True)
-P50_COMPARED = Column("p50 / base", lambda each: each.p50, "{:.2f}", compared=True)
-P99_COMPARED = Column("p99 / base", lambda each: each.p99, "{:.2f}", compared=True)
-SLOWEST = Column("slowest ms", lambda each: each.slowest * 1e3, "{:.1f}")
+P50_COMPARED = Column("p50 / base", lambda each: each.p50_seconds, "{:.2f}", compared=True)
+P99_COMPARED = Column("p99 / base", lambda each: each.p99_seconds, "{:.2f}", compared=True)
+SLOWEST = Column("slowest ms", lambda each: each.slowest_seconds * 1e3, "{:.1f}")
 SECONDS = Column("seconds", lambda each: each.seconds, "{:.2f}")
 
 
@@ -125,8 +125,8 @@ class Results:
         return (row, *(_show(self.spread(row, column, table.base(row)), column.form) for column in table.columns))
 
     def _noise(self) -> str:
-        load = max(each.load_cpu / each.seconds for each in self.measurements)
-        others = Spread.of(each.other_cpu / each.seconds for each in self.measurements)
+        load = max(each.load_cpu_seconds / each.seconds for each in self.measurements)
+        others = Spread.of(each.other_cpu_seconds / each.seconds for each in self.measurements)
         return (
             f"Medians of {self.plan.rounds} rounds of {self.plan.seconds:g} s, lowest and highest in brackets. Ratios"
             " are taken round by round; base: the table's first row, or the same row of the other checkout.\n"

@@ -8,8 +8,8 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from bench.checkouts import Checkout
+from bench.closed_loop import Client, Load
 from bench.processes import serving
-from bench.wire import Client, Load
 from catraca.v1.session_service_pb2 import (
     BatchValidateSessionsRequest,
     BatchValidateSessionsResponse,
@@ -44,7 +44,7 @@ def login(user_id: str) -> CreateSessionRequest:
 
 
 def log_in(count: int, checkout: Checkout, store_url: StoreUrl, *, core: int | None) -> Sequence[CreateSessionResponse]:
-    """Has so many users log in, once each."""
+    """Has this many users log in, once each."""
     logins = [login(f"user-{number}") for number in range(count)]
     with (
         serving(checkout.serve(store_url), core=core) as server,
@@ -66,14 +66,14 @@ def ask(client: Client, requests: Iterable[Message], response_type: type[_Respon
 
 
 def single_validations(tokens: Iterable[str]) -> Load:
-    """One token a call; all are good."""
+    """One token a call, all of them good."""
     return asking(
         [ValidateSessionRequest(token=token) for token in tokens], ValidateSessionResponse, lambda each: each.valid
     )
 
 
 def batched_validations(tokens: Sequence[str], size: int, *, once: bool = False) -> Load:
-    """So many tokens a call; all are good."""
+    """This many tokens a call, all of them good."""
 
     def check(response: BatchValidateSessionsResponse) -> bool:
         return len(response.responses) == size and all(each.valid for each in response.responses)

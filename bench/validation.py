@@ -18,7 +18,7 @@ from bench.store import Store, connect, temporary_store
 from catraca.v1.session_service_pb2 import CreateSessionResponse
 
 SESSIONS = 1_000
-"""Over so many the validations are spread."""
+"""The validations are spread over this many."""
 
 _TUTORIAL = Path(__file__).parent / "servers" / "tutorial.py"
 
