@@ -35,13 +35,13 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     # Fewer where there are two kinds to measure, so that nobody waits longer than for a cup of coffee.
     rounds = arguments.rounds or (2 if arguments.quick else 12 if arguments.what else 7)
-    plan = Plan(rounds, warm_up_seconds=0.3, seconds=1.0)
+    plan = Plan(rounds, warm_up_seconds=0.3, seconds=1.0, only=arguments.only)
     with ExitStack() as stack:
         other = None
         if arguments.against:
             _show("preparing the other checkout")
             other = stack.enter_context(checkout(arguments.against, workdir=_WORK))
-        results = _measured(arguments, plan, other)
+        results = _measured(arguments, plan, other).without_missing()
     _show("")
     print(results.text())
     results.save(arguments.json)
@@ -80,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         help="the first two if not given",
     )
     parser.add_argument("--quick", action="store_true", help="a minute or two, for a rough idea")
+    parser.add_argument(
+        "--only", default="", metavar="REGEX", help="not overload, scale: only rows in whose names this is found"
+    )
     parser.add_argument("--rounds", type=int, help="take this many rounds")
     parser.add_argument("--json", type=Path, default=_WORK / "results.json", help="where the numbers go (%(default)s)")
     parser.add_argument(

@@ -1,9 +1,10 @@
 """Measures every contestant once a round, round after round, so that what drifts drifts for all of them."""
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from statistics import median
 
@@ -50,6 +51,12 @@ class Plan:
     rounds: int
     warm_up_seconds: float
     seconds: float
+    only: str = ""
+    """A regular expression: of the rows, only those whose name it is found in."""
+
+    def has(self, row: Row) -> bool:
+        """Whether the row is to be measured."""
+        return re.search(self.only, row.name, re.IGNORECASE) is not None
 
 
 @dataclass(frozen=True)
@@ -108,9 +115,13 @@ def measure(
 ) -> list[Measurement]:
     """Takes all rounds. Raises LoadError when a single call fails."""
     pin(cores.load)
+    wanted = [
+        [replace(each, rows=rows) for each in group if (rows := [row for row in each.rows if plan.has(row)])]
+        for group in groups
+    ]
     measurements = []
     for number in range(1, plan.rounds + 1):
-        for group in groups:
+        for group in wanted:
             # Every other round the other way round, so that nobody always comes first.
             turns = group if number % 2 else group[::-1]
             with ExitStack() as stack:
@@ -118,8 +129,8 @@ def measure(
                     stack.enter_context(serving(each.command, core=cores.server, environment=each.environment))
                     for each in turns
                 ]
-                for rows in zip_longest(*(each.rows for each in turns)):
-                    for row, server in zip(rows, servers, strict=True):
+                for turn in zip_longest(*(each.rows for each in turns)):
+                    for row, server in zip(turn, servers, strict=True):
                         if row is not None:
                             progress(f"round {number} of {plan.rounds}: {row.name}")
                             measurements.append(measure_row(row, number, plan, server, store))

@@ -24,7 +24,8 @@ def build_peer(workdir: Path, *, progress: Callable[[str], None]) -> Path:
     """Returns the peer's program. Raises PeerUnavailable.
 
     Everything happens in a copy: the stubs are generated from protos/ each time, so that they cannot be stale, and the
-    script that writes activity down is the server's own.
+    script that writes activity down is the server's own. For newer versions, `go get` them in the copy, then take its
+    go.mod and go.sum.
     """
     go = shutil.which("go")
     if go is None:

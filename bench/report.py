@@ -101,6 +101,19 @@ class Results:
             notes=[*self.notes, *other.notes],
         )
 
+    def without_missing(self) -> "Results":
+        """Returns the tables with those rows only that were measured."""
+        measured = {each.row for each in self.measurements}
+        tables = [
+            replace(
+                table,
+                rows=[row for row in table.rows if row in measured],
+                bases={row: base for row, base in table.bases.items() if base in measured},
+            )
+            for table in self.tables
+        ]
+        return replace(self, tables=[table for table in tables if table.rows])
+
     def spread(self, row: str, column: Column, base: str) -> Spread:
         """Summarises one value of a row over the rounds; if it is compared, with that of `base`, round by round."""
         values = [column.value(each) for each in self._of(row)]

@@ -6,8 +6,8 @@
 // catraca's own script. A call's deadline holds for the store as well.
 //
 // It does less than catraca, all to its own advantage: the time is this machine's and not the store's; a reused token
-// ends no session, and salts are not dropped; there are no tokens that callers bring, no pepper, no batches, no check
-// that a reply belongs to the session asked for, no bound on the calls in hand, no failover, no health, no reflection.
+// ends no session, and salts are not dropped; there are no tokens that callers bring, no pepper, no batches, no bound on
+// the calls in hand, no failover, no health, no reflection.
 package main
 
 import (
@@ -57,7 +57,7 @@ func (s *service) ValidateSession(
 			return nil, status.Error(codes.Unavailable, "the store did not answer")
 		}
 		if record == nil {
-			return invalid(pb.InvalidReason_INVALID_REASON_NOT_FOUND), nil
+			return invalid(notFound), nil
 		}
 		found, err := decode(record)
 		if err != nil || found.ID != credential.sessionID {
@@ -65,10 +65,10 @@ func (s *service) ValidateSession(
 		}
 		nowMs := time.Now().UnixMilli()
 		rotated, reason := found.judge(credential.digest, nowMs)
-		if reason == pb.InvalidReason_INVALID_REASON_UNSPECIFIED && request.UserId != "" && request.UserId != found.UserID {
+		if reason == noReason && request.UserId != "" && request.UserId != found.UserID {
 			reason = pb.InvalidReason_INVALID_REASON_USER_MISMATCH
 		}
-		if reason != pb.InvalidReason_INVALID_REASON_UNSPECIFIED {
+		if reason != noReason {
 			return invalid(reason), nil
 		}
 		expiryMs = min(expiryMs, found.AbsoluteExpireMs)

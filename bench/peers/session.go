@@ -19,11 +19,13 @@ const (
 
 	digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
-	touchIntervalMaxMs     = 60_000
-	touchesPerIdleTimeout  = 20
-	stepMinMs              = 1_000
-	noReason               = pb.InvalidReason_INVALID_REASON_UNSPECIFIED
-	notFound, rotatedReuse = pb.InvalidReason_INVALID_REASON_NOT_FOUND, pb.InvalidReason_INVALID_REASON_TOKEN_REUSED
+	touchIntervalMaxMs    = 60_000
+	touchesPerIdleTimeout = 20
+	stepMinMs             = 1_000
+
+	noReason = pb.InvalidReason_INVALID_REASON_UNSPECIFIED
+	notFound = pb.InvalidReason_INVALID_REASON_NOT_FOUND
+	reused   = pb.InvalidReason_INVALID_REASON_TOKEN_REUSED
 )
 
 // credential is what a token proves: knowledge of the secret with this digest.
@@ -96,7 +98,7 @@ func (s *session) judge(digest []byte, nowMs int64) (bool, pb.InvalidReason) {
 			if nowMs < each.GraceEndMs {
 				return true, noReason
 			}
-			return false, rotatedReuse
+			return false, reused
 		}
 	}
 	return false, notFound
