@@ -14,6 +14,7 @@ from bench.closed_loop import Load
 from bench.engines import EMPTY_LOAD, EMPTY_RESPONSE_BYTES, empty_handler
 from bench.measure import Contestant, Plan, Row, measure
 from bench.peer_build import PeerUnavailable, build_peer
+from bench.peer_check import check_peer
 from bench.processes import find_cores
 from bench.report import COST, P50, P50_COMPARED, P99, P99_COMPARED, Results, Table, rate
 from bench.sessions import log_in, single_validations
@@ -24,6 +25,9 @@ _EMPTY_ENGINE = Path(__file__).parent / "servers" / "empty_engine.py"
 _ENGINE = "catraca_server.api.engine"
 
 _BATCHES = (100, 1_000)
+
+# What the peer can be, and what its rows are called.
+_KINDS = {"go-redis": "Go, go-redis", "rueidis": "Go, rueidis"}
 
 
 def compare_peers(plan: Plan, *, workdir: Path, other: Checkout | None, progress: Callable[[str], None]) -> Results:
@@ -43,6 +47,8 @@ def compare_peers(plan: Plan, *, workdir: Path, other: Checkout | None, progress
     checkouts = [other, THIS] if other else [THIS]
     with temporary_store(core=cores.load) as store:
         progress("creating sessions")
+        if peer:
+            check_peer(peer, list(_KINDS), store, checkouts[0], core=cores.server)
         sessions = log_in(SESSIONS, checkouts[0], store.url, core=cores.server)
         tokens = [session.token for session in sessions]
         load = single_validations(tokens)
@@ -62,15 +68,11 @@ def _both(name: str, load: Load) -> list[Row]:
 
 
 def _go_peer(program: Path, store: Store, load: Load) -> list[Contestant]:
-    def contestant(kind: str, name: str) -> Contestant:
-        # One core, and told so: catraca's server is one process as well.
-        environment = {"GOMAXPROCS": "1"}
-        return Contestant([str(program), kind, store.url.socket_path], _both(name, load), environment)
-
+    # One core, and told so: catraca's server is one process as well.
+    environment = {"GOMAXPROCS": "1"}
     return [
-        contestant("go-redis", "Go, go-redis"),
-        contestant("rueidis", "Go, rueidis"),
-        contestant("empty", "Go, empty handler"),
+        Contestant([str(program), kind, store.url.socket_path], _both(name, load), environment)
+        for kind, name in {**_KINDS, "empty": "Go, empty handler"}.items()
     ]
 
 
