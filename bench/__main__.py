@@ -3,42 +3,45 @@
 import argparse
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
+from bench.checkouts import Checkout, checkout
 from bench.engines import NEWEST, OLDEST, VERSIONS, compare_engines
 from bench.http2 import LoadError
 from bench.life import compare_life
 from bench.measure import Plan
 from bench.overload import compare_overload
+from bench.peer_comparison import compare_peers
 from bench.plot import plot
 from bench.processes import StartError
+from bench.report import Results
 from bench.scale import compare_scale
 from bench.validation import compare_validations
 
 _WORK = Path("build/bench")
 
+_WITH_OTHER = (None, "validation", "life", "peers")
+
 
 def main() -> None:
     """Measures, prints the tables, and writes the numbers and the plot."""
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.against and arguments.what not in _WITH_OTHER:
+        parser.error(f"--against does not go with {arguments.what}")
     # Stopped from outside, the servers stop as well: SystemExit runs the `finally` blocks that stop them.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     # Fewer where there are two kinds to measure, so that nobody waits longer than for a cup of coffee.
     rounds = arguments.rounds or (2 if arguments.quick else 12 if arguments.what else 7)
-    plan = Plan(rounds, warm_up=0.3, seconds=1.0)
-    if arguments.what == "engines":
-        versions = (NEWEST, OLDEST) if arguments.quick else VERSIONS
-        results = compare_engines(plan, work=_WORK, versions=versions, pythons=arguments.python, progress=_show)
-    elif arguments.what == "validation":
-        results = compare_validations(plan, progress=_show)
-    elif arguments.what == "life":
-        results = compare_life(plan, progress=_show)
-    elif arguments.what == "overload":
-        results = compare_overload(quick=arguments.quick, progress=_show)
-    elif arguments.what == "scale":
-        results = compare_scale(plan, quick=arguments.quick, progress=_show)
-    else:
-        results = compare_validations(plan, progress=_show) + compare_life(plan, progress=_show)
+    plan = Plan(rounds, warm_up_seconds=0.3, seconds=1.0, only=arguments.only)
+    with ExitStack() as stack:
+        other = None
+        if arguments.against:
+            _show("preparing the other checkout")
+            other = stack.enter_context(checkout(arguments.against, workdir=_WORK))
+        results = _measured(arguments, plan, other).without_missing()
     _show("")
     print(results.text())
     results.save(arguments.json)
@@ -50,19 +53,45 @@ def main() -> None:
         print(f"No plot: {error}.")
 
 
+def _measured(arguments: argparse.Namespace, plan: Plan, other: Checkout | None) -> Results:
+    quick = arguments.quick
+    versions = (NEWEST, OLDEST) if quick else VERSIONS
+    comparisons: dict[str, Callable[[], Results]] = {
+        "validation": lambda: compare_validations(plan, other=other, progress=_show),
+        "life": lambda: compare_life(plan, other=other, progress=_show),
+        "peers": lambda: compare_peers(plan, workdir=_WORK, other=other, progress=_show),
+        "engines": lambda: compare_engines(
+            plan, work=_WORK, versions=versions, pythons=arguments.python, progress=_show
+        ),
+        "overload": lambda: compare_overload(quick=quick, progress=_show),
+        "scale": lambda: compare_scale(plan, quick=quick, progress=_show),
+    }
+    if arguments.what is None:
+        return comparisons["validation"]() + comparisons["life"]()
+    return comparisons[arguments.what]()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
         "what",
         nargs="?",
-        choices=["validation", "life", "engines", "overload", "scale"],
-        help="both of the first two if none",
+        choices=["validation", "life", "peers", "engines", "overload", "scale"],
+        help="the first two if not given",
     )
     parser.add_argument("--quick", action="store_true", help="a minute or two, for a rough idea")
+    parser.add_argument(
+        "--only", default="", metavar="REGEX", help="not overload, scale: only rows in whose names this is found"
+    )
     parser.add_argument("--rounds", type=int, help="take this many rounds")
     parser.add_argument("--json", type=Path, default=_WORK / "results.json", help="where the numbers go (%(default)s)")
     parser.add_argument(
         "--python", action="append", default=[], metavar="PATH", help="engines: a further interpreter, may be repeated"
+    )
+    parser.add_argument(
+        "--against",
+        metavar="CHECKOUT",
+        help="validation, life, peers: measure another catraca beside this one: a folder with one, or a commit",
     )
     return parser
 

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bench.closed_loop import Load
 from bench.measure import Contestant, Plan, Row, measure
 from bench.processes import find_cores
 from bench.report import Results, Table
-from bench.wire import Load
 
 NEWEST, OLDEST = "1.85.1", "1.76.0"
 VERSIONS = (NEWEST, "1.84.2", "1.82.3", "1.80.1", "1.78.2", OLDEST)
@@ -22,14 +22,14 @@ VERSIONS = (NEWEST, "1.84.2", "1.82.3", "1.80.1", "1.78.2", OLDEST)
 _SERVER = Path(__file__).parent / "servers" / "empty.py"
 
 # As large as a validation and its answer.
-_REQUEST = bytes(77)
-_RESPONSE = bytes(158)
+EMPTY_RESPONSE_BYTES = 158
+EMPTY_LOAD = Load("/bench.Empty/Method0", [bytes(77)], bytes(EMPTY_RESPONSE_BYTES).__eq__)
 
 
 def empty_handler(name: str, *options: str, python: str = sys.executable) -> Contestant:
     """Describes the engine with nothing behind it."""
-    load = Load("/bench.Empty/Method0", [_REQUEST], _RESPONSE.__eq__)
-    return Contestant([python, str(_SERVER), "--response-bytes", str(len(_RESPONSE)), *options], [Row(name, load)])
+    command = [python, str(_SERVER), "--response-bytes", str(EMPTY_RESPONSE_BYTES), *options]
+    return Contestant(command, [Row(name, EMPTY_LOAD)])
 
 
 def compare_engines(
@@ -69,7 +69,7 @@ def compare_engines(
     # Each comparison for itself: the closer in time, the less drift between what is compared.
     for title, contestants in comparisons.items():
         tables.append(Table(title, [row.name for contestant in contestants for row in contestant.rows]))
-        measurements += measure(contestants, plan, cores=cores, progress=progress)
+        measurements += measure([[each] for each in contestants], plan, cores=cores, progress=progress)
     return Results(plan, cores, None, tables, measurements)
 
 

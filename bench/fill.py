@@ -4,7 +4,6 @@ Without the rest of the server, which would take several times as long.
 """
 
 import asyncio
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,12 +16,12 @@ from statistics import mean
 import redis
 import uvloop
 
-from bench.processes import StartError
+from bench.store import connect, server_binary
 from catraca_server.domain.call import Call
 from catraca_server.domain.session import Session
 from catraca_server.domain.tokens import Tokens
 from catraca_server.redis.dialer import RedisConnector
-from catraca_server.redis.embedded import EmbeddedStore, find_binary
+from catraca_server.redis.embedded import EmbeddedStore
 from catraca_server.redis.link import Server
 from catraca_server.redis.url import StoreUrl
 from catraca_server.store.keys import Keys
@@ -33,41 +32,38 @@ from catraca_server.store.user_index import RedisUserIndex
 _WRITERS = 200
 _LINKS = 2
 
-_TIMEOUT = 60.0
-_DAY, _HALF_HOUR = 86_400_000, 1_800_000
+_TIMEOUT_SECONDS = 60.0
+_DAY_MS, _HALF_HOUR_MS = 86_400_000, 1_800_000
 _KEYS = Keys()
 
 
 @dataclass(frozen=True)
 class Filled:
-    """What was written. Bytes are of the store's memory, for each session."""
+    """What was written. Bytes are of the store's memory, per session."""
 
     tokens: Sequence[str]
     """Of some of the sessions, spread evenly over all."""
     seconds: float
-    used: float
+    used_bytes: float
     """By how much its used memory has grown."""
-    record: float
-    """Of that, what the session's key takes, as it says, and what its user's index does; the rest finds them."""
-    index: float
+    record_bytes: float
+    """Of that, what MEMORY USAGE says of the session's key; and below, of its user's index. The rest finds them."""
+    index_bytes: float
 
 
 def fill(data_dir: Path, sessions: int, *, users: int, sample: int, progress: Callable[[int], None]) -> Filled:
-    """Has users log in in turn, so many times in all. Tells now and then how many have."""
+    """Has users log in, one after the other and `sessions` times in all, and tells `progress` how many have."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_fill(data_dir, sessions, users, sample, progress))
 
 
 async def _fill(data_dir: Path, sessions: int, users: int, sample: int, progress: Callable[[int], None]) -> Filled:
-    binary = find_binary(os.environ)
-    if binary is None:
-        raise StartError("there is no valkey-server for this platform: CATRACA_VALKEY_SERVER can name one")
     async with AsyncExitStack() as stack:
-        embedded = EmbeddedStore(data_dir, binary)
+        embedded = EmbeddedStore(data_dir, server_binary())
         await embedded.start()
         stack.push_async_callback(embedded.stop)
-        store = stack.enter_context(closing(redis.Redis.from_url(str(embedded.url))))
-        empty = _used(store)
+        store = stack.enter_context(closing(connect(embedded.url)))
+        empty = _used_bytes(store)
         begin = time.monotonic()
         some = await _log_in(embedded.url, sessions, users, sessions // sample, progress)
         seconds = time.monotonic() - begin
@@ -75,9 +71,11 @@ async def _fill(data_dir: Path, sessions: int, users: int, sample: int, progress
         return Filled(
             tokens=[token for token, _ in some],
             seconds=seconds,
-            used=(_used(store) - empty) / sessions,
-            record=_mean_usage(store, (_KEYS.session(session.session_id) for _, session in some)),
-            index=_mean_usage(store, (_KEYS.user_index(session.user_id) for _, session in some)) * users / sessions,
+            used_bytes=(_used_bytes(store) - empty) / sessions,
+            record_bytes=_mean_usage(store, (_KEYS.session(session.session_id) for _, session in some)),
+            index_bytes=_mean_usage(store, (_KEYS.user_index(session.user_id) for _, session in some))
+            * users
+            / sessions,
         )
 
 
@@ -100,7 +98,7 @@ async def _log_in(
 
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as writers:
         for _ in range(_LINKS):
-            link = Server.at(RedisConnector(url), timeout_seconds=_TIMEOUT, on_change=lambda _: None)
+            link = Server.at(RedisConnector(url), timeout_seconds=_TIMEOUT_SECONDS, on_change=lambda _: None)
             await link.start()
             stack.push_async_callback(link.stop)
             for _ in range(_WRITERS):
@@ -118,8 +116,8 @@ def _session(tokens: Tokens, token: str, user: int) -> Session:
         digest=credential.digest,
         attributes={"device": "phone", "plan": "family"},
         create_time_ms=now,
-        absolute_expire_time_ms=now + _DAY,
-        idle_timeout_ms=_HALF_HOUR,
+        absolute_expire_time_ms=now + _DAY_MS,
+        idle_timeout_ms=_HALF_HOUR_MS,
     )
 
 
@@ -134,12 +132,12 @@ async def _write(link: Server, session: Session) -> None:
 
 
 def _await_rewrite(store: redis.Redis) -> None:
-    """Waits until the store no longer writes its file anew, which it does as the file grows."""
+    """Waits until the store has rewritten its append-only file, which it does as the file grows."""
     while store.info("persistence")["aof_rewrite_in_progress"]:
         time.sleep(0.1)
 
 
-def _used(store: redis.Redis) -> int:
+def _used_bytes(store: redis.Redis) -> int:
     return int(store.info("memory")["used_memory"])
 
 

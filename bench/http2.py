@@ -27,12 +27,12 @@ _DEFAULT_WINDOW = 65_535
 _LARGEST_WINDOW = 2**31 - 1
 _LARGEST_FRAME = 16_384  # what every peer must accept; few ask for more
 
-SILENCE = 10.0
-"""Seconds without an answer after which a run gives up."""
+SILENCE_SECONDS = 10.0
+"""After so long without an answer a run gives up."""
 
 
 class LoadError(Exception):
-    """The server did not answer, or answered something else than what was asked for."""
+    """The server did not answer, or answered something else than it was asked for."""
 
 
 class Call:
@@ -60,14 +60,14 @@ class Connection:
     def __init__(self, port: int, selector: selectors.BaseSelector) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket.settimeout(SILENCE)
+        self._socket.settimeout(SILENCE_SECONDS)
         self._selector = selector
         self._selector.register(self._socket, selectors.EVENT_READ, self)
         self.calls: dict[int, Call] = {}
         self.most_streams = 0
         """How many calls the server allows at a time."""
         self.received_at = 0.0
-        """When that came which is being read."""
+        """When what is being read came in."""
         self._next_stream = 1
         self._window = _DEFAULT_WINDOW
         self._stream_window = _DEFAULT_WINDOW
@@ -79,7 +79,7 @@ class Connection:
         self._send(_SETTINGS, 0, 0, _SETTING.pack(_SETTING_INITIAL_WINDOW_SIZE, _LARGEST_WINDOW))
         self._send(_WINDOW_UPDATE, 0, 0, (_LARGEST_WINDOW - _DEFAULT_WINDOW).to_bytes(4))
         self.flush()
-        # A client asks nothing before it knows what the server allows.
+        # A client sends no call before it knows what the server allows.
         while not self.most_streams:
             self._receive()
         self._socket.settimeout(0)
@@ -94,7 +94,7 @@ class Connection:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Leaves, whatever is in flight."""
+        """Closes the connection, whatever is in flight."""
         self._selector.unregister(self._socket)
         self._socket.close()
 

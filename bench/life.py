@@ -1,7 +1,7 @@
 """`python -m bench life`: what every other RPC costs beside a validation, and what a user with 10,000 sessions costs.
 
 Revoking uses sessions up, rotating changes their tokens, logging in adds to them. So the sessions are made once, and
-before each run the store gets all of them back as they were made: no run finds what another has left.
+before each run the store gets all of them back as they were made, and no run finds what another has left.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from itertools import chain
 from math import inf
 
-import redis
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from bench.measure import Contestant, Plan, Row, measure
+from bench.checkouts import THIS, Checkout, comparison, take_turns
+from bench.closed_loop import Client, Load
+from bench.measure import Plan, Row, measure
 from bench.processes import find_cores, serving
 from bench.report import (
     COST,
@@ -28,9 +29,8 @@ from bench.report import (
     Table,
     rate,
 )
-from bench.sessions import ask, asking, batched_validations, catraca, login, single_validations
-from bench.store import temporary_store
-from bench.wire import Client, Load
+from bench.sessions import ask, asking, batched_validations, login, single_validations
+from bench.store import Store, connect, temporary_store
 from catraca.v1.session_pb2 import Session
 from catraca.v1.session_service_pb2 import (
     CreateSessionResponse,
@@ -55,7 +55,7 @@ _HEAVY = 10_000
 _PAGES = (50, 500)
 _VALIDATED = 1_000
 
-# Who validates meanwhile: a few, whose calls show even a short wait, and as many as keep the server busy all the time.
+# Who validates meanwhile: a few, whose calls show even a short wait, and as many as keep the server busy.
 _CALLERS = (4, 64)
 
 # Copies all of this database, with what is left of each key's life, into database 0.
@@ -66,7 +66,7 @@ _COPY = "for _, key in ipairs(redis.call('KEYS', '*')) do redis.call('COPY', key
 class _Stock:
     """Sessions in database 1, to be copied into database 0, where they are measured."""
 
-    store_url: str
+    store: Store
     sessions: Sequence[CreateSessionResponse]
     """Of the users with a few each."""
     page_tokens: dict[int, list[str]]
@@ -79,22 +79,22 @@ class _Stock:
 
     def restore(self, client: Client) -> None:
         """Puts all sessions back, those that get validated with activity written down just now, as in busy use."""
-        with redis.Redis.from_url(self.store_url) as store:
+        with connect(self.store.url) as store:
             store.flushdb()
-        with redis.Redis.from_url(self.store_url, db=1) as store:
+        with connect(self.store.database(1)) as store:
             store.eval(_COPY, 0)
         client.run(batched_validations(self.validated, _VALIDATED, once=True), streams=1, seconds=inf)
 
 
-def _make_stock(store_url: str, core: int | None) -> _Stock:
+def _make_stock(store: Store, checkout: Checkout, core: int | None) -> _Stock:
     logins = [*map(login, _USERS * _EACH), *[login(_HEAVY_USER)] * _HEAVY]
     with (
-        serving(catraca(f"{store_url}?db=1"), core=core) as server,
+        serving(checkout.serve(store.database(1)), core=core) as server,
         closing(Client(server.port, connections=4)) as client,
     ):
         created = ask(client, logins, CreateSessionResponse)
         page_tokens = {size: _walk(client, size) for size in _PAGES}
-    return _Stock(store_url, [each for each in created if each.session.user_id != _HEAVY_USER], page_tokens)
+    return _Stock(store, [each for each in created if each.session.user_id != _HEAVY_USER], page_tokens)
 
 
 def _walk(client: Client, size: int) -> list[str]:
@@ -109,21 +109,25 @@ def _page(size: int, token: str) -> ListSessionsRequest:
     return ListSessionsRequest(user_id=_HEAVY_USER, page_size=size, page_token=token)
 
 
-def compare_life(plan: Plan, *, progress: Callable[[str], None]) -> Results:
-    """Measures every RPC of a session's life, and a user with many sessions and those who validate meanwhile."""
+def compare_life(plan: Plan, *, other: Checkout | None, progress: Callable[[str], None]) -> Results:
+    """Measures every RPC of a session's life, and a user with many sessions and those who validate meanwhile.
+
+    If there is another checkout, it makes the sessions: a new version reads what the one before has written.
+    """
+    checkouts = [other, THIS] if other else [THIS]
     cores = find_cores()
     with temporary_store(core=cores.load) as store:
         progress("creating sessions")
-        stock = _make_stock(store.url, cores.server)
+        stock = _make_stock(store, checkouts[0], cores.server)
         at_limit = _row(stock, f"CreateSession at a limit of {_EACH}", _logins(evicted=1))
         rpcs, heavy = _each_rpc(stock), _heavy_user(stock)
         meanwhile = {callers: _meanwhile(stock, callers) for callers in _CALLERS}
-        contestants = [
-            Contestant(catraca(store.url), rpcs),
-            Contestant(catraca(store.url, "--max-sessions-per-user", str(_EACH)), [at_limit]),
-            Contestant(catraca(store.url), [*heavy, *chain.from_iterable(meanwhile.values())]),
+        groups = [
+            take_turns(checkouts, store.url, rpcs),
+            take_turns(checkouts, store.url, [at_limit], "--max-sessions-per-user", str(_EACH)),
+            take_turns(checkouts, store.url, [*heavy, *chain.from_iterable(meanwhile.values())]),
         ]
-        measurements = measure(contestants, plan, cores=cores, store=store.running, progress=progress)
+        measurements = measure(groups, plan, cores=cores, store=store.running, progress=progress)
     tables = [
         Table(
             "A session's life",
@@ -141,6 +145,12 @@ def compare_life(plan: Plan, *, progress: Callable[[str], None]) -> Results:
             for callers, rows in meanwhile.items()
         ),
     ]
+    if other:
+        rows = [*rpcs[:2], at_limit, *rpcs[2:], *chain.from_iterable(meanwhile.values())]
+        tables += [
+            comparison("A session's life", _names(rows), other, items="calls"),
+            comparison(f"All of a user's {_HEAVY:,} sessions", _names(heavy), other, items="sessions"),
+        ]
     return Results(plan, cores, store.version, tables, measurements)
 
 

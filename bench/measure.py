@@ -1,15 +1,17 @@
-"""Measuring: every contestant once a round, round after round, so that whatever drifts drifts for all of them."""
+"""Measures every contestant once a round, round after round, so that what drifts drifts for all of them."""
 
+import re
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from statistics import median
 
 import psutil
 
+from bench.closed_loop import Client, Load
 from bench.processes import Cores, Running, Server, pin, serving
-from bench.wire import Client, Load
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,9 @@ class Row:
     connections: int = 4
     streams: int = 16
     items: int = 1
-    """How many validations, or sessions, one call is about."""
+    """How many validations or sessions a call is about."""
     prepare: Callable[[Client], None] = lambda _: None
-    """Puts in order, before each run, what the run before has changed."""
+    """Restores, before each run, what the run before has changed."""
     event: Load | None = None
     """Measure while one more caller makes these calls, one after the other. None: for as long as the plan says."""
 
@@ -34,6 +36,12 @@ class Contestant:
 
     command: Sequence[str]
     rows: Sequence[Row]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What it gets beside the bench's own environment."""
+
+
+Group = Sequence[Contestant]
+"""Contestants that are up at the same time and take turns, row by row: the closer in time, the less drift between."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +49,14 @@ class Plan:
     """How often and how long."""
 
     rounds: int
-    warm_up: float
+    warm_up_seconds: float
     seconds: float
+    only: str = ""
+    """A regular expression: of the rows, only those whose name it is found in."""
+
+    def has(self, row: Row) -> bool:
+        """Whether the row is to be measured."""
+        return re.search(self.only, row.name, re.IGNORECASE) is not None
 
 
 @dataclass(frozen=True)
@@ -53,16 +67,16 @@ class Measurement:
     round: int
     items: int
     seconds: float
-    p50: float
-    p99: float
-    slowest: float
-    server_cpu: float
-    """CPU seconds the server spent in these `seconds`, its child processes included."""
-    load_cpu: float
-    """The same of the load generator. Close to `seconds`, it and not the server was measured."""
-    store_cpu: float
+    p50_seconds: float
+    p99_seconds: float
+    slowest_seconds: float
+    server_cpu_seconds: float
+    """Of the server in these `seconds`, its child processes included."""
+    load_cpu_seconds: float
+    """The same of the load generator. If it is close to `seconds`, it was measured and not the server."""
+    store_cpu_seconds: float
     """The same of the store."""
-    other_cpu: float
+    other_cpu_seconds: float
     """The same of all else on the machine: the noise."""
 
     @property
@@ -71,9 +85,9 @@ class Measurement:
         return self.items / self.seconds
 
     @property
-    def cost(self) -> float:
+    def cpu_seconds_each(self) -> float:
         """CPU seconds of the server per item."""
-        return self.server_cpu / self.items
+        return self.server_cpu_seconds / self.items
 
 
 @dataclass(frozen=True)
@@ -92,7 +106,7 @@ class Spread:
 
 
 def measure(
-    contestants: Sequence[Contestant],
+    groups: Sequence[Group],
     plan: Plan,
     *,
     cores: Cores,
@@ -100,14 +114,26 @@ def measure(
     progress: Callable[[str], None],
 ) -> list[Measurement]:
     """Takes all rounds. Raises LoadError when a single call fails."""
-    pin(0, cores.load)
+    pin(cores.load)
+    wanted = [
+        [replace(each, rows=rows) for each in group if (rows := [row for row in each.rows if plan.has(row)])]
+        for group in groups
+    ]
     measurements = []
     for number in range(1, plan.rounds + 1):
-        for contestant in contestants:
-            with serving(contestant.command, core=cores.server) as server:
-                for row in contestant.rows:
-                    progress(f"round {number} of {plan.rounds}: {row.name}")
-                    measurements.append(measure_row(row, number, plan, server, store))
+        for group in wanted:
+            # Every other round the other way round, so that nobody always comes first.
+            turns = group if number % 2 else group[::-1]
+            with ExitStack() as stack:
+                servers = [
+                    stack.enter_context(serving(each.command, core=cores.server, environment=each.environment))
+                    for each in turns
+                ]
+                for turn in zip_longest(*(each.rows for each in turns)):
+                    for row, server in zip(turn, servers, strict=True):
+                        if row is not None:
+                            progress(f"round {number} of {plan.rounds}: {row.name}")
+                            measurements.append(measure_row(row, number, plan, server, store))
     return measurements
 
 
@@ -119,7 +145,7 @@ def measure_row(row: Row, number: int, plan: Plan, server: Server, store: Runnin
 
     with closing(Client(server.port, connections=row.connections)) as client:
         row.prepare(client)
-        client.run(row.load, streams=row.streams, seconds=plan.warm_up)
+        client.run(row.load, streams=row.streams, seconds=plan.warm_up_seconds)
         row.prepare(client)
         before, idle = cpu_seconds(), _idle_seconds()
         if row.event:
@@ -133,13 +159,13 @@ def measure_row(row: Row, number: int, plan: Plan, server: Server, store: Runnin
         round=number,
         items=len(answers.latencies) * row.items,
         seconds=answers.seconds,
-        p50=answers.latencies[len(answers.latencies) // 2],
-        p99=answers.latencies[len(answers.latencies) * 99 // 100],
-        slowest=answers.latencies[-1],
-        server_cpu=server_cpu,
-        load_cpu=load_cpu,
-        store_cpu=store_cpu,
-        other_cpu=answers.seconds * (psutil.cpu_count() or 1) - idle - server_cpu - load_cpu - store_cpu,
+        p50_seconds=answers.latencies[len(answers.latencies) // 2],
+        p99_seconds=answers.latencies[len(answers.latencies) * 99 // 100],
+        slowest_seconds=answers.latencies[-1],
+        server_cpu_seconds=server_cpu,
+        load_cpu_seconds=load_cpu,
+        store_cpu_seconds=store_cpu,
+        other_cpu_seconds=answers.seconds * (psutil.cpu_count() or 1) - idle - server_cpu - load_cpu - store_cpu,
     )
 
 

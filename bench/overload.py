@@ -1,6 +1,6 @@
-"""`python -m bench overload`: what becomes of calls when more come than can be answered, and afterwards.
+"""`python -m bench overload`: what becomes of calls when more come than can be answered, and what afterwards.
 
-An open loop (see `openloop`) offers half of the capacity, all of it, and more. Each row has a server of its own, so
+An open loop (see `open_loop`) offers half of the capacity, all of it, and more. Each row has a server of its own, so
 that its memory tells of this load alone.
 """
 
@@ -11,27 +11,27 @@ from time import perf_counter, process_time
 
 import psutil
 
+from bench.checkouts import THIS
+from bench.closed_loop import Client, Load
 from bench.measure import Plan
-from bench.openloop import Callers, Fate
+from bench.open_loop import Callers, Fate
 from bench.processes import Cores, find_cores, pin, serving
 from bench.report import Results, Sheet
-from bench.sessions import ask, catraca, login, single_validations
+from bench.sessions import log_in, single_validations
 from bench.store import Store, temporary_store
-from bench.wire import Client, Load
-from catraca.v1.session_service_pb2 import CreateSessionResponse
 
 _SESSIONS = 1_000
-_DEADLINE = 1.0
+_TIMEOUT_SECONDS = 1.0
 
-# Of a load's outcomes: its first second is that of a server whose queues are empty.
-_FILLING = 1.0
+# In its first second a load meets a server whose queues are empty.
+_SKIPPED_SECONDS = 1.0
 
-# The probe that tells whether all is as before: calls a second, and how long it may take to be so.
-_PROBE_RATE = 100
-_PROBE_PATIENCE = 30
+# The probe that tells whether all is as before: calls a second, and how long it may take until it is.
+_PROBES_PER_SECOND = 100
+_RECOVERY_TIMEOUT_SECONDS = 30
 
-# At least this is normal: a shared machine takes as long for itself now and then.
-_NORMAL = 0.02
+# This much is normal: a shared machine takes that long for itself now and then.
+_NORMAL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class _Offer:
 
 @dataclass(frozen=True)
 class _Row:
-    """What came of an offer. Seconds and bytes."""
+    """What came of an offer."""
 
     name: str
     connections: int
@@ -59,33 +59,33 @@ class _Row:
     goodput: float
     """Good answers within the deadline, a second."""
     of_peak: float
-    good_p50: float | None
-    good_p99: float | None
+    good_p50_seconds: float | None
+    good_p99_seconds: float | None
     calls: Mapping[str, int]
     """How many ended how; see `Fate`."""
-    refused_p50: float | None
-    refused_p99: float | None
-    memory_before: int
-    memory_most: int
-    memory_after: int
-    normal_p99: float
+    refused_p50_seconds: float | None
+    refused_p99_seconds: float | None
+    memory_before_bytes: int
+    memory_most_bytes: int
+    memory_after_bytes: int
+    normal_p99_seconds: float
     """Of the probe, before."""
-    recovery: float | None
-    """From when the last caller has gone until the probe's p99 is normal again; None: not while it was waited for."""
-    late: float
-    """How late the load generator was at the most."""
-    load_cpu: float
-    """CPU seconds of the load generator in each second."""
+    recovery_seconds: float | None
+    """From when the last caller has gone until the probe's p99 is normal again; None: not in time."""
+    late_seconds: float
+    """How late the load generator was at most."""
+    load_cpu_share: float
+    """CPU seconds of the load generator per second."""
 
 
 def compare_overload(*, quick: bool, progress: Callable[[str], None]) -> Results:
     """Finds the capacity and offers multiples of it over a few and over many connections."""
     cores = find_cores()
     offers = _offers(quick=quick)
-    pin(0, cores.load)
+    pin(cores.load)
     with temporary_store(core=cores.load) as store:
         progress("capacity")
-        load = _load(store, cores)
+        load = single_validations([each.token for each in log_in(_SESSIONS, THIS, store.url, core=cores.server)])
         capacity = _capacity(store, cores, load)
         rows = []
         for number, offer in enumerate(offers, 1):
@@ -93,14 +93,18 @@ def compare_overload(*, quick: bool, progress: Callable[[str], None]) -> Results
             rows.append(_measure(store, cores, load, offer, capacity))
         progress("capacity again")
         afterwards = _capacity(store, cores, load)
-    late, load_cpu = max(row.late for row in rows), max(row.load_cpu for row in rows)
+    late_seconds, load_cpu_share = max(row.late_seconds for row in rows), max(row.load_cpu_share for row in rows)
     note = (
-        f"Capacity: {capacity:,.0f} validations/s, afterwards {afterwards:,.0f}. Recovery: until {_PROBE_RATE} calls/s"
-        f" have a p99 of at most twice what it was before (or {_NORMAL * 1e3:.0f} ms).\n"
-        f"The load generator was at most {late * 1e3:,.0f} ms late and took at most {load_cpu:.0%} of its core."
+        f"Capacity: {capacity:,.0f} validations/s, afterwards {afterwards:,.0f}."
+        f" Recovery: until {_PROBES_PER_SECOND} calls/s have a p99 of at most twice what it was before"
+        f" (or {_NORMAL_SECONDS * 1e3:.0f} ms).\n"
+        f"The load generator was at most {late_seconds * 1e3:,.0f} ms late and took at most {load_cpu_share:.0%} of its"
+        " core."
     )
-    sheet = Sheet(f"Overload, deadline {_DEADLINE:g} s", rows, _COLUMNS, note)
-    return Results(Plan(1, _FILLING, max(offer.seconds for offer in offers)), cores, store.version, [], [], [sheet])
+    sheet = Sheet(f"Overload, deadline {_TIMEOUT_SECONDS:g} s", rows, _COLUMNS, note)
+    return Results(
+        Plan(1, _SKIPPED_SECONDS, max(offer.seconds for offer in offers)), cores, store.version, [], [], [sheet]
+    )
 
 
 def _offers(*, quick: bool) -> Sequence[_Offer]:
@@ -119,19 +123,10 @@ def _name(offer: _Offer) -> str:
     return f"{offer.connections} connections of at most {offer.limit} calls, {offer.multiple:g}x capacity"
 
 
-def _load(store: Store, cores: Cores) -> Load:
-    logins = [login(f"user-{number}") for number in range(_SESSIONS)]
-    with (
-        serving(catraca(store.url), core=cores.server) as server,
-        closing(Client(server.port, connections=4)) as client,
-    ):
-        return single_validations([each.token for each in ask(client, logins, CreateSessionResponse)])
-
-
 def _capacity(store: Store, cores: Cores, load: Load) -> float:
     """Returns the most validations a second, in a closed loop: of a few short runs, as anything else makes it less."""
     with (
-        serving(catraca(store.url), core=cores.server) as server,
+        serving(THIS.serve(store.url), core=cores.server) as server,
         closing(Client(server.port, connections=8)) as client,
     ):
         client.run(load, streams=16, seconds=0.5)
@@ -140,13 +135,13 @@ def _capacity(store: Store, cores: Cores, load: Load) -> float:
 
 
 def _measure(store: Store, cores: Cores, load: Load, offer: _Offer, capacity: float) -> _Row:
-    command = catraca(store.url, "--max-calls-per-connection", str(offer.limit), patient=False)
+    command = THIS.serve(store.url, "--max-calls-per-connection", str(offer.limit), default_timeout=True)
     with (
         serving(command, core=cores.server) as server,
-        closing(Callers(server.port, load, connections=offer.connections, deadline=_DEADLINE)) as callers,
+        closing(Callers(server.port, load, connections=offer.connections, timeout_seconds=_TIMEOUT_SECONDS)) as callers,
     ):
         callers.run(capacity / 2, 0.5)
-        normal = _quantile(callers.run(_PROBE_RATE, 2).seconds(Fate.GOOD), 0.99) or _NORMAL
+        normal = _quantile(callers.run(_PROBES_PER_SECOND, 2).seconds(Fate.GOOD), 0.99) or _NORMAL_SECONDS
         process = psutil.Process(server.popen.pid)
         memory = [process.memory_info().rss]
         cpu, begin = process_time(), perf_counter()
@@ -154,10 +149,10 @@ def _measure(store: Store, cores: Cores, load: Load, offer: _Offer, capacity: fl
             capacity * offer.multiple, offer.seconds, watch=lambda: memory.append(process.memory_info().rss)
         )
         cpu, took = process_time() - cpu, perf_counter() - begin
-        recovery = _recovery(server.port, load, max(2 * normal, _NORMAL))
+        recovery_seconds = _recovery(server.port, load, max(2 * normal, _NORMAL_SECONDS))
         memory.append(process.memory_info().rss)
-    good, refused = outcomes.seconds(Fate.GOOD, skip=_FILLING), outcomes.refusals()
-    goodput = len(good) / (offer.seconds - _FILLING)
+    good, refused = outcomes.seconds(Fate.GOOD, skip=_SKIPPED_SECONDS), outcomes.refusals()
+    goodput = len(good) / (offer.seconds - _SKIPPED_SECONDS)
     return _Row(
         name=_name(offer),
         connections=offer.connections,
@@ -166,18 +161,18 @@ def _measure(store: Store, cores: Cores, load: Load, offer: _Offer, capacity: fl
         offered=capacity * offer.multiple,
         goodput=goodput,
         of_peak=goodput / capacity,
-        good_p50=_quantile(good, 0.5),
-        good_p99=_quantile(good, 0.99),
+        good_p50_seconds=_quantile(good, 0.5),
+        good_p99_seconds=_quantile(good, 0.99),
         calls={fate.value: outcomes.count(fate) for fate in Fate},
-        refused_p50=_quantile(refused, 0.5),
-        refused_p99=_quantile(refused, 0.99),
-        memory_before=memory[0],
-        memory_most=max(memory),
-        memory_after=memory[-1],
-        normal_p99=normal,
-        recovery=recovery,
-        late=outcomes.late,
-        load_cpu=cpu / took,
+        refused_p50_seconds=_quantile(refused, 0.5),
+        refused_p99_seconds=_quantile(refused, 0.99),
+        memory_before_bytes=memory[0],
+        memory_most_bytes=max(memory),
+        memory_after_bytes=memory[-1],
+        normal_p99_seconds=normal,
+        recovery_seconds=recovery_seconds,
+        late_seconds=outcomes.late_seconds,
+        load_cpu_share=cpu / took,
     )
 
 
@@ -185,11 +180,11 @@ def _recovery(port: int, load: Load, normal: float) -> float | None:
     """Connects and calls at a low rate until a second of calls has a normal p99; returns how long that took to come."""
     start = perf_counter()
     calls: list[tuple[float, bool]] = []
-    with closing(Callers(port, load, connections=1, deadline=_DEADLINE)) as probe:
-        while perf_counter() < start + _PROBE_PATIENCE:
-            calls += probe.run(_PROBE_RATE, 1).slow(normal)
-            for first in range(len(calls) - _PROBE_RATE + 1):
-                if sum(slow for _, slow in calls[first : first + _PROBE_RATE]) <= _PROBE_RATE // 100:
+    with closing(Callers(port, load, connections=1, timeout_seconds=_TIMEOUT_SECONDS)) as probe:
+        while perf_counter() < start + _RECOVERY_TIMEOUT_SECONDS:
+            calls += probe.run(_PROBES_PER_SECOND, 1).slow(normal)
+            for first in range(len(calls) - _PROBES_PER_SECOND + 1):
+                if sum(slow for _, slow in calls[first : first + _PROBES_PER_SECOND]) <= _PROBES_PER_SECOND // 100:
                     return calls[first][0] - start
     return None
 
@@ -213,14 +208,18 @@ _COLUMNS: Mapping[str, Callable[[_Row], str]] = {
     "": lambda row: row.name,
     "good/s": lambda row: f"{row.goodput:,.0f}",
     "of peak": lambda row: f"{row.of_peak:.2f}",
-    "p50 ms": lambda row: _milliseconds(row.good_p50),
-    "p99 ms": lambda row: _milliseconds(row.good_p99),
+    "p50 ms": lambda row: _milliseconds(row.good_p50_seconds),
+    "p99 ms": lambda row: _milliseconds(row.good_p99_seconds),
     "held back": _part(Fate.HELD_BACK),
     "given up": _part(Fate.GIVEN_UP),
     "refused": _part(Fate.RESET, Fate.REFUSED),
-    "after p50, p99 ms": lambda row: f"{_milliseconds(row.refused_p50)}, {_milliseconds(row.refused_p99)}",
-    "MB before, most, after": lambda row: ", ".join(
-        f"{size / 1e6:,.0f}" for size in (row.memory_before, row.memory_most, row.memory_after)
+    "after p50, p99 ms": lambda row: (
+        f"{_milliseconds(row.refused_p50_seconds)}, {_milliseconds(row.refused_p99_seconds)}"
     ),
-    "recovery s": lambda row: f"over {_PROBE_PATIENCE}" if row.recovery is None else f"{row.recovery:.1f}",
+    "MB before, most, after": lambda row: ", ".join(
+        f"{size / 1e6:,.0f}" for size in (row.memory_before_bytes, row.memory_most_bytes, row.memory_after_bytes)
+    ),
+    "recovery s": lambda row: (
+        f"over {_RECOVERY_TIMEOUT_SECONDS}" if row.recovery_seconds is None else f"{row.recovery_seconds:.1f}"
+    ),
 }

@@ -14,12 +14,12 @@ def plot(results: Results, file: Path) -> None:
     figure = figure_module.Figure(figsize=(10, 1.2 * len(heights) + 0.35 * sum(heights)), layout="constrained")
     panels = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
     for panel, table in zip(panels, results.tables, strict=True):
-        costs = [results.spread(row, table.plotted, table.rows[0]) for row in table.rows]
+        costs = [results.spread(row, table.plotted, table.base(row)) for row in table.rows]
         medians = [cost.median for cost in costs]
         below = [cost.median - cost.low for cost in costs]
         above = [cost.high - cost.median for cost in costs]
         bars = panel.barh(table.rows, medians, xerr=(below, above), color="#7d9fc4", ecolor="#333333", capsize=3)
-        panel.bar_label(bars, [f"{median:,.0f}" for median in medians], padding=4, label_type="center")
+        panel.bar_label(bars, [table.plotted.form.format(median) for median in medians], padding=4, label_type="center")
         panel.invert_yaxis()
         panel.set_title(table.title, loc="left")
         panel.set_xlabel(f"{table.plotted.heading}: median and extremes of the rounds")

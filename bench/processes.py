@@ -6,15 +6,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeVar
 
 import psutil
 
-_START_TIMEOUT = 30.0
-_STOP_TIMEOUT = 10.0
+_START_TIMEOUT_SECONDS = 30.0
+_STOP_TIMEOUT_SECONDS = 10.0
 _LISTENING = re.compile(r"listening on 127\.0\.0\.1:(\d+)")
 
 
@@ -45,18 +46,18 @@ class Running:
         """Returns the user and system time, until now, of the process and those it has started."""
         return sum(times.user + times.system for times in (each.cpu_times() for each in _family(self.popen)))
 
-    def memory(self) -> list[int]:
-        """Returns the bytes of memory that are resident, of the process and of each of those it has started."""
+    def memory_bytes(self) -> list[int]:
+        """Returns the resident memory of the process and of each of those it has started."""
         return [each.memory_info().rss for each in _family(self.popen)]
 
-    def wait_for(self, sign: Callable[[], _T | None], patience: float = _START_TIMEOUT) -> _T:
-        """Returns the sign of its being ready. Raises StartError when it ends before that or takes too long."""
-        give_up = time.monotonic() + patience
+    def wait_for(self, sign: Callable[[], _T | None], timeout_seconds: float = _START_TIMEOUT_SECONDS) -> _T:
+        """Returns the sign that it is ready. Raises StartError if it ends before that or takes too long."""
+        deadline = time.monotonic() + timeout_seconds
         while not (seen := sign()):
             if self.popen.poll() is not None:
                 raise StartError(f"{self.popen.args!r} ended before it was ready:\n{self.log()}")
-            if time.monotonic() > give_up:
-                raise StartError(f"{self.popen.args!r} was not ready after {patience:.0f} s:\n{self.log()}")
+            if time.monotonic() > deadline:
+                raise StartError(f"{self.popen.args!r} was not ready after {timeout_seconds:.0f} s:\n{self.log()}")
             time.sleep(0.02)
         return seen
 
@@ -66,8 +67,8 @@ class Server(Running):
     """A gRPC server that listens on a port of 127.0.0.1."""
 
     port: int
-    started_in: float
-    """Seconds from its start until it listened."""
+    start_seconds: float
+    """From its start until it listened."""
 
 
 def find_cores() -> Cores:
@@ -78,31 +79,55 @@ def find_cores() -> Cores:
     return Cores(load=usable[0], server=usable[-1])
 
 
-def pin(pid: int, core: int | None) -> None:
-    """Keeps a process on one core, with the threads and processes it starts from now on (0: this process)."""
+def pin(core: int | None) -> None:
+    """Keeps this process on one core, with the threads and processes it starts from now on."""
     if sys.platform == "linux" and core is not None:
-        os.sched_setaffinity(pid, {core})
+        os.sched_setaffinity(0, {core})
 
 
 @contextmanager
-def running(command: Sequence[str], *, core: int | None) -> Iterator[Running]:
-    """Runs a command on a core for as long as the block lasts."""
+def _pinned(core: int | None) -> Iterator[None]:
+    """Has what is started in the block begin on a core: to pin it later would miss the threads that it has by then."""
+    if sys.platform != "linux":
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    pin(core)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
+
+
+@contextmanager
+def running(
+    command: Sequence[str], *, core: int | None, environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Running]:
+    """Runs a command on a core for as long as the block lasts; `environment` adds to this process's own."""
     # A file and not a pipe: nobody would read the pipe during a measurement, and a full one stops its writer.
     with tempfile.TemporaryFile() as log:
-        popen = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        with _pinned(core):
+            popen = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **environment}
+            )
         try:
-            pin(popen.pid, core)
             yield Running(popen, lambda: os.pread(log.fileno(), 1 << 20, 0).decode(errors="replace"))
         finally:
             _stop(popen)
 
 
 @contextmanager
-def serving(command: Sequence[str], *, core: int | None, patience: float = _START_TIMEOUT) -> Iterator[Server]:
+def serving(
+    command: Sequence[str],
+    *,
+    core: int | None,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    timeout_seconds: float = _START_TIMEOUT_SECONDS,
+) -> Iterator[Server]:
     """Runs a gRPC server that says `listening on 127.0.0.1:PORT` when it is ready."""
     start = time.monotonic()
-    with running(command, core=core) as server:
-        listening = server.wait_for(lambda: _LISTENING.search(server.log()), patience)
+    with running(command, core=core, environment=environment) as server:
+        listening = server.wait_for(lambda: _LISTENING.search(server.log()), timeout_seconds)
         yield Server(server.popen, server.log, int(listening[1]), time.monotonic() - start)
 
 
@@ -115,7 +140,7 @@ def _stop(popen: subprocess.Popen[bytes]) -> None:
     if popen.poll() is None:
         family = _family(popen)
         popen.terminate()
-        _, alive = psutil.wait_procs(family, timeout=_STOP_TIMEOUT)
+        _, alive = psutil.wait_procs(family, timeout=_STOP_TIMEOUT_SECONDS)
         for process in alive:
             process.kill()
         popen.wait()

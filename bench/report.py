@@ -4,7 +4,7 @@ import json
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -24,17 +24,17 @@ class Column:
     value: Callable[[Measurement], float]
     form: str
     compared: bool = False
-    """As a multiple of the first row's."""
+    """As a multiple of that of the row to compare with, round by round."""
 
 
-COST = Column("CPU µs each", lambda each: each.cost * 1e6, "{:,.1f}")
-P50 = Column("p50 ms", lambda each: each.p50 * 1e3, "{:.1f}")
-P99 = Column("p99 ms", lambda each: each.p99 * 1e3, "{:.1f}")
-COST_COMPARED = Column("CPU / first", lambda each: each.cost, "{:.2f}", compared=True)
-RATE_COMPARED = Column("rate / first", lambda each: each.rate, "{:.2f}", compared=True)
-P50_COMPARED = Column("p50 / first", lambda each: each.p50, "{:.2f}", compared=True)
-P99_COMPARED = Column("p99 / first", lambda each: each.p99, "{:.2f}", compared=True)
-SLOWEST = Column("slowest ms", lambda each: each.slowest * 1e3, "{:.1f}")
+COST = Column("CPU µs each", lambda each: each.cpu_seconds_each * 1e6, "{:,.1f}")
+P50 = Column("p50 ms", lambda each: each.p50_seconds * 1e3, "{:.2f}")
+P99 = Column("p99 ms", lambda each: each.p99_seconds * 1e3, "{:.2f}")
+COST_COMPARED = Column("CPU / base", lambda each: each.cpu_seconds_each, "{:.2f}", compared=True)
+RATE_COMPARED = Column("rate / base", lambda each: each.rate, "{:.2f}", compared=True)
+P50_COMPARED = Column("p50 / base", lambda each: each.p50_seconds, "{:.2f}", compared=True)
+P99_COMPARED = Column("p99 / base", lambda each: each.p99_seconds, "{:.2f}", compared=True)
+SLOWEST = Column("slowest ms", lambda each: each.slowest_seconds * 1e3, "{:.1f}")
 SECONDS = Column("seconds", lambda each: each.seconds, "{:.2f}")
 
 
@@ -45,12 +45,18 @@ def rate(items: str) -> Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows to be read side by side, the first of them being what the others are compared with."""
+    """Rows to be read side by side."""
 
     title: str
     rows: Sequence[str]
     columns: Sequence[Column] = (rate("validations"), COST, P50, P99, RATE_COMPARED, COST_COMPARED)
     plotted: Column = COST
+    bases: Mapping[str, str] = field(default_factory=dict)
+    """What rows are compared with, where it is not the first row."""
+
+    def base(self, row: str) -> str:
+        """Returns the row that this one is compared with; itself, if others are compared with it."""
+        return self.bases.get(row, row if row in self.bases.values() else self.rows[0])
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,8 @@ class Results:
     tables: Sequence[Table]
     measurements: Sequence[Measurement]
     sheets: Sequence[Sheet] = ()
+    notes: Sequence[str] = ()
+    """What else a reader has to know: what could not be measured, and why."""
 
     def __add__(self, other: "Results") -> "Results":
         """Returns both, as one run."""
@@ -90,7 +98,21 @@ class Results:
             tables=[*self.tables, *other.tables],
             measurements=[*self.measurements, *other.measurements],
             sheets=[*self.sheets, *other.sheets],
+            notes=[*self.notes, *other.notes],
         )
+
+    def without_missing(self) -> "Results":
+        """Returns the tables with those rows only that were measured."""
+        measured = {each.row for each in self.measurements}
+        tables = [
+            replace(
+                table,
+                rows=[row for row in table.rows if row in measured],
+                bases={row: base for row, base in table.bases.items() if base in measured},
+            )
+            for table in self.tables
+        ]
+        return replace(self, tables=[table for table in tables if table.rows])
 
     def spread(self, row: str, column: Column, base: str) -> Spread:
         """Summarises one value of a row over the rounds; if it is compared, with that of `base`, round by round."""
@@ -104,23 +126,25 @@ class Results:
 
     def text(self) -> str:
         """Shows the tables, and how far they can be trusted."""
-        noise = [self._noise()] if self.measurements else []
-        return "\n\n".join([*(self._table(table) for table in self.tables), *noise, *(s.text() for s in self.sheets)])
+        notes = ["\n".join([*([self._noise()] if self.measurements else []), *self.notes])]
+        sheets = [sheet.text() for sheet in self.sheets]
+        return "\n\n".join(filter(None, [*(self._table(table) for table in self.tables), *notes, *sheets]))
 
     def _table(self, table: Table) -> str:
         headings = (table.title, *(column.heading for column in table.columns))
         return _aligned([headings, *(self._line(row, table) for row in table.rows)])
 
     def _line(self, row: str, table: Table) -> tuple[str, ...]:
-        return (row, *(_show(self.spread(row, column, table.rows[0]), column.form) for column in table.columns))
+        return (row, *(_show(self.spread(row, column, table.base(row)), column.form) for column in table.columns))
 
     def _noise(self) -> str:
-        load = max(each.load_cpu / each.seconds for each in self.measurements)
-        others = Spread.of(each.other_cpu / each.seconds for each in self.measurements)
+        load = max(each.load_cpu_seconds / each.seconds for each in self.measurements)
+        others = Spread.of(each.other_cpu_seconds / each.seconds for each in self.measurements)
         return (
-            f"Medians of {self.plan.rounds} rounds of {self.plan.seconds:g} s, lowest and highest in brackets; compared"
-            f" with the first row round by round.\nOther programs took {others.median:.0%} of a core, at most"
-            f" {others.high:.0%}; the load generator took at most {load:.0%} of its own."
+            f"Medians of {self.plan.rounds} rounds of {self.plan.seconds:g} s, lowest and highest in brackets. Ratios"
+            " are taken round by round; base: the table's first row, or the same row of the other checkout.\n"
+            f"Other programs took {others.median:.0%} of a core, at most {others.high:.0%}; the load generator took at"
+            f" most {load:.0%} of its own."
         )
 
     def save(self, file: Path) -> None:
@@ -142,6 +166,7 @@ class Results:
             "plan": asdict(self.plan),
             "tables": [{"title": table.title, "rows": table.rows} for table in self.tables],
             "rounds": [asdict(each) for each in self.measurements],
+            "notes": self.notes,
             "sheets": [{"title": each.title, "rows": [asdict(row) for row in each.rows]} for each in self.sheets],
         }
         file.write_text(json.dumps(contents, indent=1, ensure_ascii=False) + "\n")

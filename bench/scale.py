@@ -11,43 +11,45 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
+from bench.checkouts import THIS
+from bench.closed_loop import Client
 from bench.fill import Filled, fill
 from bench.measure import Plan, Row, measure_row
 from bench.processes import Server, find_cores, pin, serving
 from bench.report import COST, P50, P50_COMPARED, P99, P99_COMPARED, Results, Sheet, Table, rate
-from bench.sessions import batched_validations, catraca, single_validations
-from bench.wire import Client
+from bench.sessions import batched_validations, single_validations
+from catraca_server.redis.url import StoreUrl
 
 # Sessions, and their users.
 _Scale = tuple[int, int]
 _SCALES: Sequence[_Scale] = ((1_000, 1_000), (100_000, 100_000), (1_000_000, 1_000_000), (1_000_000, 200_000))
 _QUICK_SCALES: Sequence[_Scale] = ((1_000, 1_000), (10_000, 10_000), (50_000, 50_000), (50_000, 10_000))
 
-# Of the sessions so many are validated in turn, and all of those get their activity written down just before.
+# This many of the sessions are validated in turn. Their activity is written down just before.
 _VALIDATED = 10_000
 
 # Callers at the same time: some, but not so many that they wait for each other more than for their answers.
 _CONNECTIONS, _STREAMS = 4, 2
 
-_LOAD_PATIENCE = 300.0
+_LOAD_TIMEOUT_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
 class _Size:
-    """What so many sessions take. Bytes, and seconds."""
+    """What this many sessions take."""
 
     name: str
     sessions: int
-    used_each: float
-    record_each: float
-    index_each: float
-    filled_in: float
-    disk: int
-    started_in: float
+    used_bytes_each: float
+    record_bytes_each: float
+    index_bytes_each: float
+    fill_seconds: float
+    disk_bytes: int
+    start_seconds: float
     """Until the server listened, the store having loaded everything."""
-    server_memory: int
+    server_memory_bytes: int
     """Resident after the measurement, as is the store's."""
-    store_memory: int
+    store_memory_bytes: int
 
 
 def compare_scale(plan: Plan, *, quick: bool, progress: Callable[[str], None]) -> Results:
@@ -58,20 +60,22 @@ def compare_scale(plan: Plan, *, quick: bool, progress: Callable[[str], None]) -
         data_dirs = {scale: Path(directory, _name(scale)) for scale in scales}
         # On all cores: it is pinned only after that, and those it starts are not pinned either.
         filled = {scale: _filled(data_dir, scale, progress) for scale, data_dir in data_dirs.items()}
-        disk = {scale: _bytes_in(data_dir) for scale, data_dir in data_dirs.items()}
-        pin(0, cores.load)
+        disk_bytes = {scale: _bytes_in(data_dir) for scale, data_dir in data_dirs.items()}
+        pin(cores.load)
         servers = {}
         for scale, data_dir in data_dirs.items():
             progress(f"loading {_name(scale)}")
-            command = catraca("embedded:", "--data-dir", str(data_dir))
-            servers[scale] = stack.enter_context(serving(command, core=cores.server, patience=_LOAD_PATIENCE))
+            command = THIS.serve(StoreUrl.parse("embedded:"), "--data-dir", str(data_dir))
+            servers[scale] = stack.enter_context(
+                serving(command, core=cores.server, timeout_seconds=_LOAD_TIMEOUT_SECONDS)
+            )
         rows = {scale: _row(scale, filled[scale].tokens) for scale in scales}
         measurements = []
         for number in range(1, plan.rounds + 1):
             for scale, row in rows.items():
                 progress(f"round {number} of {plan.rounds}: {row.name}")
                 measurements.append(measure_row(row, number, plan, servers[scale], None))
-        sheet_rows = [_size(scale, filled[scale], disk[scale], servers[scale]) for scale in scales]
+        sheet_rows = [_size(scale, filled[scale], disk_bytes[scale], servers[scale]) for scale in scales]
     table = Table(
         f"ValidateSession by {_CONNECTIONS * _STREAMS} callers",
         [row.name for row in rows.values()],
@@ -104,7 +108,7 @@ def _bytes_in(data_dir: Path) -> int:
 
 
 def _row(scale: _Scale, tokens: Sequence[str]) -> Row:
-    def note_activity(client: Client) -> None:
+    def write_activity(client: Client) -> None:
         # Those whose activity is due cost a write, and the more sessions there are the more would be due.
         client.run(batched_validations(tokens, min(len(tokens), 1_000), once=True), streams=1, seconds=inf)
 
@@ -113,23 +117,23 @@ def _row(scale: _Scale, tokens: Sequence[str]) -> Row:
         single_validations(tokens),
         connections=_CONNECTIONS,
         streams=_STREAMS,
-        prepare=note_activity,
+        prepare=write_activity,
     )
 
 
-def _size(scale: _Scale, filled: Filled, disk: int, server: Server) -> _Size:
-    own, *others = server.memory()
+def _size(scale: _Scale, filled: Filled, disk_bytes: int, server: Server) -> _Size:
+    own, *others = server.memory_bytes()
     return _Size(
         name=_name(scale),
         sessions=scale[0],
-        used_each=filled.used,
-        record_each=filled.record,
-        index_each=filled.index,
-        filled_in=filled.seconds,
-        disk=disk,
-        started_in=server.started_in,
-        server_memory=own,
-        store_memory=sum(others),
+        used_bytes_each=filled.used_bytes,
+        record_bytes_each=filled.record_bytes,
+        index_bytes_each=filled.index_bytes,
+        fill_seconds=filled.seconds,
+        disk_bytes=disk_bytes,
+        start_seconds=server.start_seconds,
+        server_memory_bytes=own,
+        store_memory_bytes=sum(others),
     )
 
 
@@ -139,17 +143,17 @@ def _megabytes(size: int) -> str:
 
 _COLUMNS: Mapping[str, Callable[[_Size], str]] = {
     "": lambda size: size.name,
-    "bytes each": lambda size: f"{size.used_each:.0f}",
-    "record": lambda size: f"{size.record_each:.0f}",
-    "index": lambda size: f"{size.index_each:.0f}",
-    "start s": lambda size: f"{size.started_in:.1f}",
-    "MB server": lambda size: _megabytes(size.server_memory),
-    "MB store": lambda size: _megabytes(size.store_memory),
-    "MB disk": lambda size: _megabytes(size.disk),
-    "filled in s": lambda size: f"{size.filled_in:.0f}",
+    "bytes each": lambda size: f"{size.used_bytes_each:.0f}",
+    "record": lambda size: f"{size.record_bytes_each:.0f}",
+    "index": lambda size: f"{size.index_bytes_each:.0f}",
+    "start s": lambda size: f"{size.start_seconds:.1f}",
+    "MB server": lambda size: _megabytes(size.server_memory_bytes),
+    "MB store": lambda size: _megabytes(size.store_memory_bytes),
+    "MB disk": lambda size: _megabytes(size.disk_bytes),
+    "filled in s": lambda size: f"{size.fill_seconds:.0f}",
 }
 _NOTE = (
-    "Bytes each: by how much the store's used memory has grown, for each session; of it what the session's record and"
+    "Bytes each: by how much the store's used memory has grown per session; of that, what the session's record and"
     " its user's index take.\nStart: of catraca with its embedded store, until it listens. The server and the store are"
     " on one core, and CPU is of both."
 )

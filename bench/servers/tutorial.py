@@ -18,8 +18,8 @@ _THREADS = 8
 class Sessions:
     """Sessions kept as JSON under their tokens."""
 
-    def __init__(self, store_url: str) -> None:
-        self._store = redis.Redis.from_url(store_url)
+    def __init__(self, socket: str) -> None:
+        self._store = redis.Redis(unix_socket_path=socket)
 
     def validate(self, request: ValidateSessionRequest, _context: grpc.ServicerContext) -> ValidateSessionResponse:
         """Looks the token up."""
@@ -39,7 +39,7 @@ class Sessions:
 
 def main() -> None:
     """Serves until killed."""
-    sessions = Sessions(store_url=sys.argv[1])
+    sessions = Sessions(socket=sys.argv[1])
     server = grpc.server(ThreadPoolExecutor(_THREADS))
     # What a generated `add_…_to_server` does, for the one method that is measured.
     handlers = {

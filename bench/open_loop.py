@@ -1,7 +1,7 @@
-"""A gRPC load generator: an open loop, in which calls come at a rate, whatever becomes of those before them.
+"""A gRPC load generator: an open loop: calls come at a rate, whatever becomes of those before them.
 
 A closed loop slows down with the server and so never asks more of it than it can do. Here every call has a time at
-which its caller begins to wait, and is counted from that time on, also where this process gets to it late. Callers
+which its caller begins to wait, and is counted from that time on, even if this process gets to it late. Callers
 wait until their deadline and then give up, telling the server (RST_STREAM). They are well-behaved, as gRPC clients
 are: a connection has no more calls in flight than the server allows. What is more is held back, first come, first
 served, and may reach its deadline without ever being sent.
@@ -16,14 +16,14 @@ from itertools import cycle
 from math import ceil
 from time import perf_counter
 
+from bench.closed_loop import Load
 from bench.http2 import Call, Connection, LoadError, framed, header_block
-from bench.wire import Load
 
-_TICK = 0.001
-_WATCH = 0.1
+_TICK_SECONDS = 0.001
+_WATCH_SECONDS = 0.1
 
-# Deadlines are told in steps of so many milliseconds, so that the headers of all of them can be prebuilt.
-_STEP = 10
+# Deadlines are sent in steps of this size, so that the headers for all of them can be prebuilt.
+_STEP_MS = 10
 
 
 class Fate(Enum):
@@ -46,8 +46,8 @@ class Outcomes:
     def __init__(self) -> None:
         self.begin = self.end = perf_counter()
         """When the first call was due, and when one more than the last would have been."""
-        self.late = 0.0
-        """How many seconds after a call was due it was begun at the most. Much of this, and the load was another."""
+        self.late_seconds = 0.0
+        """How long after a call was due it was begun, at most. If this is much, the load was not the one asked for."""
         self._times = {fate: (array("d"), array("d")) for fate in Fate}
         self._refusals = array("d")
 
@@ -72,7 +72,7 @@ class Outcomes:
     def seconds(self, fate: Fate, *, skip: float = 0.0) -> list[float]:
         """Returns how long callers waited for this end, ascending.
 
-        Counted are calls that ended while the load went on, but not in its first `skip` seconds.
+        Only calls that ended while the load went on count, and none of its first `skip` seconds.
         """
         first, last = self.begin + skip, self.end
         times = zip(*self._times[fate], strict=True)
@@ -88,16 +88,17 @@ class Outcomes:
 
 
 class Callers:
-    """Connections to one server, over which callers come that are patient until their `deadline` (seconds)."""
+    """Connections to one server, over which callers come who wait for `timeout_seconds`."""
 
-    def __init__(self, port: int, load: Load, *, connections: int, deadline: float) -> None:
+    def __init__(self, port: int, load: Load, *, connections: int, timeout_seconds: float) -> None:
         self._selector = selectors.DefaultSelector()
         headers = [
-            header_block(load.method, port, timeout=f"{step * _STEP}m")
-            for step in range(ceil(deadline * 1000 / _STEP) + 2)
+            header_block(load.method, port, timeout=f"{step * _STEP_MS}m")
+            for step in range(ceil(timeout_seconds * 1000 / _STEP_MS) + 2)
         ]
         self._connections = [
-            _Connection(port, self._selector, load, headers, deadline=deadline) for _ in range(connections)
+            _Connection(port, self._selector, load, headers, timeout_seconds=timeout_seconds)
+            for _ in range(connections)
         ]
         self._requests = cycle([framed(request) for request in load.requests])
 
@@ -110,7 +111,7 @@ class Callers:
     def run(self, rate: float, seconds: float, *, watch: Callable[[], None] = lambda: None) -> Outcomes:
         """Has `rate` callers a second come for `seconds`, and waits until the last has an answer or has given up.
 
-        `watch` is called every now and then, also while the last ones wait.
+        `watch` is called about ten times a second, also while the last ones wait.
         """
         outcomes = Outcomes()
         outcomes.end += seconds
@@ -121,17 +122,17 @@ class Callers:
             now = perf_counter()
             due = min(all_of_them, int((now - outcomes.begin) * rate) + 1)
             if begun < due:
-                outcomes.late = max(outcomes.late, now - outcomes.begin - begun / rate)
+                outcomes.late_seconds = max(outcomes.late_seconds, now - outcomes.begin - begun / rate)
             for number in range(begun, due):
                 connection = self._connections[number % len(self._connections)]
                 connection.take(next(self._requests), outcomes.begin + number / rate)
             begun = due
             for connection in self._connections:
                 connection.turn(now)
-            if now >= watched + _WATCH:
+            if now >= watched + _WATCH_SECONDS:
                 watched = now
                 watch()
-            for key, events in self._selector.select(_TICK):
+            for key, events in self._selector.select(_TICK_SECONDS):
                 key.data.on_ready(events)
         return outcomes
 
@@ -140,13 +141,13 @@ class _Connection(Connection):
     """A connection that callers share."""
 
     def __init__(
-        self, port: int, selector: selectors.BaseSelector, load: Load, headers: list[bytes], *, deadline: float
+        self, port: int, selector: selectors.BaseSelector, load: Load, headers: list[bytes], *, timeout_seconds: float
     ) -> None:
         super().__init__(port, selector)
         self.outcomes = Outcomes()
         self._load = load
         self._headers = headers
-        self._deadline = deadline
+        self._timeout_seconds = timeout_seconds
         self._held: deque[tuple[float, bytes]] = deque()
         self._sent: deque[tuple[float, int]] = deque()
         """The calls in flight and those that have ended lately, oldest first."""
@@ -161,8 +162,8 @@ class _Connection(Connection):
         self._held.append((since, request))
 
     def turn(self, now: float) -> None:
-        """Lets go those whose deadline has come, and sends what may be sent."""
-        overdue = now - self._deadline
+        """Gives up the calls whose deadline has come, and sends what may be sent."""
+        overdue = now - self._timeout_seconds
         while self._sent and self._sent[0][0] <= overdue:
             since, stream = self._sent.popleft()
             if stream in self.calls:
@@ -173,7 +174,7 @@ class _Connection(Connection):
             self.outcomes.add(Fate.HELD_BACK, since, now)
         while self._held and len(self.calls) < self.most_streams:
             since, request = self._held.popleft()
-            left = self._headers[ceil((since - overdue) * 1000 / _STEP)]
+            left = self._headers[ceil((since - overdue) * 1000 / _STEP_MS)]
             self._sent.append((since, self.open(left, request, since)))
         self.flush()
 
@@ -181,8 +182,8 @@ class _Connection(Connection):
         # Beside an error status grpc.aio may send an empty message. Errors of catraca have details.
         message = None if b"grpc-status-details-bin" in trailers else call.message()
         if message is not None and not self._load.check(message):
-            raise LoadError(f"{self._load.method}: not the answer hoped for: {message[:200]!r}")
-        if self.received_at - call.since > self._deadline:
+            raise LoadError(f"{self._load.method}: not the answer expected: {message[:200]!r}")
+        if self.received_at - call.since > self._timeout_seconds:
             fate = Fate.GIVEN_UP
         else:
             fate = Fate.REFUSED if message is None else Fate.GOOD

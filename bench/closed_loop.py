@@ -12,7 +12,7 @@ from itertools import cycle
 from math import inf
 from time import perf_counter
 
-from bench.http2 import SILENCE, Call, Connection, LoadError, framed, header_block
+from bench.http2 import SILENCE_SECONDS, Call, Connection, LoadError, framed, header_block
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,14 @@ class Load:
     requests: Sequence[bytes]
     """Serialised messages, sent in turn."""
     check: Callable[[bytes], bool]
-    """Says whether a serialised response is the one hoped for."""
+    """Says whether a serialised response is the one expected."""
     once: bool = False
-    """Each request can be sent only once: the run ends with the last of them, be there time left or not."""
+    """Each request can be sent only once: the run ends with the last of them, even if there is time left."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What one run brought."""
+    """What came of one run."""
 
     seconds: float
     latencies: Sequence[float]
@@ -82,9 +82,9 @@ class Client:
         return Answers(perf_counter() - run.begin, sorted(run.latencies))
 
     def _turn(self) -> None:
-        ready = self._selector.select(SILENCE)
+        ready = self._selector.select(SILENCE_SECONDS)
         if not ready:
-            raise LoadError(f"no answer within {SILENCE:.0f} s")
+            raise LoadError(f"no answer within {SILENCE_SECONDS:.0f} s")
         for key, events in ready:
             key.data.on_ready(events)
 
@@ -114,7 +114,7 @@ class _Connection(Connection):
         return bool(self.calls)
 
     def start(self, run: _Run, streams: int) -> None:
-        """Opens `streams` calls; each is followed by another until the time has come."""
+        """Opens `streams` calls; each is followed by another until the time is over."""
         if streams > self.most_streams:
             raise LoadError(f"the server allows {self.most_streams} streams on a connection")
         self._run = run
@@ -128,7 +128,7 @@ class _Connection(Connection):
         if message is None:
             raise LoadError(f"{self._run.load.method}: no message, but these trailers: {trailers!r}")
         if not self._run.load.check(message):
-            raise LoadError(f"{self._run.load.method}: not the answer hoped for: {message[:200]!r}")
+            raise LoadError(f"{self._run.load.method}: not the answer expected: {message[:200]!r}")
         self._run.latencies.append(self.received_at - call.since)
         if self.received_at < self._run.until:
             self._next(self.received_at)

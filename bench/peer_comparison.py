@@ -1,0 +1,105 @@
+"""`python -m bench peers`: catraca beside what an expert would write in Go, and beside empty handlers.
+
+All of them are up at the same time, on one core, over the same sessions in one store, and take turns.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bench.checkouts import THIS, Checkout, take_turns
+from bench.closed_loop import Load
+from bench.engines import EMPTY_LOAD, EMPTY_RESPONSE_BYTES, empty_handler
+from bench.measure import Contestant, Plan, Row, measure
+from bench.peer_build import PeerUnavailable, build_peer
+from bench.peer_check import check_peer
+from bench.processes import find_cores
+from bench.report import COST, P50, P50_COMPARED, P99, P99_COMPARED, Results, Table, rate
+from bench.sessions import log_in, single_validations
+from bench.store import Store, temporary_store
+from bench.validation import SESSIONS, batch_row, tutorial
+
+_EMPTY_ENGINE = Path(__file__).parent / "servers" / "empty_engine.py"
+_ENGINE = "catraca_server.api.engine"
+
+_BATCHES = (100, 1_000)
+
+# What the peer can be, and what its rows are called.
+_KINDS = {"go-redis": "Go, go-redis", "rueidis": "Go, rueidis"}
+
+
+def compare_peers(plan: Plan, *, workdir: Path, other: Checkout | None, progress: Callable[[str], None]) -> Results:
+    """Measures one validation a call by 64 callers and by one, and batches of catraca beside the peer one by one.
+
+    If there is another checkout, it makes the sessions, and is measured as well.
+    """
+    cores = find_cores()
+    notes = []
+    try:
+        peer = build_peer(workdir, progress=progress)
+    except PeerUnavailable as error:
+        peer = None
+        notes.append(f"No Go peer: {error}.")
+    if not _has_engine():
+        notes.append("No empty handler of catraca's own engine: this checkout has none.")
+    checkouts = [other, THIS] if other else [THIS]
+    with temporary_store(core=cores.load) as store:
+        progress("creating sessions")
+        if peer:
+            check_peer(peer, list(_KINDS), store, checkouts[0], core=cores.server)
+        sessions = log_in(SESSIONS, checkouts[0], store.url, core=cores.server)
+        tokens = [session.token for session in sessions]
+        load = single_validations(tokens)
+        batches = [batch_row(tokens, size) for size in _BATCHES]
+        group = [
+            *(_go_peer(peer, store, load) if peer else []),
+            *_empty_handlers(),
+            tutorial(store, sessions, _both("tutorial answer", load)),
+            *take_turns(checkouts, store.url, [*_both("catraca", load), *batches]),
+        ]
+        measurements = measure([group], plan, cores=cores, store=store.running, progress=progress)
+    return Results(plan, cores, store.version, _tables(group, batches), measurements, notes=notes)
+
+
+def _both(name: str, load: Load) -> list[Row]:
+    return [Row(name, load), Row(f"{name}, one caller", load, connections=1, streams=1)]
+
+
+def _go_peer(program: Path, store: Store, load: Load) -> list[Contestant]:
+    # One core, and told so: catraca's server is one process as well.
+    environment = {"GOMAXPROCS": "1"}
+    return [
+        Contestant([str(program), kind, store.url.socket_path], _both(name, load), environment)
+        for kind, name in {**_KINDS, "empty": "Go, empty handler"}.items()
+    ]
+
+
+def _empty_handlers() -> list[Contestant]:
+    grpc_aio = "empty handler, grpc.aio"
+    contestants = [replace(empty_handler(grpc_aio, "--uvloop"), rows=_both(grpc_aio, EMPTY_LOAD))]
+    if _has_engine():
+        command = [sys.executable, str(_EMPTY_ENGINE), EMPTY_LOAD.method, str(EMPTY_RESPONSE_BYTES)]
+        contestants.append(Contestant(command, _both("empty handler, our engine", EMPTY_LOAD)))
+    return contestants
+
+
+def _has_engine() -> bool:
+    return importlib.util.find_spec(_ENGINE) is not None
+
+
+def _tables(group: Sequence[Contestant], batches: Sequence[Row]) -> list[Table]:
+    # Of those that are no batches the first row is that of many callers, the second that of one.
+    many, one = ([each.rows[at].name for each in group] for at in (0, 1))
+    catraca = [row.name for each in group if len(each.rows) > len(batches) for row in (each.rows[0], *each.rows[2:])]
+    return [
+        Table("One validation a call, 64 callers", many),
+        Table(
+            "One validation a call, one caller",
+            one,
+            (rate("calls"), COST, P50, P99, P50_COMPARED, P99_COMPARED),
+            plotted=P50,
+        ),
+        Table("Many validations a call", [many[0], *catraca]),
+    ]
