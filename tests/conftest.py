@@ -1,6 +1,7 @@
 """What all suites share: a Valkey for the whole run, and the backends."""
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from tests.support.backends import Backend, ClusterBackend, FakeBackend, SentinelBackend
@@ -16,6 +17,17 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     if BINARY is None:
         pytest.skip(WHY_NONE)
     server = Valkey(tmp_path_factory.mktemp("valkey"))
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
+    """A real Valkey for one test, which may stop it, kill it and change its configuration."""
+    if BINARY is None:
+        pytest.skip(WHY_NONE)
+    server = Valkey(tmp_path)
     server.start()
     yield server
     server.close()

@@ -1,21 +1,19 @@
 """Connections that the store closes under requests: within the deadline they are sent again, and no answer is wrong."""
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import grpc
 import pytest
 from redis.asyncio.connection import AbstractConnection
-from tests.support.asking import Asking, service_on
 from tests.support.cluster import Cluster
 from tests.support.fake_redis import HANG_UP, FakeRedis, bulk
-from tests.support.load import Load
+from tests.support.load import load_in_process, load_over_stub
 from tests.support.multiplexers import connector_to, in_seconds, running_multiplexer
+from tests.support.operations import service_on
 from tests.support.sentinel import Sentinels
 from tests.support.service import ServeProcess
-from tests.support.valkey import BINARY, WHY_NONE, Valkey
+from tests.support.valkey import Valkey
 from tests.support.waiting import PATIENCE, eventually_async
 
 from catraca import AsyncSessionClient
@@ -24,17 +22,6 @@ from catraca_server.redis.multiplexer import REPEATS, Multiplexer, _is_closed
 
 KILLS = 20
 STORE_TIMEOUT = 0.25
-
-
-@pytest.fixture
-def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
-    """A store that nobody else uses."""
-    if BINARY is None:
-        pytest.skip(WHY_NONE)
-    store = Valkey(tmp_path)
-    store.start()
-    with contextlib.closing(store):
-        yield store
 
 
 def echoing(hang_ups: int, *, at: bytes = b"ECHO") -> Callable[[list[bytes]], bytes | None]:
@@ -180,13 +167,13 @@ async def test_killed_connections_cost_no_call(lives: int, own_valkey: Valkey) -
     """Without any retry by the caller: only an end whose own work cannot be told may be unknown."""
     async with service_on(own_valkey.url, store_timeout="5s") as service:
         tokens = [(await service.create(f"standing-{number}")).token for number in range(8)]
-        async with Asking(service, tokens, lives=lives) as asking:
+        async with load_in_process(service, tokens, lives=lives) as load:
             for _ in range(KILLS):
                 own_valkey.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-                await asking.go_on(times=2)
-        assert not asking.errors()
-        assert all("does not tell what it did" in each for each in asking.unavailable), asking.unavailable
-        assert len(asking.unavailable) < KILLS
+                await load.go_on(times=2)
+        assert not load.failures()
+        assert all("does not tell what it did" in each for each in load.interrupted), load.interrupted
+        assert len(load.interrupted) < KILLS
         assert service.changes == [True]
 
 
@@ -197,13 +184,12 @@ async def test_killed_connections_cost_no_call_over_the_wire(own_valkey: Valkey)
         AsyncSessionClient(process.target, timeout=PATIENCE) as sessions,
     ):
         users = {(await sessions.create(user)).token: user for user in ("ana", "bea", "eva")}
-        async with Load(process.target, users) as load:
+        async with load_over_stub(process.target, users) as load:
             for _ in range(KILLS):
-                await load.go_on()
+                await load.go_on(times=34)
                 own_valkey.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-            await load.go_on()
-        assert not load.wrong
-        late = [each for each in load.answers if each.status is not grpc.StatusCode.OK]
+            await load.go_on(times=34)
+        late = load.failures()
         # A machine that does nothing for so long is no fault of a closed connection.
         assert all(each.seconds > STORE_TIMEOUT for each in late), late
         assert process.log.count("store connection closed: disconnected") >= KILLS / 2
@@ -214,12 +200,12 @@ async def test_killed_connections_that_wait_for_replicas_cost_no_call(valkey_sen
     await asyncio.to_thread(valkey_sentinel.renew)
     async with service_on(valkey_sentinel.url, replica_acks="1", store_timeout="5s") as service:
         tokens = [(await service.create(f"standing-{number}")).token for number in range(4)]
-        async with Asking(service, tokens, lives=2) as asking:
+        async with load_in_process(service, tokens, lives=2) as load:
             for _ in range(KILLS // 4):
                 valkey_sentinel.primary.command("CLIENT KILL", "TYPE", "normal", "SKIPME", "yes")
-                await asking.go_on(times=2)
-        assert not asking.errors()
-        assert all("does not tell what it did" in each for each in asking.unavailable), asking.unavailable
+                await load.go_on(times=2)
+        assert not load.failures()
+        assert all("does not tell what it did" in each for each in load.interrupted), load.interrupted
         assert service.changes == [True]
 
 
@@ -228,13 +214,13 @@ async def test_killed_connections_to_a_cluster_cost_no_call(valkey_cluster: Clus
     await asyncio.to_thread(valkey_cluster.renew)
     async with service_on(valkey_cluster.url, store_timeout="5s") as service:
         tokens = [(await service.create(f"standing-{number}")).token for number in range(8)]
-        async with Asking(service, tokens, lives=2) as asking:
+        async with load_in_process(service, tokens, lives=2) as load:
             for _ in range(KILLS // 4):
                 for node in valkey_cluster.primaries:
                     node.command("CLIENT KILL", "TYPE", "normal", "SKIPME", "yes")
-                await asking.go_on(times=2)
-        assert not asking.errors()
-        assert all("does not tell what it did" in each for each in asking.unavailable), asking.unavailable
+                await load.go_on(times=2)
+        assert not load.failures()
+        assert all("does not tell what it did" in each for each in load.interrupted), load.interrupted
 
 
 async def test_an_end_is_told_at_most_once(own_valkey: Valkey) -> None:
@@ -266,7 +252,7 @@ async def test_a_restart_costs_no_call_that_comes_after_it(own_valkey: Valkey) -
         for _ in range(3):
             own_valkey.kill()
             own_valkey.start()
-            await service.told(*service.changes)
+            await service.reported(*service.changes)
 
             async def is_connected() -> bool:
                 return service.changes[-1]

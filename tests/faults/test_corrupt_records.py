@@ -2,12 +2,11 @@
 
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import timedelta
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from tests.support.inprocess import serving
+from tests.support.spoiling import login, records, sessions_on
 from tests.support.valkey import Valkey
 
 from catraca import AsyncSessionClient, InvalidReason, Login, errors
@@ -94,23 +93,8 @@ SPOILED: dict[str, Callable[[Record], bytes]] = {
 @pytest.fixture
 async def sessions(valkey: Valkey) -> AsyncIterator[AsyncSessionClient]:
     """A client of a service on a real Valkey that is empty."""
-    valkey.command("FLUSHALL")
-    async with (
-        serving(store_url=valkey.url, store_timeout="10s") as target,
-        AsyncSessionClient(target, timeout=20) as client,
-    ):
+    async with sessions_on(valkey) as client:
         yield client
-
-
-async def login(sessions: AsyncSessionClient, user_id: str = "12345") -> Login:
-    """Starts a session that lives long enough."""
-    return await sessions.create(user_id, ttl=timedelta(hours=1), attributes={"device": "phone"})
-
-
-def records(valkey: Valkey) -> dict[bytes, bytes]:
-    """Returns what stands under the keys of sessions, but for the notes that one must not be written any more."""
-    held = {key: valkey.command("GET", key) for key in valkey.command("KEYS", "session:*")}
-    return {key: record for key, record in held.items() if not record.startswith(b'{"void":')}
 
 
 async def assert_gone(sessions: AsyncSessionClient, of: Login, caplog: pytest.LogCaptureFixture) -> None:
@@ -327,134 +311,3 @@ async def test_a_salt_that_leads_nowhere(
     assert caught.value.reason != "INTERNAL"
     assert "defect" not in caplog.text
     assert await sessions.validate(new)
-
-
-# The index of a user's sessions
-
-INDEX = "user-sessions:12345"
-
-
-async def assert_unavailable(*calls: Awaitable[object]) -> None:
-    """Asserts that each call is told that nothing is known."""
-    for call in calls:
-        with pytest.raises(errors.Unavailable) as caught:
-            await call
-        assert caught.value.reason == "STORE_UNAVAILABLE"
-
-
-async def listed(sessions: AsyncSessionClient, user_id: str = "12345", page_size: int = 0) -> list[str]:
-    """Returns the ids of a user's sessions."""
-    return [each.session_id async for each in sessions.list_sessions(user_id, page_size=page_size)]
-
-
-@pytest.mark.parametrize("words", [("SET", "x"), ("LPUSH", "x"), ("SADD", "x"), ("HSET", "x", "y")], ids=str)
-async def test_an_index_of_another_type(
-    words: tuple[str, ...], valkey: Valkey, sessions: AsyncSessionClient, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What needs it is unavailable for that user and for nobody else, and the rest works; all does once it is gone."""
-    mine = await login(sessions)
-    valkey.command("DEL", INDEX)
-    valkey.command(words[0], INDEX, *words[1:])
-    valkey.command("PEXPIRE", INDEX, 3_600_000)
-    await assert_unavailable(login(sessions), listed(sessions), sessions.revoke_user_sessions("12345"))
-    assert await sessions.validate(mine.token)
-    assert (await sessions.update(mine.session.session_id, attributes={})).attributes == {}
-    assert await sessions.validate((await sessions.rotate(mine.token)).token)
-    other = await login(sessions, "another")
-    assert await listed(sessions, "another") == [other.session.session_id]
-    assert "connection closed" not in caplog.text
-    valkey.command("DEL", INDEX)
-    again = await login(sessions)
-    assert await listed(sessions) == [again.session.session_id]
-
-
-async def test_logging_out_does_not_need_the_index(valkey: Valkey, sessions: AsyncSessionClient) -> None:
-    """A session ends by its token and by its id whatever stands in place of the index."""
-    first, second = await login(sessions), await login(sessions)
-    valkey.command("SET", INDEX, "x", "PX", 3_600_000)
-    assert await sessions.revoke(token=first.token)
-    assert await sessions.revoke(session_id=second.session.session_id)
-    assert not any(await sessions.validate_batch([first.token, second.token]))
-
-
-async def test_an_index_without_expiry_gets_one(valkey: Valkey, sessions: AsyncSessionClient) -> None:
-    """An expiry that somebody took away is back after the next login."""
-    await login(sessions)
-    assert valkey.command("PERSIST", INDEX) == 1
-    await login(sessions)
-    assert 0 < valkey.command("PTTL", INDEX) <= 3_600_000
-
-
-async def test_entries_that_name_no_session(valkey: Valkey, sessions: AsyncSessionClient) -> None:
-    """Ids that are none, with any number: the user's sessions are listed and ended as if they were not there."""
-    first = await login(sessions)
-    newest = 2 * int(valkey.command("TIME")[0]) * 1_000_000 + 10**9 + 1
-    garbage = [
-        b"",
-        b"x",
-        b"0" * 22,
-        "é".encode(),
-        b"\xff\xfe",
-        b"../../etc/passwd",
-        b"*",
-        INDEX.encode(),
-        b"x" * 99_999,
-    ]
-    for session_id, number in zip(garbage, [0, 1, 0.5, 1.5, -0.5, 3, -3, newest - 2, newest], strict=True):
-        valkey.command("ZADD", INDEX, number, session_id)
-    second = await login(sessions)
-    ids = [second.session.session_id, first.session.session_id]
-    for page_size in (1, 2, 50):
-        assert await listed(sessions, page_size=page_size) == ids
-    assert await sessions.revoke_user_sessions("12345", except_session_id=ids[0]) == 1
-    assert await listed(sessions) == ids[:1]
-    assert await sessions.revoke_user_sessions("12345") == 1
-    assert records(valkey) == {}
-
-
-@pytest.mark.parametrize("number", ["inf", "-inf", "1e300", "-1e300", "1e19"])
-async def test_entries_with_a_number_that_is_none(
-    number: str, valkey: Valkey, sessions: AsyncSessionClient, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A number that no clock has told: what needs the index is unavailable for that user, and the rest works."""
-    mine = await login(sessions)
-    valkey.command("ZADD", INDEX, number, "0" * 22)
-    await assert_unavailable(login(sessions), sessions.revoke_user_sessions("12345"))
-    if not number.startswith("-"):
-        await assert_unavailable(listed(sessions, page_size=1))
-    assert await sessions.validate(mine.token)
-    assert await sessions.revoke(token=mine.token)
-    assert "defect" not in caplog.text
-    assert "connection closed" not in caplog.text
-    valkey.command("DEL", INDEX)
-    again = await login(sessions)
-    assert await listed(sessions) == [again.session.session_id]
-
-
-@pytest.mark.parametrize("number", ["settled", "attempted", "marked"])
-async def test_entries_that_name_a_session_of_another_user(
-    number: str, valkey: Valkey, sessions: AsyncSessionClient
-) -> None:
-    """It is neither listed among this user's sessions, nor ended with them, nor to make room for them."""
-    other = await login(sessions, "another")
-
-    def enter() -> None:
-        now = 2 * int(valkey.command("TIME")[0]) * 1_000_000
-        score = {"settled": now + 1, "attempted": now, "marked": -now - 1}[number]
-        valkey.command("ZADD", INDEX, score, other.session.session_id)
-
-    enter()
-    mine = await login(sessions)
-    assert await listed(sessions) == [mine.session.session_id]
-    enter()
-    assert await sessions.revoke_user_sessions("12345") == 1
-    enter()
-    async with (
-        serving(store_url=valkey.url, store_timeout="10s", max_sessions_per_user="1") as target,
-        AsyncSessionClient(target, timeout=20) as limited,
-    ):
-        evicted = [(await login(limited)).evicted_session_ids for _ in range(2)]
-    assert [len(each) for each in evicted] == [0, 1]
-    assert other.session.session_id not in evicted[1]
-    assert await sessions.validate(other.token)
-    assert await listed(sessions, "another") == [other.session.session_id]

@@ -7,10 +7,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
-from tests.support.asking import Asking, Service, service_on
 from tests.support.cluster import Cluster
 from tests.support.inprocess import serving
+from tests.support.load import load_in_process
 from tests.support.nodes import DataNode
+from tests.support.operations import Service, service_on
 from tests.support.sentinel import Sentinels
 from tests.support.valkey import Valkey
 from tests.support.waiting import eventually_async
@@ -84,8 +85,8 @@ WRITES: dict[str, Callable[[Service, Login], Awaitable[object]]] = {
 async def test_changes_wait_for_a_replica_and_validations_do_not(service: Service, sentinels: Sentinels) -> None:
     """While all replicas sleep every change is reported as not durable, in time; validations are answered as ever."""
     logins = [await service.create(f"user-{number}") for number in range(2 * len(WRITES))]
-    async with Asking(service, [(await service.create()).token]) as asking:
-        await asking.go_on()
+    async with load_in_process(service, [(await service.create()).token]) as load:
+        await load.go_on()
         replicas = replicas_sleep(sentinels)
         slept = time.monotonic()
         for (name, write), login in zip(WRITES.items(), logins[: len(WRITES)], strict=True):
@@ -98,7 +99,7 @@ async def test_changes_wait_for_a_replica_and_validations_do_not(service: Servic
                 if took[-1] <= TIMEOUT + NOTICE:
                     break
             assert min(took) <= TIMEOUT + NOTICE, name
-        await asking.go_on()
+        await load.go_on()
         awake = time.monotonic()
         for replica in replicas:
             replica.resume()
@@ -106,10 +107,10 @@ async def test_changes_wait_for_a_replica_and_validations_do_not(service: Servic
             await acknowledged(service)
             await write(service, login)
         during, before = (
-            statistics.median(each.answered - each.asked for each in asking.told if begun <= each.asked < ended)
+            statistics.median(each.seconds for each in load.outcomes if begun <= each.began < ended)
             for begun, ended in ((slept, awake), (0, slept))
         )
-        assert asking.errors() == []
+        assert load.failures() == []
         assert during < max(3 * before, 0.02)
         assert service.changes == [True]
     for login in logins[4:7]:
@@ -138,8 +139,8 @@ async def test_all_at_once_are_told_in_time(service: Service, sentinels: Sentine
 
 async def test_activity_waits_for_nobody(sentinels: Sentinels) -> None:
     """A validation that writes activity, or drops a salt whose grace is over, is answered all the same."""
-    async with service_on(sentinels.url, replica_acks="1", rotation_grace_ms="100ms") as service:
-        login = await service.create(idle_timeout=20_000)
+    async with service_on(sentinels.url, replica_acks="1", rotation_grace="100ms") as service:
+        login = await service.create(idle_timeout_ms=20_000)
         rotation = await service.operations.sessions.rotate(login.token, service.call)
         key = f"session:{login.stored.session.session_id}"
         replicas_sleep(sentinels)
@@ -169,12 +170,12 @@ REPEATED = {"extend": repeat_extension} | {
 @pytest.mark.parametrize("write", REPEATED)
 async def test_what_is_found_done_is_confirmed(write: str, sentinels: Sentinels) -> None:
     """A change that a replica may not have is not acknowledged by a call that finds it done, on any server."""
-    async with service_on(sentinels.url, replica_acks="1") as first:
+    async with service_on(sentinels.url, replica_acks="1", store_timeout="1s") as first:
         login = await first.create()
         replicas = replicas_sleep(sentinels)
         with pytest.raises(NotDurable):
             await REPEATED[write](first, login)
-        async with service_on(sentinels.url, replica_acks="1") as second:
+        async with service_on(sentinels.url, replica_acks="1", store_timeout="1s") as second:
             for _ in range(2):
                 with pytest.raises(NotDurable):
                     await REPEATED[write](second, login)

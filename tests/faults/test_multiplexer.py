@@ -260,29 +260,26 @@ async def test_every_new_connection_is_examined(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
-async def test_a_primary_that_becomes_a_replica_is_noticed(busy: bool, tmp_path: Path) -> None:
+async def test_a_primary_that_becomes_a_replica_is_noticed(busy: bool, own_valkey: Valkey) -> None:
     """It goes on replying, and lags behind: within a heartbeat it is no longer used."""
-    store = Valkey(tmp_path)
-    store.start()
-    with contextlib.closing(store):
-        async with running_multiplexer(store.url) as running:
-            assert (await running.execute(("GET", "key"))).values == [None]
-            store.command("REPLICAOF", "127.0.0.1", "1")
-            demoted = time.monotonic()
+    async with running_multiplexer(own_valkey.url) as running:
+        assert (await running.execute(("GET", "key"))).values == [None]
+        own_valkey.command("REPLICAOF", "127.0.0.1", "1")
+        demoted = time.monotonic()
 
-            async def is_noticed() -> bool:
-                if busy:
-                    with contextlib.suppress(StoreUnavailable):
-                        await running.execute(("GET", "key"))
-                return running.changes == [True, False]
+        async def is_noticed() -> bool:
+            if busy:
+                with contextlib.suppress(StoreUnavailable):
+                    await running.execute(("GET", "key"))
+            return running.changes == [True, False]
 
-            await eventually_async(is_noticed, "the replica is noticed")
-            assert time.monotonic() - demoted < HEARTBEAT_SECONDS + 0.75
-            with pytest.raises(StoreUnavailable, match="is a replica"):
-                await running.execute(("GET", "key"))
-            store.command("REPLICAOF", "NO", "ONE")
-            await running.recovered()
-            assert running.changes == [True, False, True]
+        await eventually_async(is_noticed, "the replica is noticed")
+        assert time.monotonic() - demoted < HEARTBEAT_SECONDS + 0.75
+        with pytest.raises(StoreUnavailable, match="is a replica"):
+            await running.execute(("GET", "key"))
+        own_valkey.command("REPLICAOF", "NO", "ONE")
+        await running.recovered()
+        assert running.changes == [True, False, True]
 
 
 @pytest.mark.parametrize("of_script", [b"", b"ERR Error running script: @user_script: 1: -"], ids=["", "Redis 6.2"])

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import psutil
 import pytest
-from tests.support.clients import OWN_CONNECTIONS, Clients
+from tests.support.load import OWN_CONNECTIONS, load_over_clients
 from tests.support.processes import connections_of, workers_of
 from tests.support.service import ServeProcess
 from tests.support.valkey import Valkey
@@ -74,8 +74,8 @@ async def test_a_rolling_restart_fails_no_call(workers: str, valkey: Valkey, mon
     async with fleet.running():
         async with AsyncSessionClient(fleet.target, timeout=10) as sessions:
             token = (await sessions.create("12345")).token
-        async with Clients(fleet.target, token, clients=4, callers=4) as clients:
+        async with load_over_clients(fleet.target, {token: "12345"}, clients=4, callers=4) as load:
             for number in [0, 1, 2] * ROUNDS:
                 await fleet.restart(number, clients=4)
-                await clients.go_on()
-        assert not clients.failures
+                await load.go_on(times=200)
+        assert not load.failures()

@@ -14,11 +14,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import grpc
 import psutil
 import pytest
 import redis
-from tests.support.load import Load
+from tests.support.load import OK, UNAVAILABLE, load_over_stub
 from tests.support.proxy import Proxy
 from tests.support.service import ServeProcess
 from tests.support.valkey import BINARY, WHY_NONE, Valkey
@@ -41,7 +40,6 @@ OUTAGE = 5.0 if "CATRACA_TEST_LONG" in os.environ else 0.0
 """Seconds for which the store is away, unless enough calls have failed before."""
 
 ATTEMPTS = 3
-OK, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
 
 
 class Fault(ABC):
@@ -240,9 +238,9 @@ async def play(fault: Fault) -> tuple[float, float]:
     async with fault.running() as process:
         async with AsyncSessionClient(process.target, timeout=20) as sessions:
             users = {(await sessions.create(f"user-{n}")).token: f"user-{n}" for n in range(16)}
-        async with Load(process.target, users) as load:
+        async with load_over_stub(process.target, users) as load:
 
-            async def counted(status: grpc.StatusCode, since: float, at_least: int) -> bool:
+            async def counted(status: str, since: float, at_least: int) -> bool:
                 assert not load.wrong
                 return load.count(status, since) >= at_least
 
@@ -255,11 +253,11 @@ async def play(fault: Fault) -> tuple[float, float]:
             await fault.give_back()
             back = time.monotonic()
             await eventually_async(lambda: counted(OK, back, 30), "validations are right again")
-            good = load.first_right_after(back)
+            good = load.first_ok_after(back)
         assert not load.wrong
         assert process.process.poll() is None
     assert good is not None
-    return max(each.seconds for each in load.answers), good - back
+    return load.slowest_seconds(), good - back
 
 
 FAULTS: list[type[Fault]] = [

@@ -1,26 +1,11 @@
 """What is wrong with a real store: told apart in the log and to the caller, for whoever has to mend it."""
 
-import contextlib
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
-from tests.support.asking import Service, service_on
-from tests.support.valkey import BINARY, WHY_NONE, Valkey
+from tests.support.operations import Service, service_on
+from tests.support.valkey import Valkey
 from tests.support.waiting import eventually_async
 
 from catraca_server.redis.errors import StoreProblem, StoreUnavailable
-
-
-@pytest.fixture
-def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
-    """A store that nobody else uses."""
-    if BINARY is None:
-        pytest.skip(WHY_NONE)
-    store = Valkey(tmp_path)
-    store.start()
-    with contextlib.closing(store):
-        yield store
 
 
 async def problem_of_a_login(service: Service) -> StoreProblem:

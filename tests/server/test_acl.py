@@ -49,24 +49,19 @@ def live_a_life(target: str) -> None:
         assert sessions.revoke_user_sessions("ana") == 2
 
 
-def test_the_documented_acl_user_can_do_it_all(tmp_path: Path) -> None:
+def test_the_documented_acl_user_can_do_it_all(own_valkey: Valkey) -> None:
     """Every RPC works for that user; and no command is allowed for nothing."""
     words = documented_words()
     assert len(words) > 20
-    store = Valkey(tmp_path)
-    store.start()
-    try:
-        store.command("ACL", "SETUSER", "catraca", "on", ">secret", *words)
-        settings = {"CATRACA_STORE_URL": f"unix://catraca@{store.socket}", "CATRACA_STORE_PASSWORD": "secret"}
-        with ServeProcess(settings, max_sessions_per_user="3") as limited:
-            live_a_life(limited.target)
-        with ServeProcess(settings) as unlimited, SessionClient(unlimited.target, timeout=PATIENCE) as sessions:
-            sessions.create("bia")
-        assert store.command("ACL", "LOG") == []
-        # DEL ends sessions that are older than these, SELECT is for another database than the first.
-        assert commands(words) - used_on(store) == {"del", "select", *ELSEWHERE}
-    finally:
-        store.close()
+    own_valkey.command("ACL", "SETUSER", "catraca", "on", ">secret", *words)
+    settings = {"CATRACA_STORE_URL": f"unix://catraca@{own_valkey.socket}", "CATRACA_STORE_PASSWORD": "secret"}
+    with ServeProcess(settings, max_sessions_per_user="3") as limited:
+        live_a_life(limited.target)
+    with ServeProcess(settings) as unlimited, SessionClient(unlimited.target, timeout=PATIENCE) as sessions:
+        sessions.create("bia")
+    assert own_valkey.command("ACL", "LOG") == []
+    # DEL ends sessions that are older than these, SELECT is for another database than the first.
+    assert commands(words) - used_on(own_valkey) == {"del", "select", *ELSEWHERE}
 
 
 def test_it_is_enough_in_a_cluster(valkey_cluster: Cluster) -> None:
@@ -90,17 +85,12 @@ def test_it_is_enough_in_a_cluster(valkey_cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["~session:*", "~user-sessions:*"])
-def test_without_a_key_pattern_nothing_is_pretended(tmp_path: Path, pattern: str) -> None:
+def test_without_a_key_pattern_nothing_is_pretended(own_valkey: Valkey, pattern: str) -> None:
     """What the store does not allow is UNAVAILABLE, and nothing else."""
-    store = Valkey(tmp_path)
-    store.start()
-    try:
-        store.command("ACL", "SETUSER", "catraca", "on", ">secret", *(set(documented_words()) - {pattern}))
-        with (
-            ServeProcess(store_url=f"unix://catraca@{store.socket}", store_password="secret") as service,
-            SessionClient(service.target, timeout=PATIENCE) as sessions,
-            pytest.raises(errors.Unavailable),
-        ):
-            sessions.create("ana")
-    finally:
-        store.close()
+    own_valkey.command("ACL", "SETUSER", "catraca", "on", ">secret", *(set(documented_words()) - {pattern}))
+    with (
+        ServeProcess(store_url=f"unix://catraca@{own_valkey.socket}", store_password="secret") as service,
+        SessionClient(service.target, timeout=PATIENCE) as sessions,
+        pytest.raises(errors.Unavailable),
+    ):
+        sessions.create("ana")

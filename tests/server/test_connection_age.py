@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.support.clients import OWN_CONNECTIONS, Clients
+from tests.support.load import OWN_CONNECTIONS, load_over_clients
 from tests.support.processes import connections_of
 from tests.support.proxy import Proxy
 from tests.support.service import ServeProcess
@@ -40,10 +40,10 @@ async def test_no_call_fails_while_connections_age(valkey: Valkey, monkeypatch: 
     monkeypatch.setattr(_core, "CHANNEL_OPTIONS", OWN_CONNECTIONS)
     async with ServeProcess(store_url=valkey.url, store_timeout="5s", max_connection_age=OLD_SOON) as process:
         token = await session_of(process)
-        async with Clients(process.target, token) as clients:
+        async with load_over_clients(process.target, {token: "12345"}) as load:
             await moved_on(process, 50)
-            await clients.go_on()
-    assert not clients.failures
+            await load.go_on(times=200)
+    assert not load.failures()
 
 
 async def test_a_call_may_outlast_its_connections_age(valkey: Valkey, tmp_path: Path) -> None:
@@ -68,8 +68,8 @@ async def test_connections_may_stay(valkey: Valkey) -> None:
     async with ServeProcess(store_url=valkey.url, max_connection_age="0s") as process:
         token = await session_of(process)
         server = psutil.Process(process.pid)
-        async with Clients(process.target, token, clients=1) as clients:
+        async with load_over_clients(process.target, {token: "12345"}, clients=1) as load:
             before = connections_of(server)
-            await clients.go_on(1000)
+            await load.go_on(times=1000)
             assert connections_of(server) == before
-    assert not clients.failures
+    assert not load.failures()

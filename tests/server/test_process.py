@@ -1,15 +1,13 @@
 """The running `catraca serve`, called from outside with nothing but what reflection tells: as the README shows it."""
 
-import contextlib
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.support.curl import CURLS, Curl
+from tests.support.curl import Curl
 from tests.support.service import ServeProcess
 from tests.support.valkey import BINARY, WHY_NONE, Valkey
 from tests.support.waiting import eventually
@@ -33,23 +31,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
     """The service as `make run` starts it, with a data directory of its own."""
     with ServeProcess(data_dir=str(tmp_path_factory.mktemp("state"))) as process:
         yield process
-
-
-@pytest.fixture(params=CURLS, ids=lambda each: each.name)
-def curl(request: pytest.FixtureRequest) -> Curl:
-    """Each program there is for it."""
-    made: Curl = request.param()
-    if made.why_none:
-        pytest.skip(made.why_none)
-    return made
-
-
-@pytest.fixture
-def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
-    """A Valkey that a test may kill."""
-    with contextlib.closing(Valkey(tmp_path)) as server:
-        server.start()
-        yield server
 
 
 def test_a_newcomer_creates_and_validates_a_session(service: ServeProcess, curl: Curl) -> None:

@@ -6,7 +6,6 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -36,17 +35,6 @@ def assert_refused(done: CompletedProcess[str], status: int, *told: str) -> None
     for text in told:
         assert text in last
     assert "Traceback" not in done.stderr
-
-
-@pytest.fixture
-def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
-    """A Valkey that a test may spoil."""
-    if BINARY is None:
-        pytest.skip(WHY_NONE)
-    server = Valkey(tmp_path)
-    server.start()
-    yield server
-    server.close()
 
 
 def test_port_in_use() -> None:

@@ -1,6 +1,5 @@
 """The table "Answers" of the API, and all the limits, each tried through the wire with the generated stubs."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -8,58 +7,26 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
-from google.rpc.status_pb2 import Status
+from tests.support.valkey import Valkey
+from tests.support.wire import (
+    INVALID,
+    LIMIT_BYTES,
+    NOBODY,
+    NOT_FOUND,
+    TIMEOUT,
+    change,
+    create,
+    refused,
+    seconds,
+    serving_stub,
+    validate,
+)
 
 from catraca.v1 import session_service_pb2 as pb
 from catraca.v1.session_service_pb2_grpc import SessionServiceStub
 from catraca_server.domain.limits import BATCH_MAX_REQUESTS
 
-TIMEOUT = 30
-LIMIT_BYTES = 256
 DAY = timedelta(days=1)
-
-
-@pytest.fixture(scope="module")
-def channel(target: str) -> Iterator[grpc.Channel]:
-    """A channel as any client would make it, but for the size of what it takes."""
-    with grpc.insecure_channel(target, [("grpc.max_receive_message_length", -1)]) as made:
-        yield made
-
-
-@pytest.fixture
-def stub(channel: grpc.Channel) -> SessionServiceStub:
-    """The generated stub."""
-    return SessionServiceStub(channel)
-
-
-def seconds(number: float) -> Duration:
-    """Returns a Duration."""
-    duration = Duration()
-    duration.FromTimedelta(timedelta(seconds=number))
-    return duration
-
-
-def refused(method: Any, request: Any) -> tuple[grpc.StatusCode, str, list[str]]:
-    """Makes a call that fails and returns its status code, reason and the fields it names."""
-    with pytest.raises(grpc.RpcError) as caught:
-        method(request, timeout=TIMEOUT)
-    error: Any = caught.value
-    details = dict(error.trailing_metadata()).get("grpc-status-details-bin")
-    assert details is not None, error
-    status = Status.FromString(details)
-    assert (status.code, status.message) == (error.code().value[0], error.details())
-    info, bad_request = ErrorInfo(), BadRequest()
-    assert status.details[0].Unpack(info)
-    assert info.domain == "catraca"
-    fields = []
-    if len(status.details) > 1 and status.details[1].Unpack(bad_request):
-        fields = [each.field for each in bad_request.field_violations]
-        assert all(each.description for each in bad_request.field_violations)
-    return error.code(), info.reason, fields
-
-
-INVALID = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
 
 
 @pytest.mark.parametrize(
@@ -277,10 +244,44 @@ def test_a_probe_is_no_activity_and_the_wrong_user_neither(stub: SessionServiceS
     assert active(skip_touch=True) == moved
 
 
-def test_a_method_that_does_not_exist(channel: grpc.Channel) -> None:
+def test_a_method_that_does_not_exist(target: str) -> None:
     """UNIMPLEMENTED, from the engine."""
-    call: Any = channel.unary_unary("/catraca.v1.SessionService/Nothing")
-    with pytest.raises(grpc.RpcError) as caught:
-        call(b"", timeout=TIMEOUT)
+    with grpc.insecure_channel(target) as channel:
+        call: Any = channel.unary_unary("/catraca.v1.SessionService/Nothing")
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"", timeout=TIMEOUT)
     error: Any = caught.value
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_what_is_not_there(stub: SessionServiceStub, user: str) -> None:
+    """NOT_FOUND for what was revoked, what never was, and what cannot be: to read, to update and to rotate."""
+    created = create(stub, user)
+    stub.RevokeSession(pb.RevokeSessionRequest(token=created.token), timeout=TIMEOUT)
+    for session_id in (created.session.session_id, NOBODY, "*", "é" * 22, "x" * 10_000, created.token):
+        assert refused(stub.GetSession, pb.GetSessionRequest(session_id=session_id)) == NOT_FOUND
+        request = change(session_id, "attributes", attributes={"k": "v"}, etag="x")
+        assert refused(stub.UpdateSession, request) == NOT_FOUND
+    other = create(stub, user)
+    wrong_secret = created.token[:4] + other.token[4:26] + created.token[26:]
+    for token in (created.token, wrong_secret, other.token[:-1], other.session.session_id, "never-seen-before", "é"):
+        assert refused(stub.RotateSession, pb.RotateSessionRequest(token=token)) == NOT_FOUND
+    assert validate(stub, other.token).valid
+
+
+def test_without_the_store_nothing_is_known(own_valkey: Valkey) -> None:
+    """UNAVAILABLE, to whatever is asked; what breaks a rule is told all the same."""
+    with serving_stub(own_valkey) as stub:
+        created = create(stub, "u")
+        session_id = created.session.session_id
+        own_valkey.kill()
+        for method, request in (
+            (stub.CreateSession, pb.CreateSessionRequest(user_id="u")),
+            (stub.ListSessions, pb.ListSessionsRequest(user_id="u")),
+            (stub.UpdateSession, change(session_id, "attributes")),
+            (stub.RotateSession, pb.RotateSessionRequest(token=created.token)),
+            (stub.RevokeUserSessions, pb.RevokeUserSessionsRequest(user_id="u")),
+        ):
+            assert refused(method, request) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", [])
+        assert refused(stub.UpdateSession, change(session_id)) == (*INVALID, ["update_mask"])
+        assert refused(stub.ListSessions, pb.ListSessionsRequest(page_size=-1)) == (*INVALID, ["user_id"])

