@@ -13,7 +13,7 @@ from tests.support.wire import (
     LIMIT_BYTES,
     NOBODY,
     NOT_FOUND,
-    TIMEOUT,
+    TIMEOUT_SECONDS,
     change,
     create,
     refused,
@@ -77,7 +77,7 @@ def test_what_cannot_be_created(stub: SessionServiceStub, fields: dict[str, Any]
 )
 def test_what_is_just_within_the_limits(stub: SessionServiceStub, fields: dict[str, Any]) -> None:
     """The limits themselves are allowed."""
-    created = stub.CreateSession(pb.CreateSessionRequest(**fields), timeout=TIMEOUT)
+    created = stub.CreateSession(pb.CreateSessionRequest(**fields), timeout=TIMEOUT_SECONDS)
     assert dict(created.session.attributes) == fields.get("attributes", {})
 
 
@@ -85,14 +85,14 @@ def test_what_is_just_within_the_limits(stub: SessionServiceStub, fields: dict[s
 def test_the_shortest_and_the_longest_brought_token(stub: SessionServiceStub, length: int) -> None:
     """16 and 4096 characters are allowed, and validate."""
     token = f"{length:05}".ljust(length, "x")
-    stub.CreateSession(pb.CreateSessionRequest(user_id="u", token=token), timeout=TIMEOUT)
-    assert stub.ValidateSession(pb.ValidateSessionRequest(token=token), timeout=TIMEOUT).valid
-    assert stub.RevokeSession(pb.RevokeSessionRequest(token=token), timeout=TIMEOUT).revoked
+    stub.CreateSession(pb.CreateSessionRequest(user_id="u", token=token), timeout=TIMEOUT_SECONDS)
+    assert stub.ValidateSession(pb.ValidateSessionRequest(token=token), timeout=TIMEOUT_SECONDS).valid
+    assert stub.RevokeSession(pb.RevokeSessionRequest(token=token), timeout=TIMEOUT_SECONDS).revoked
 
 
 def test_a_span_is_never_rounded_to_nothing(stub: SessionServiceStub) -> None:
     """A nanosecond counts as a millisecond."""
-    created = stub.CreateSession(pb.CreateSessionRequest(user_id="u", ttl=Duration(nanos=1)), timeout=TIMEOUT)
+    created = stub.CreateSession(pb.CreateSessionRequest(user_id="u", ttl=Duration(nanos=1)), timeout=TIMEOUT_SECONDS)
     times = created.session
     assert times.absolute_expire_time.ToMilliseconds() - times.create_time.ToMilliseconds() == 1
 
@@ -100,34 +100,37 @@ def test_a_span_is_never_rounded_to_nothing(stub: SessionServiceStub) -> None:
 def test_a_brought_token_in_use(stub: SessionServiceStub) -> None:
     """ALREADY_EXISTS; the session that has it is not touched by the attempt."""
     request = pb.CreateSessionRequest(user_id="first", token="a-token-brought-twice")
-    stub.CreateSession(request, timeout=TIMEOUT)
+    stub.CreateSession(request, timeout=TIMEOUT_SECONDS)
     request.user_id = "second"
     assert refused(stub.CreateSession, request) == (grpc.StatusCode.ALREADY_EXISTS, "TOKEN_IN_USE", [])
-    answer = stub.ValidateSession(pb.ValidateSessionRequest(token=request.token), timeout=TIMEOUT)
+    answer = stub.ValidateSession(pb.ValidateSessionRequest(token=request.token), timeout=TIMEOUT_SECONDS)
     assert answer.session.user_id == "first"
-    stub.RevokeSession(pb.RevokeSessionRequest(token=request.token), timeout=TIMEOUT)
+    stub.RevokeSession(pb.RevokeSessionRequest(token=request.token), timeout=TIMEOUT_SECONDS)
 
 
 def test_an_invalid_token_is_an_answer(stub: SessionServiceStub) -> None:
     """Unknown, revoked and malformed tokens: OK, valid false, and the reason, in the API's JSON."""
-    created = stub.CreateSession(pb.CreateSessionRequest(user_id="u"), timeout=TIMEOUT)
-    stub.RevokeSession(pb.RevokeSessionRequest(token=created.token), timeout=TIMEOUT)
+    created = stub.CreateSession(pb.CreateSessionRequest(user_id="u"), timeout=TIMEOUT_SECONDS)
+    stub.RevokeSession(pb.RevokeSessionRequest(token=created.token), timeout=TIMEOUT_SECONDS)
     for token, reason in (
         (created.token, "INVALID_REASON_NOT_FOUND"),
         ("never-seen-before-token", "INVALID_REASON_NOT_FOUND"),
         (created.token[:-1], "INVALID_REASON_MALFORMED"),
         ("é" * 20, "INVALID_REASON_MALFORMED"),
     ):
-        answer = stub.ValidateSession(pb.ValidateSessionRequest(token=token), timeout=TIMEOUT)
+        answer = stub.ValidateSession(pb.ValidateSessionRequest(token=token), timeout=TIMEOUT_SECONDS)
         assert MessageToDict(answer) == {"invalidReason": reason}
 
 
 def test_a_valid_answer(stub: SessionServiceStub) -> None:
     """Valid, the session without its token, and for how long a near cache may reuse it."""
     created = stub.CreateSession(
-        pb.CreateSessionRequest(user_id="12345", ttl=seconds(600), attributes={"device": "phone"}), timeout=TIMEOUT
+        pb.CreateSessionRequest(user_id="12345", ttl=seconds(600), attributes={"device": "phone"}),
+        timeout=TIMEOUT_SECONDS,
     )
-    answer = stub.ValidateSession(pb.ValidateSessionRequest(token=created.token, user_id="12345"), timeout=TIMEOUT)
+    answer = stub.ValidateSession(
+        pb.ValidateSessionRequest(token=created.token, user_id="12345"), timeout=TIMEOUT_SECONDS
+    )
     assert answer.valid
     assert answer.session == created.session
     assert created.token not in str(answer)
@@ -178,7 +181,7 @@ def test_the_largest_batch(stub: SessionServiceStub) -> None:
     each = pb.ValidateSessionRequest(token="x" * 4096, user_id="u" * LIMIT_BYTES)
     batch = pb.BatchValidateSessionsRequest(requests=[each] * BATCH_MAX_REQUESTS)
     assert batch.ByteSize() > 4 << 20
-    answer = stub.BatchValidateSessions(batch, timeout=TIMEOUT)
+    answer = stub.BatchValidateSessions(batch, timeout=TIMEOUT_SECONDS)
     assert {response.invalid_reason for response in answer.responses} == {pb.INVALID_REASON_NOT_FOUND}
     assert len(answer.responses) == BATCH_MAX_REQUESTS
 
@@ -186,19 +189,19 @@ def test_the_largest_batch(stub: SessionServiceStub) -> None:
 def test_the_largest_answer(stub: SessionServiceStub) -> None:
     """1,000 sessions with the most attributes they may have come back whole."""
     attributes = {f"{at:04}": "v" * 4092 for at in range(4)}
-    created = stub.CreateSession(pb.CreateSessionRequest(user_id="u", attributes=attributes), timeout=TIMEOUT)
+    created = stub.CreateSession(pb.CreateSessionRequest(user_id="u", attributes=attributes), timeout=TIMEOUT_SECONDS)
     each = pb.ValidateSessionRequest(token=created.token)
     batch = pb.BatchValidateSessionsRequest(requests=[each] * BATCH_MAX_REQUESTS)
-    answer = stub.BatchValidateSessions(batch, timeout=TIMEOUT)
+    answer = stub.BatchValidateSessions(batch, timeout=TIMEOUT_SECONDS)
     assert answer.ByteSize() > 16_000_000
     assert all(response.valid for response in answer.responses)
 
 
 def test_reading_by_id(stub: SessionServiceStub) -> None:
     """The session, or NOT_FOUND for any text that is no live session's id."""
-    created = stub.CreateSession(pb.CreateSessionRequest(user_id="u"), timeout=TIMEOUT)
+    created = stub.CreateSession(pb.CreateSessionRequest(user_id="u"), timeout=TIMEOUT_SECONDS)
     request = pb.GetSessionRequest(session_id=created.session.session_id)
-    assert stub.GetSession(request, timeout=TIMEOUT).session == created.session
+    assert stub.GetSession(request, timeout=TIMEOUT_SECONDS).session == created.session
     assert refused(stub.GetSession, pb.GetSessionRequest()) == (*INVALID, ["session_id"])
     for session_id in ("0" * 22, "../../etc/passwd", "*", "é" * 22, created.token):
         answer = refused(stub.GetSession, pb.GetSessionRequest(session_id=session_id))
@@ -208,30 +211,32 @@ def test_reading_by_id(stub: SessionServiceStub) -> None:
 def test_revoking(stub: SessionServiceStub) -> None:
     """By token and by id; what is gone or never was is OK and false; naming nothing is refused."""
     for target in ("token", "session_id"):
-        created = stub.CreateSession(pb.CreateSessionRequest(user_id="u"), timeout=TIMEOUT)
+        created = stub.CreateSession(pb.CreateSessionRequest(user_id="u"), timeout=TIMEOUT_SECONDS)
         name = created.token if target == "token" else created.session.session_id
         request = pb.RevokeSessionRequest(**{target: name})
-        assert stub.RevokeSession(request, timeout=TIMEOUT).revoked
-        assert not stub.RevokeSession(request, timeout=TIMEOUT).revoked
-        assert not stub.ValidateSession(pb.ValidateSessionRequest(token=created.token), timeout=TIMEOUT).valid
+        assert stub.RevokeSession(request, timeout=TIMEOUT_SECONDS).revoked
+        assert not stub.RevokeSession(request, timeout=TIMEOUT_SECONDS).revoked
+        assert not stub.ValidateSession(pb.ValidateSessionRequest(token=created.token), timeout=TIMEOUT_SECONDS).valid
         assert refused(
             stub.RevokeSession,
             pb.RevokeSessionRequest(**{target: ""}),
         ) == (*INVALID, [target])
     assert refused(stub.RevokeSession, pb.RevokeSessionRequest()) == (*INVALID, ["target"])
     for nonsense in ("*", "é" * 22, "session:x"):
-        assert not stub.RevokeSession(pb.RevokeSessionRequest(session_id=nonsense), timeout=TIMEOUT).revoked
-        assert not stub.RevokeSession(pb.RevokeSessionRequest(token=nonsense), timeout=TIMEOUT).revoked
+        assert not stub.RevokeSession(pb.RevokeSessionRequest(session_id=nonsense), timeout=TIMEOUT_SECONDS).revoked
+        assert not stub.RevokeSession(pb.RevokeSessionRequest(token=nonsense), timeout=TIMEOUT_SECONDS).revoked
 
 
 def test_a_probe_is_no_activity_and_the_wrong_user_neither(stub: SessionServiceStub) -> None:
     """`skip_touch` and a user mismatch leave the idle deadline where it is; a validation moves it."""
     # The shortest touch interval that a slow machine can still see pass: polled until activity is written down.
-    created = stub.CreateSession(pb.CreateSessionRequest(user_id="u", idle_timeout=seconds(60)), timeout=TIMEOUT)
+    created = stub.CreateSession(
+        pb.CreateSessionRequest(user_id="u", idle_timeout=seconds(60)), timeout=TIMEOUT_SECONDS
+    )
     first = created.session.last_active_time.ToMilliseconds()
 
     def active(**fields: Any) -> int:
-        answer = stub.ValidateSession(pb.ValidateSessionRequest(token=created.token, **fields), timeout=TIMEOUT)
+        answer = stub.ValidateSession(pb.ValidateSessionRequest(token=created.token, **fields), timeout=TIMEOUT_SECONDS)
         return answer.session.last_active_time.ToMilliseconds() if answer.valid else first
 
     moved = 0
@@ -249,7 +254,7 @@ def test_a_method_that_does_not_exist(target: str) -> None:
     with grpc.insecure_channel(target) as channel:
         call: Any = channel.unary_unary("/catraca.v1.SessionService/Nothing")
         with pytest.raises(grpc.RpcError) as caught:
-            call(b"", timeout=TIMEOUT)
+            call(b"", timeout=TIMEOUT_SECONDS)
     error: Any = caught.value
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
@@ -257,7 +262,7 @@ def test_a_method_that_does_not_exist(target: str) -> None:
 def test_what_is_not_there(stub: SessionServiceStub, user: str) -> None:
     """NOT_FOUND for what was revoked, what never was, and what cannot be: to read, to update and to rotate."""
     created = create(stub, user)
-    stub.RevokeSession(pb.RevokeSessionRequest(token=created.token), timeout=TIMEOUT)
+    stub.RevokeSession(pb.RevokeSessionRequest(token=created.token), timeout=TIMEOUT_SECONDS)
     for session_id in (created.session.session_id, NOBODY, "*", "é" * 22, "x" * 10_000, created.token):
         assert refused(stub.GetSession, pb.GetSessionRequest(session_id=session_id)) == NOT_FOUND
         request = change(session_id, "attributes", attributes={"k": "v"}, etag="x")

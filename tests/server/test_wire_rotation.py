@@ -5,7 +5,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.json_format import MessageToDict
-from tests.support.wire import INVALID, TIMEOUT, TOKEN_REUSED, assert_gone, create, refused, rotate, validate
+from tests.support.wire import INVALID, TIMEOUT_SECONDS, TOKEN_REUSED, assert_gone, create, refused, rotate, validate
 
 from catraca.v1 import session_service_pb2 as pb
 from catraca.v1.session_service_pb2_grpc import SessionServiceStub
@@ -64,7 +64,7 @@ def test_a_token_past_its_grace_is_validated(
     created = create(without_grace, user)
     rotation = rotate(without_grace, created.token)
     request = pb.ValidateSessionRequest(token=created.token, **asked)
-    answer = without_grace.ValidateSession(request, timeout=TIMEOUT)
+    answer = without_grace.ValidateSession(request, timeout=TIMEOUT_SECONDS)
     assert MessageToDict(answer) == {"invalidReason": "INVALID_REASON_TOKEN_REUSED"}
     assert_gone(without_grace, created.session.session_id, created.token, rotation.token)
 
@@ -75,7 +75,7 @@ def test_a_token_past_its_grace_in_a_batch(without_grace: SessionServiceStub, us
     rotate(without_grace, thrown.token)
     each = [pb.ValidateSessionRequest(token=token) for token in (kept.token, thrown.token, kept.token)]
     batch = pb.BatchValidateSessionsRequest(requests=each)
-    answers = without_grace.BatchValidateSessions(batch, timeout=TIMEOUT).responses
+    answers = without_grace.BatchValidateSessions(batch, timeout=TIMEOUT_SECONDS).responses
     assert [answer.valid for answer in answers] == [True, False, True]
     assert answers[1].invalid_reason == pb.INVALID_REASON_TOKEN_REUSED
     assert_gone(without_grace, thrown.session.session_id, thrown.token)

@@ -12,7 +12,7 @@ from tests.support.wire import (
     LIMIT_BYTES,
     LIMIT_REACHED,
     NOBODY,
-    TIMEOUT,
+    TIMEOUT_SECONDS,
     assert_gone,
     create,
     get,
@@ -67,13 +67,13 @@ def test_a_login_over_the_limit_is_rejected(valkey: Valkey, user: str) -> None:
         request = pb.CreateSessionRequest(user_id=user)
         assert refused(stub.CreateSession, request) == LIMIT_REACHED
         with pytest.raises(grpc.RpcError) as caught:
-            stub.CreateSession(request, timeout=TIMEOUT)
+            stub.CreateSession(request, timeout=TIMEOUT_SECONDS)
         error: Any = caught.value
         details = Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"]).details
         assert [each.type_url for each in details] == ["type.googleapis.com/google.rpc.ErrorInfo"]
         assert validate(stub, first.token).valid
         assert create(stub, f"{user}-and-another").token
-        stub.RevokeSession(pb.RevokeSessionRequest(token=first.token), timeout=TIMEOUT)
+        stub.RevokeSession(pb.RevokeSessionRequest(token=first.token), timeout=TIMEOUT_SECONDS)
         assert create(stub, user).token
 
 

@@ -113,16 +113,27 @@ def _moved_back(data: bytes, milliseconds: int) -> bytes:
     return json.dumps(record).encode()
 
 
+class FakeClock:
+    """The clock of every fakeredis of this process: it moves when it is set, and by a microsecond when it is read."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, unix_ms: int = 1_790_000_000_000) -> None:
+        self.microseconds = unix_ms * 1000
+        clock = SimpleNamespace(time=self._time, monotonic=time.monotonic, sleep=time.sleep)
+        for module in (fakeredis._socket._base, fakeredis.commands_mixins.server_mixin):
+            patch.setattr(module, "time", clock)
+
+    def _time(self) -> float:
+        self.microseconds += 1
+        return self.microseconds / 1e6
+
+
 class FakeBackend(Backend):
-    """A new, empty fakeredis, whose clock moves only when it is told to, and by a hair whenever it is read."""
+    """A new, empty fakeredis with a clock of its own."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         super().__init__("memory:")
         self._connector = memory_connector()
-        self._microseconds = 1_790_000_000_000_000
-        clock = SimpleNamespace(time=self._time, monotonic=time.monotonic, sleep=time.sleep)
-        for module in (fakeredis._socket._base, fakeredis.commands_mixins.server_mixin):
-            patch.setattr(module, "time", clock)
+        self._clock = FakeClock(patch)
 
     @asynccontextmanager
     async def link(self) -> AsyncIterator[Link]:
@@ -136,12 +147,7 @@ class FakeBackend(Backend):
 
     async def travel(self, milliseconds: int) -> None:
         """Moves the clock."""
-        self._microseconds += milliseconds * 1000
-
-    def _time(self) -> float:
-        # As with a real one, there is a later one.
-        self._microseconds += 1
-        return self._microseconds / 1e6
+        self._clock.microseconds += milliseconds * 1000
 
     async def _connect(self, _url: str) -> AbstractConnection:
         return await self._connector()

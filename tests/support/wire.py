@@ -19,7 +19,7 @@ from tests.support.valkey import Valkey
 from catraca.v1 import session_pb2, session_service_pb2 as pb
 from catraca.v1.session_service_pb2_grpc import SessionServiceStub
 
-TIMEOUT = 30
+TIMEOUT_SECONDS = 30
 LIMIT_BYTES = 256
 Refusal = tuple[grpc.StatusCode, str, list[str]]
 INVALID = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
@@ -57,22 +57,22 @@ def seconds(number: float) -> Duration:
 
 def create(stub: SessionServiceStub, user: str, **fields: Any) -> pb.CreateSessionResponse:
     """Logs in."""
-    return stub.CreateSession(pb.CreateSessionRequest(user_id=user, **fields), timeout=TIMEOUT)
+    return stub.CreateSession(pb.CreateSessionRequest(user_id=user, **fields), timeout=TIMEOUT_SECONDS)
 
 
 def validate(stub: SessionServiceStub, token: str) -> pb.ValidateSessionResponse:
     """Validates a token."""
-    return stub.ValidateSession(pb.ValidateSessionRequest(token=token), timeout=TIMEOUT)
+    return stub.ValidateSession(pb.ValidateSessionRequest(token=token), timeout=TIMEOUT_SECONDS)
 
 
 def get(stub: SessionServiceStub, session_id: str) -> session_pb2.Session:
     """Reads a session."""
-    return stub.GetSession(pb.GetSessionRequest(session_id=session_id), timeout=TIMEOUT).session
+    return stub.GetSession(pb.GetSessionRequest(session_id=session_id), timeout=TIMEOUT_SECONDS).session
 
 
 def rotate(stub: SessionServiceStub, token: str) -> pb.RotateSessionResponse:
     """Rotates a token."""
-    return stub.RotateSession(pb.RotateSessionRequest(token=token), timeout=TIMEOUT)
+    return stub.RotateSession(pb.RotateSessionRequest(token=token), timeout=TIMEOUT_SECONDS)
 
 
 def change(session_id: str, *paths: str, **fields: Any) -> pb.UpdateSessionRequest:
@@ -84,17 +84,19 @@ def change(session_id: str, *paths: str, **fields: Any) -> pb.UpdateSessionReque
 
 def update(stub: SessionServiceStub, session_id: str, *paths: str, **fields: Any) -> session_pb2.Session:
     """Updates a session."""
-    return stub.UpdateSession(change(session_id, *paths, **fields), timeout=TIMEOUT).session
+    return stub.UpdateSession(change(session_id, *paths, **fields), timeout=TIMEOUT_SECONDS).session
 
 
 def page(stub: SessionServiceStub, user: str, **fields: Any) -> pb.ListSessionsResponse:
     """Reads a page of a user's sessions."""
-    return stub.ListSessions(pb.ListSessionsRequest(user_id=user, **fields), timeout=TIMEOUT)
+    return stub.ListSessions(pb.ListSessionsRequest(user_id=user, **fields), timeout=TIMEOUT_SECONDS)
 
 
 def revoke_all(stub: SessionServiceStub, user: str, **fields: Any) -> int:
     """Ends a user's sessions."""
-    return stub.RevokeUserSessions(pb.RevokeUserSessionsRequest(user_id=user, **fields), timeout=TIMEOUT).revoked_count
+    return stub.RevokeUserSessions(
+        pb.RevokeUserSessionsRequest(user_id=user, **fields), timeout=TIMEOUT_SECONDS
+    ).revoked_count
 
 
 def in_seconds(number: float) -> Timestamp:
@@ -104,12 +106,16 @@ def in_seconds(number: float) -> Timestamp:
     return moment
 
 
-def refused(method: Any, request: Any) -> tuple[grpc.StatusCode, str, list[str]]:
-    """Makes a call that fails and returns its status code, reason and the fields it names."""
+def refused(method: Any, request: Any) -> Refusal:
+    """Makes a call that fails, and returns how."""
     with pytest.raises(grpc.RpcError) as caught:
-        method(request, timeout=TIMEOUT)
-    error: Any = caught.value
-    details = dict(error.trailing_metadata()).get("grpc-status-details-bin")
+        method(request, timeout=TIMEOUT_SECONDS)
+    return refusal_of(caught.value)
+
+
+def refusal_of(error: Any) -> Refusal:
+    """Returns the status code and the reason of a failed call, and the fields that it names."""
+    details = dict(tuple(error.trailing_metadata())).get("grpc-status-details-bin")
     assert details is not None, error
     status = Status.FromString(details)
     assert (status.code, status.message) == (error.code().value[0], error.details())
