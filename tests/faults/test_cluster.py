@@ -1,4 +1,4 @@
-"""A cluster whose slots move and whose primaries die, sleep and are replaced: right answers, or none for a moment."""
+"""A cluster whose slots move and whose primaries die, stall and are replaced: calls are right, or fail for a moment."""
 
 import asyncio
 import contextlib
@@ -11,10 +11,10 @@ import redis
 from redis.exceptions import AskError
 from tests.support.cluster import Cluster
 from tests.support.load import load_in_process
-from tests.support.nodes import NODE_TIMEOUT, DataNode
+from tests.support.nodes import NODE_TIMEOUT_MS, DataNode
 from tests.support.operations import Service, service_on
 from tests.support.valkey import Valkey
-from tests.support.waiting import PATIENCE, eventually_async
+from tests.support.waiting import TIMEOUT_SECONDS, eventually_async
 
 from catraca_server.operations.users import Login
 from catraca_server.redis.cluster import Cluster as Link
@@ -23,11 +23,11 @@ from catraca_server.redis.errors import StoreRefused, StoreUnavailable
 from catraca_server.redis.url import Address, StoreUrl
 
 SEED = Address("10.0.0.9", 7009)
-PATIENT = "2s"
+LONG_TIMEOUT = "2s"
 """A store timeout for tests that are not about time."""
 
-NOTICE = 0.75
-"""Seconds beyond the store's timeout within which an answer has to be there; much, because the machine is slow."""
+MARGIN_SECONDS = 0.75
+"""Within which a call has to end after the store's timeout; long, because the machine may be slow."""
 
 IN_ONE_SLOT = "{moving}"
 """A key prefix: all sessions are in the slot of what is in braces."""
@@ -35,7 +35,7 @@ IN_ONE_SLOT = "{moving}"
 
 @pytest.fixture
 async def cluster(valkey_cluster: Cluster) -> Cluster:
-    """The cluster, empty and healthy, whose nodes answer even while a slot is uncovered."""
+    """The cluster, empty and healthy, whose nodes go on while a slot is uncovered."""
     await asyncio.to_thread(valkey_cluster.renew)
     for node in valkey_cluster.nodes:
         node.command("CONFIG SET", "cluster-require-full-coverage", "no")
@@ -43,28 +43,28 @@ async def cluster(valkey_cluster: Cluster) -> Cluster:
 
 
 @pytest.fixture
-def calm_cluster(cluster: Cluster) -> Iterator[Cluster]:
-    """The same, and no replica takes over from a node that only had no time to run."""
+def stable_cluster(cluster: Cluster) -> Iterator[Cluster]:
+    """The same, and no replica takes over from a node that is only slow."""
     for node in cluster.nodes:
         node.command("CONFIG SET", "cluster-node-timeout", 30_000)
     yield cluster
     for node in cluster.nodes:
-        node.command("CONFIG SET", "cluster-node-timeout", NODE_TIMEOUT)
+        node.command("CONFIG SET", "cluster-node-timeout", NODE_TIMEOUT_MS)
 
 
-async def logged_in(service: Service, cluster: Cluster, each: int = 2) -> dict[DataNode, list[Login]]:
-    """Creates sessions until each primary has so many; returns them by primary, once its replicas have them."""
+async def logged_in(service: Service, cluster: Cluster, per_primary: int = 2) -> dict[DataNode, list[Login]]:
+    """Creates sessions until each primary has this many; returns them by primary, once its replica has them."""
     found: dict[DataNode, list[Login]] = {node: [] for node in cluster.primaries}
-    while min(map(len, found.values())) < each:
+    while min(map(len, found.values())) < per_primary:
         login = await service.create()
         found[cluster.node_of(key_of(login))].append(login)
     for node in found:
         assert node.command("WAIT", 1, 5000) == 1
-    return {node: logins[:each] for node, logins in found.items()}
+    return {node: logins[:per_primary] for node, logins in found.items()}
 
 
 def key_of(login: Login, prefix: str = "") -> str:
-    """Returns where a session is."""
+    """Returns the key of a session."""
     return f"{prefix}session:{login.stored.session.session_id}"
 
 
@@ -81,15 +81,15 @@ def connections_to(node: DataNode) -> int:
 # Slots that move
 
 
-async def test_a_slot_moves_under_load(calm_cluster: Cluster) -> None:
-    """Before, during and after: every request about a session in it is answered, and right."""
-    cluster = calm_cluster
+async def test_a_slot_moves_under_load(stable_cluster: Cluster) -> None:
+    """Before, during and after the move every call about its sessions is OK and right."""
+    cluster = stable_cluster
     target = next(node for node in cluster.primaries if node is not cluster.node_of(IN_ONE_SLOT))
-    async with service_on(cluster.url, prefix=IN_ONE_SLOT, store_timeout=PATIENT) as service:
+    async with service_on(cluster.url, prefix=IN_ONE_SLOT, store_timeout=LONG_TIMEOUT) as service:
         logins = [await service.create() for _ in range(6)]
         async with load_in_process(service, [login.token for login in logins], lives=4) as load:
-            for back_and_forth in (target, cluster.node_of(IN_ONE_SLOT)):
-                move = cluster.moving(IN_ONE_SLOT, back_and_forth)
+            for destination in (target, cluster.node_of(IN_ONE_SLOT)):
+                move = cluster.moving(IN_ONE_SLOT, destination)
                 await asyncio.to_thread(move.begin)
                 await load.go_on()
                 move.move_keys(*(key_of(login, IN_ONE_SLOT) for login in logins[:3]))
@@ -104,12 +104,12 @@ async def test_a_slot_moves_under_load(calm_cluster: Cluster) -> None:
         assert service.changes == [True]
 
 
-async def test_what_has_been_moved_is_found_while_the_rest_has_not(calm_cluster: Cluster) -> None:
-    """One batch over both nodes of a slot is right and in order, and what is written there is written once."""
-    cluster = calm_cluster
+async def test_sessions_are_found_on_both_nodes_of_a_moving_slot(stable_cluster: Cluster) -> None:
+    """A batch over both nodes is right and in order, and what is written is written once."""
+    cluster = stable_cluster
     source = cluster.node_of(IN_ONE_SLOT)
     target = next(node for node in cluster.primaries if node is not source)
-    async with service_on(cluster.url, prefix=IN_ONE_SLOT, store_timeout=PATIENT) as service:
+    async with service_on(cluster.url, prefix=IN_ONE_SLOT, store_timeout=LONG_TIMEOUT) as service:
         logins = [await service.create(f"user-{number}") for number in range(8)]
         move = cluster.moving(IN_ONE_SLOT, target)
         await asyncio.to_thread(move.begin)
@@ -129,11 +129,11 @@ async def test_what_has_been_moved_is_found_while_the_rest_has_not(calm_cluster:
         assert source.command("KEYS", f"{IN_ONE_SLOT}*") == []
 
 
-async def test_a_batch_over_all_nodes_is_in_order(calm_cluster: Cluster) -> None:
+async def test_a_batch_over_all_nodes_is_in_order(stable_cluster: Cluster) -> None:
     """However tokens are spread over the nodes, each validation is at the position of its token."""
-    cluster = calm_cluster
+    cluster = stable_cluster
     dice = random.Random(1)  # noqa: S311  no secret
-    async with service_on(cluster.url, store_timeout=PATIENT) as service:
+    async with service_on(cluster.url, store_timeout=LONG_TIMEOUT) as service:
         logins = [await service.create(f"user-{number}") for number in range(150)]
         dice.shuffle(logins)
         assert {cluster.node_of(key_of(login)) for login in logins} == set(cluster.primaries)
@@ -148,7 +148,7 @@ async def test_a_batch_over_all_nodes_is_in_order(calm_cluster: Cluster) -> None
 
 
 async def test_a_primary_is_killed(cluster: Cluster) -> None:
-    """Its sessions are unavailable until a replica has taken over, without a restart; others never are."""
+    """Its sessions are unavailable until a replica takes over, without a restart; the others always are available."""
     async with service_on(cluster.url, store_timeout="1s") as service:
         logins = await logged_in(service, cluster)
         lost = cluster.primaries[0]
@@ -163,7 +163,7 @@ async def test_a_primary_is_killed(cluster: Cluster) -> None:
             await load.go_on()
             assert await service.is_available(*tokens_of(logins))
             await service.reported(True, False, True)
-            # A node that comes back has old data, and is not used.
+            # A node that returns has old data, and is not used.
             revoked = await service.create()
             while cluster.node_of(key_of(revoked)) is not heir:
                 revoked = await service.create()
@@ -174,79 +174,79 @@ async def test_a_primary_is_killed(cluster: Cluster) -> None:
             assert connections_to(lost) == 0
         assert load.failures(*of_others) == []
         assert load.failures(*of_lost) != []
-        assert load.slowest_seconds() < service.timeout_seconds + NOTICE
+        assert load.slowest_seconds() < service.timeout_seconds + MARGIN_SECONDS
         assert service.changes == [True, False, True]
 
 
 @pytest.mark.parametrize("how", ["", "FORCE"], ids=["agreed", "forced"])
-async def test_a_failover_under_load(calm_cluster: Cluster, how: Literal["", "FORCE"]) -> None:
+async def test_a_failover_under_load(stable_cluster: Cluster, how: Literal["", "FORCE"]) -> None:
     """An operator makes a replica the primary: some calls may be unavailable for a moment, and none is wrong."""
-    cluster = calm_cluster
-    async with service_on(cluster.url, store_timeout=PATIENT) as service:
-        logins = await logged_in(service, cluster, each=1)
+    cluster = stable_cluster
+    async with service_on(cluster.url, store_timeout=LONG_TIMEOUT) as service:
+        logins = await logged_in(service, cluster, per_primary=1)
         async with load_in_process(service, tokens_of(logins), lives=0 if how else 4) as load:
             old = cluster.primaries[0]
             (replica,) = cluster.replicas_of(old)
             await asyncio.to_thread(cluster.fail_over, replica, how)
             await load.go_on()
             assert cluster.node_of(key_of(logins[old][0])) is replica
-        # Requests that were in flight when the role was read.
+        # Only requests that were in flight when the role was read.
         assert {each.token for each in load.failures()} <= set(tokens_of(logins, old))
         assert len(load.failures()) + len(load.interrupted) <= 8
 
 
-async def test_a_primary_that_slept_while_it_was_replaced(cluster: Cluster) -> None:
-    """It wakes up and takes itself for the primary for a moment; what was revoked meanwhile is not valid there."""
+async def test_a_primary_that_stalled_while_it_was_replaced(cluster: Cluster) -> None:
+    """When it resumes it believes for a moment that it is the primary; what was revoked meanwhile is not valid."""
     async with service_on(cluster.url) as service:
-        slept = cluster.primaries[0]
-        logins = (await logged_in(service, cluster, each=5))[slept]
+        stalled = cluster.primaries[0]
+        logins = (await logged_in(service, cluster, per_primary=5))[stalled]
         tokens = [login.token for login in logins]
-        slept.pause()
-        await asyncio.to_thread(cluster.wait_for_takeover, slept)
+        stalled.pause()
+        await asyncio.to_thread(cluster.wait_for_takeover, stalled)
         await service.recovered(*tokens)
         for login in logins:
             assert await service.revoke(login)
 
-        async def are_gone(asked: Service) -> bool:
+        async def are_gone(service: Service) -> bool:
             with contextlib.suppress(StoreUnavailable):
-                assert not any(validation.stored for validation in await asked.validate(*tokens)), (
+                assert not any(validation.stored for validation in await service.validate(*tokens)), (
                     "a revoked session is valid"
                 )
             with contextlib.suppress(redis.RedisError):
                 return cluster.is_healthy()
             return False
 
-        slept.resume()
+        stalled.resume()
         with contextlib.suppress(StoreUnavailable):
-            # A service that starts just then, and knows no other node.
-            async with service_on(f"redis+cluster://{slept.address}") as late:
-                await eventually_async(lambda: are_gone(late), "all is as it was")
-        await eventually_async(lambda: are_gone(service), "all is as it was")
+            # A service that starts just now, and knows no other node.
+            async with service_on(f"redis+cluster://{stalled.address}") as late:
+                await eventually_async(lambda: are_gone(late), "the cluster is healthy again")
+        await eventually_async(lambda: are_gone(service), "the cluster is healthy again")
         assert not any(validation.stored for validation in await service.validate(*tokens))
 
 
 # Starting
 
 
-async def test_it_starts_from_whichever_node_answers(cluster: Cluster) -> None:
-    """Some of the nodes in its URL may be gone, asleep, or replicas: one that answers is enough."""
+async def test_it_starts_from_any_node_that_replies(cluster: Cluster) -> None:
+    """Nodes in its URL may be down, stalled, or replicas: one that replies is enough."""
     one, other, _ = cluster.primaries
-    (asleep,), (replica,) = cluster.replicas_of(one), cluster.replicas_of(other)
-    asleep.pause()
-    async with service_on(f"redis+cluster://127.0.0.1:1,{asleep.address},{replica.address}") as service:
+    (stalled_node,), (replica,) = cluster.replicas_of(one), cluster.replicas_of(other)
+    stalled_node.pause()
+    async with service_on(f"redis+cluster://127.0.0.1:1,{stalled_node.address},{replica.address}") as service:
         assert await service.is_valid((await service.create()).token)
 
 
 @pytest.mark.parametrize("seeds", ["127.0.0.1:1", "127.0.0.1:1,127.0.0.1:2"])
-async def test_it_does_not_start_without_any(seeds: str) -> None:
-    """If no node answers, the error says why."""
+async def test_it_does_not_start_without_any_node(seeds: str) -> None:
+    """If no node replies, the error says why."""
     with pytest.raises(StoreUnavailable, match=r"no answer at redis://127\.0\.0\.1:1/"):
         async with service_on(f"redis+cluster://{seeds}"):
             pass
 
 
-async def test_it_does_not_start_on_a_part(cluster: Cluster) -> None:
-    """If a primary is gone and no replica takes over, the error says so, or how many slots are missing."""
+async def test_it_does_not_start_on_an_incomplete_cluster(cluster: Cluster) -> None:
+    """If a primary is down and no replica takes over, the error says so, or how many slots are missing."""
     gone, other, _ = cluster.primaries
     cluster.replicas_of(gone)[0].kill()
     gone.kill()
@@ -257,17 +257,17 @@ async def test_it_does_not_start_on_a_part(cluster: Cluster) -> None:
                 pass
         return "the cluster is not complete" in str(caught.value)
 
-    await eventually_async(is_missed, "the cluster knows that a part is missing")
+    await eventually_async(is_missed, "the cluster knows that a primary is missing")
 
 
 async def test_it_does_not_start_on_what_is_not_a_cluster(cluster: Cluster, valkey: Valkey) -> None:
-    """A single server and a cluster are not taken for each other, and the error says what to write."""
+    """The URL of a single server for a cluster, or the other way round, is an error that says what to write."""
     with pytest.raises(StoreRefused, match=r"write redis\+cluster:// instead"):
         async with service_on(f"redis://{cluster.primaries[0].address}"):
             pass
     single = {SEED: RedisConnector(StoreUrl.parse(valkey.url), of_cluster=True, allow_replica=True)}
     with pytest.raises(StoreRefused, match="write redis:// instead"):
-        await Link(single, single.__getitem__, timeout_seconds=PATIENCE, on_change=lambda _: None).start()
+        await Link(single, single.__getitem__, timeout_seconds=TIMEOUT_SECONDS, on_change=lambda _: None).start()
 
 
 async def test_it_does_not_start_as_a_user_who_may_not_run_cluster_nodes(cluster: Cluster) -> None:

@@ -1,4 +1,4 @@
-"""What is stored as the index of a user's sessions and is none: nothing is told wrong, and nobody else notices."""
+"""What is under the key of a user's index and is not one: no wrong response, and other users are not affected."""
 
 from collections.abc import AsyncIterator, Awaitable
 
@@ -21,7 +21,7 @@ INDEX = "user-sessions:12345"
 
 
 async def assert_unavailable(*calls: Awaitable[object]) -> None:
-    """Asserts that each call is told that nothing is known."""
+    """Asserts that each call is UNAVAILABLE."""
     for call in calls:
         with pytest.raises(errors.Unavailable) as caught:
             await call
@@ -37,7 +37,7 @@ async def listed(sessions: AsyncSessionClient, user_id: str = "12345", page_size
 async def test_an_index_of_another_type(
     words: tuple[str, ...], valkey: Valkey, sessions: AsyncSessionClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What needs it is unavailable for that user and for nobody else, and the rest works; all does once it is gone."""
+    """What needs the index is unavailable for that user only; everything works again once the key is gone."""
     mine = await login(sessions)
     valkey.command("DEL", INDEX)
     valkey.command(words[0], INDEX, *words[1:])
@@ -55,7 +55,7 @@ async def test_an_index_of_another_type(
 
 
 async def test_logging_out_does_not_need_the_index(valkey: Valkey, sessions: AsyncSessionClient) -> None:
-    """A session ends by its token and by its id whatever stands in place of the index."""
+    """A session ends by its token and by its id, whatever is in place of the index."""
     first, second = await login(sessions), await login(sessions)
     valkey.command("SET", INDEX, "x", "PX", 3_600_000)
     assert await sessions.revoke(token=first.token)
@@ -64,15 +64,15 @@ async def test_logging_out_does_not_need_the_index(valkey: Valkey, sessions: Asy
 
 
 async def test_an_index_without_expiry_gets_one(valkey: Valkey, sessions: AsyncSessionClient) -> None:
-    """An expiry that somebody took away is back after the next login."""
+    """An expiry that somebody removed is back after the next login."""
     await login(sessions)
     assert valkey.command("PERSIST", INDEX) == 1
     await login(sessions)
     assert 0 < valkey.command("PTTL", INDEX) <= 3_600_000
 
 
-async def test_entries_that_name_no_session(valkey: Valkey, sessions: AsyncSessionClient) -> None:
-    """Ids that are none, with any number: the user's sessions are listed and ended as if they were not there."""
+async def test_entries_of_no_session(valkey: Valkey, sessions: AsyncSessionClient) -> None:
+    """Whatever they name, with whatever score, the user's sessions are listed and ended as if they were not there."""
     first = await login(sessions)
     newest = 2 * int(valkey.command("TIME")[0]) * 1_000_000 + 10**9 + 1
     garbage = [
@@ -98,15 +98,15 @@ async def test_entries_that_name_no_session(valkey: Valkey, sessions: AsyncSessi
     assert records(valkey) == {}
 
 
-@pytest.mark.parametrize("number", ["inf", "-inf", "1e300", "-1e300", "1e19"])
-async def test_entries_with_a_number_that_is_none(
-    number: str, valkey: Valkey, sessions: AsyncSessionClient, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("score", ["inf", "-inf", "1e300", "-1e300", "1e19"])
+async def test_entries_with_a_score_that_no_clock_yields(
+    score: str, valkey: Valkey, sessions: AsyncSessionClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A number that no clock has told: what needs the index is unavailable for that user, and the rest works."""
+    """What needs the index is unavailable for that user, and the rest works."""
     mine = await login(sessions)
-    valkey.command("ZADD", INDEX, number, "0" * 22)
+    valkey.command("ZADD", INDEX, score, "0" * 22)
     await assert_unavailable(login(sessions), sessions.revoke_user_sessions("12345"))
-    if not number.startswith("-"):
+    if not score.startswith("-"):
         await assert_unavailable(listed(sessions, page_size=1))
     assert await sessions.validate(mine.token)
     assert await sessions.revoke(token=mine.token)
@@ -117,24 +117,22 @@ async def test_entries_with_a_number_that_is_none(
     assert await listed(sessions) == [again.session.session_id]
 
 
-@pytest.mark.parametrize("number", ["settled", "attempted", "marked"])
-async def test_entries_that_name_a_session_of_another_user(
-    number: str, valkey: Valkey, sessions: AsyncSessionClient
-) -> None:
-    """It is neither listed among this user's sessions, nor ended with them, nor to make room for them."""
+@pytest.mark.parametrize("state", ["committed", "reserved", "evicting"])
+async def test_entries_of_a_session_of_another_user(state: str, valkey: Valkey, sessions: AsyncSessionClient) -> None:
+    """It is not listed among this user's sessions, not ended with them, and not evicted for them."""
     other = await login(sessions, "another")
 
-    def enter() -> None:
+    def add_entry() -> None:
         now = 2 * int(valkey.command("TIME")[0]) * 1_000_000
-        score = {"settled": now + 1, "attempted": now, "marked": -now - 1}[number]
+        score = {"committed": now + 1, "reserved": now, "evicting": -now - 1}[state]
         valkey.command("ZADD", INDEX, score, other.session.session_id)
 
-    enter()
+    add_entry()
     mine = await login(sessions)
     assert await listed(sessions) == [mine.session.session_id]
-    enter()
+    add_entry()
     assert await sessions.revoke_user_sessions("12345") == 1
-    enter()
+    add_entry()
     async with (
         serving(store_url=valkey.url, store_timeout="10s", max_sessions_per_user="1") as target,
         AsyncSessionClient(target, timeout=20) as limited,

@@ -1,4 +1,4 @@
-"""Primaries are killed under a mixed load, again and again: what was acknowledged stands, what was revoked stays so."""
+"""Primaries are killed under a mixed load: nothing acknowledged is lost, and nothing revoked comes back."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 @pytest.mark.parametrize("replica_acks", ACKS)
 @pytest.mark.parametrize("kind", ["sentinel", "cluster"])
 async def test_primaries_are_killed(kind: str, replica_acks: int, request: pytest.FixtureRequest) -> None:
-    """If one replica must acknowledge, nothing is lost or comes back; otherwise the report says what is lost."""
+    """If one replica must acknowledge, nothing is lost or comes back; otherwise the log says what was lost."""
     nodes: Cluster | Sentinels = request.getfixturevalue(f"valkey_{kind}")
     await asyncio.to_thread(nodes.renew)
     dice = random.Random(replica_acks)  # noqa: S311  no secret
@@ -34,10 +34,10 @@ async def test_primaries_are_killed(kind: str, replica_acks: int, request: pytes
             begun = time.monotonic()
             for number in range(ROUNDS):
                 await load.go_on(500)
-                lost = dice.choice(nodes.primaries)
+                victim = dice.choice(nodes.primaries)
                 killed = time.monotonic()
-                lost.kill()
-                await asyncio.to_thread(nodes.wait_for_takeover, lost)
+                victim.kill()
+                await asyncio.to_thread(nodes.wait_for_takeover, victim)
                 await load.go_on(500)
                 logger.info("round %d: %s", number + 1, unavailability(load, killed))
                 await asyncio.to_thread(nodes.heal)
@@ -56,7 +56,7 @@ async def test_primaries_are_killed(kind: str, replica_acks: int, request: pytes
 
 
 def unavailability(load: MixedLoad, killed: float) -> str:
-    """Returns what a kill was like for the callers."""
+    """Returns how many operations failed after a kill, and for how long."""
     failed = [each for each in load.outcomes if each.status != OK and each.ended >= killed]
     lasted = max((each.ended - killed for each in failed), default=0.0)
     return f"{len(failed)} operations failed, the last {lasted:.2f} s after the kill"

@@ -1,15 +1,15 @@
-"""Sentinels that disagree, lag behind or make no sense, and primaries replaced unseen: played by fakes."""
+"""Sentinels that disagree, lag behind or reply nonsense, and primaries replaced unseen: played by fakes."""
 
 import asyncio
 from pathlib import Path
 
 import pytest
 from tests.support.fake_redis import FakeRedis, array, bulk
-from tests.support.fake_sentinels import Fakes, Opinion, dialer
+from tests.support.fake_sentinels import Fakes, View, dialer
 from tests.support.operations import service_on
 from tests.support.proxy import Proxy
 from tests.support.sentinel import NAME
-from tests.support.waiting import PATIENCE, eventually_async
+from tests.support.waiting import TIMEOUT_SECONDS, eventually_async
 
 from catraca_server.redis import sentinel as sentinel_link
 from catraca_server.redis.errors import StoreUnavailable
@@ -19,26 +19,26 @@ from catraca_server.redis.url import StoreUrl
 
 @pytest.fixture
 def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
-    """Fake servers and Sentinels; the Sentinels are polled more often than by a server."""
+    """Fake servers and Sentinels; the Sentinels are polled more often than by default."""
     monkeypatch.setattr(sentinel_link, "POLL_PAUSE_SECONDS", 0.05)
     return Fakes(tmp_path)
 
 
-async def test_an_old_view_misleads_nobody(fakes: Fakes) -> None:
-    """The newest opinion counts, however many Sentinels have not heard of it."""
+async def test_the_newest_view_counts(fakes: Fakes) -> None:
+    """However many Sentinels have an older one."""
     async with fakes.link("old", "new") as link:
-        fakes.opinions = [Opinion(1, "old"), Opinion(2, "new"), Opinion(1, "old")]
+        fakes.views = [View(1, "old"), View(2, "new"), View(1, "old")]
         await link.comes_from("new")
         fakes.replied.clear()
-        link.server.invalidate("to have it connect again")
+        link.server.invalidate("so that it connects again")
         await link.comes_from("new")
         assert set(fakes.replied) == {"new"}
 
 
-async def test_one_that_knows_more_may_be_slower(fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A majority may not have heard yet, so the others have a moment to answer as well."""
-    monkeypatch.setattr(sentinel_link, "STRAGGLER_TIMEOUT_SECONDS", PATIENCE)
-    fakes.opinions = [Opinion(1, "old"), Opinion(1, "old"), Opinion(2, "new")]
+async def test_a_slower_sentinel_may_know_more(fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A majority may be outdated, so the others get a moment to reply as well."""
+    monkeypatch.setattr(sentinel_link, "STRAGGLER_TIMEOUT_SECONDS", TIMEOUT_SECONDS)
+    fakes.views = [View(1, "old"), View(1, "old"), View(2, "new")]
     async with (
         FakeRedis(tmp_path / "0", fakes.sentinel(0)) as one,
         FakeRedis(tmp_path / "1", fakes.sentinel(1)) as two,
@@ -50,17 +50,17 @@ async def test_one_that_knows_more_may_be_slower(fakes: Fakes, tmp_path: Path, m
 
 
 @pytest.mark.parametrize("names", [("z", "a"), ("a", "z")])
-async def test_the_leader_of_a_failover_misleads_nobody(names: tuple[str, str], fakes: Fakes) -> None:
+async def test_the_leader_of_a_failover_is_not_believed_too_early(names: tuple[str, str], fakes: Fakes) -> None:
     """It replies with the new epoch and the old address until the failover is over."""
     old, new = names
     async with fakes.link(old, new) as link:
-        fakes.opinions = [Opinion(2, new, master=old), Opinion(2, new), Opinion(1, old)]
+        fakes.views = [View(2, new, master=old), View(2, new), View(1, old)]
         await link.comes_from(new)
         assert fakes.connections() == {new: 1}
 
 
-async def test_a_primary_that_answers_and_has_been_replaced_is_dropped(fakes: Fakes) -> None:
-    """It does not know; callers wait no longer than a reconnection takes."""
+async def test_a_replaced_primary_that_replies_is_dropped(fakes: Fakes) -> None:
+    """It does not know that it was replaced; callers wait no longer than a reconnection takes."""
     async with fakes.link("old", "new") as link:
         assert await link.get() == "old"
         fakes.agree(2, "new")
@@ -69,24 +69,24 @@ async def test_a_primary_that_answers_and_has_been_replaced_is_dropped(fakes: Fa
         assert fakes.connections() == {"new": 1}
 
 
-async def test_a_primary_that_was_replaced_while_it_slept_is_not_used(fakes: Fakes) -> None:
-    """When it wakes up, the Sentinels are asked again before it is used."""
-    async with fakes.link("slept", "new", timeout=0.25) as link:
-        fakes.asleep = "slept"
+async def test_a_primary_that_was_replaced_while_it_stalled_is_not_used(fakes: Fakes) -> None:
+    """When it replies again, the Sentinels are queried before it is used."""
+    async with fakes.link("stalled", "new", timeout_seconds=0.25) as link:
+        fakes.stalled = "stalled"
         await link.reported(True, False)
-        fakes.meanwhile = lambda: fakes.agree(2, "new")
-        fakes.asleep = ""
+        fakes.on_info = lambda: fakes.agree(2, "new")
+        fakes.stalled = ""
         await link.comes_from("new")
-        assert "slept" not in fakes.replied
+        assert "stalled" not in fakes.replied
 
 
 async def test_both_connections_are_to_the_same_primary(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When one of the two moves, with or without waiting for replicas, the other does not stay behind."""
-    monkeypatch.setattr(sentinel_link, "POLL_PAUSE_SECONDS", PATIENCE)
-    async with fakes.link("old", "new", timeout=0.25, replica_acks=1) as link:
+    """When one of the two moves, the one that waits for replicas or the other, both do."""
+    monkeypatch.setattr(sentinel_link, "POLL_PAUSE_SECONDS", TIMEOUT_SECONDS)
+    async with fakes.link("old", "new", timeout_seconds=0.25, replica_acks=1) as link:
         assert [await link.get(), await link.get(durable=True)] == ["old", "old"]
         fakes.agree(2, "new")
-        link.server._durable.invalidate("as it would after a timeout")
+        link.server._durable.invalidate("as after a timeout")
 
         async def has_moved() -> bool:
             return fakes.connections() == {"new": 2}
@@ -98,7 +98,7 @@ async def test_both_connections_are_to_the_same_primary(fakes: Fakes, monkeypatc
 async def test_nothing_is_left_of_old_primaries(fakes: Fakes) -> None:
     """However often the primary is replaced, there is one connection, and no more tasks than before."""
     async with fakes.link("one", "two") as link:
-        # The test, the owner and the poll; and the other end of each connection to a server.
+        # Tasks of the test, the multiplexer and the poll, and the fake's end of the connection.
         for epoch in range(2, 22):
             name = ("one", "two")[epoch % 2]
             fakes.agree(epoch, name)
@@ -107,7 +107,7 @@ async def test_nothing_is_left_of_old_primaries(fakes: Fakes) -> None:
             async def is_alone(name: str = name) -> bool:
                 return fakes.connections() == {name: 1} and len(asyncio.all_tasks()) == 4
 
-            await eventually_async(is_alone, "nothing else is left")
+            await eventually_async(is_alone, "only the new primary is connected to")
         assert link.changes == [True]
     assert len(asyncio.all_tasks()) == 1
 
@@ -115,7 +115,7 @@ async def test_nothing_is_left_of_old_primaries(fakes: Fakes) -> None:
 @pytest.mark.parametrize(
     "reply", [b"*-1\r\n", b"$-1\r\n", b":1\r\n", b"*1\r\n$1\r\n1\r\n", array(bulk(b"\xff"), bulk(b"x"))]
 )
-async def test_a_sentinel_that_makes_no_sense(reply: bytes, tmp_path: Path) -> None:
+async def test_a_malformed_sentinel_reply(reply: bytes, tmp_path: Path) -> None:
     """A reply without an address is refused."""
     async with FakeRedis(tmp_path / "0", lambda command: reply if command[0] == b"SENTINEL" else None) as fake:
         with pytest.raises(StoreUnavailable, match="malformed Sentinel reply"):
@@ -123,10 +123,10 @@ async def test_a_sentinel_that_makes_no_sense(reply: bytes, tmp_path: Path) -> N
 
 
 async def test_sentinels_with_a_password(tmp_path: Path) -> None:
-    """They have their own, and if it is missing the error names the right setting."""
+    """It is their own; if it is missing or wrong, the error names its setting."""
     authenticated = False
 
-    def answer(command: list[bytes]) -> bytes | None:
+    def reply_to(command: list[bytes]) -> bytes | None:
         nonlocal authenticated
         if command[0] == b"AUTH":
             authenticated = command[1:] == [b"their-own"]
@@ -141,7 +141,7 @@ async def test_sentinels_with_a_password(tmp_path: Path) -> None:
     async with (
         FakeRedis(tmp_path / "primary"),
         Proxy(tmp_path / "primary") as primary,
-        FakeRedis(tmp_path / "sentinel", answer),
+        FakeRedis(tmp_path / "sentinel", reply_to),
         Proxy(tmp_path / "sentinel") as sentinel,
     ):
         url = f"{sentinel.url.replace('redis://', 'redis+sentinel://the-store:its-own@')}/{NAME}"

@@ -1,4 +1,4 @@
-"""The import contracts leave out nothing: every file and every room of the server is placed by one of them."""
+"""The import contracts are complete: they place every file and every room of the server."""
 
 import shutil
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path("server/catraca_server")
 NO_ROOMS = {PACKAGE / "store/scripts"}
-"""Packages with nothing in them that imports."""
+"""Packages without code."""
 
 
 def test_a_stray_file_in_any_room_breaks_a_contract(tmp_path: Path) -> None:

@@ -27,14 +27,14 @@ def without_grace(valkey: Valkey) -> Iterator[SessionServiceStub]:
 
 @pytest.fixture
 def user() -> str:
-    """A user whom no other test knows."""
+    """A user that no other test has."""
     return f"user-{secrets.token_hex(8)}"
 
 
 @pytest.fixture(params=CURLS, ids=lambda each: each.name)
 def curl(request: pytest.FixtureRequest) -> Curl:
-    """Each program there is for it."""
+    """Each program that calls by reflection, if it is installed."""
     made: Curl = request.param()
-    if made.why_none:
-        pytest.skip(made.why_none)
+    if made.why_missing:
+        pytest.skip(made.why_missing)
     return made

@@ -1,4 +1,4 @@
-"""The server's log: what happened is in it, and nothing that would let anybody in."""
+"""The server's log: it says what happened, and has no secret in it."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ def protected_valkey(own_valkey: Valkey) -> Valkey:
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_no_secret_is_logged(log_format: str, protected_valkey: Valkey, tmp_path: Path) -> None:
-    """At debug level, through every kind of trouble, the log has no token, digest, password or attribute."""
+    """At debug level, whatever goes wrong, the log has no token, digest, password or attribute."""
     pepper = tmp_path / "pepper"
     pepper.write_text(PEPPER)
     with ServeProcess(

@@ -1,4 +1,4 @@
-"""The running `catraca serve`, called from outside with nothing but what reflection tells: as the README shows it."""
+"""The running `catraca serve`, called from outside by reflection alone, as the README shows it."""
 
 import re
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.support.curl import Curl
 from tests.support.service import ServeProcess
-from tests.support.valkey import BINARY, WHY_NONE, Valkey
+from tests.support.valkey import BINARY, WHY_MISSING, Valkey
 from tests.support.waiting import eventually
 
 from catraca import SessionClient, errors
 
-pytestmark = pytest.mark.skipif(BINARY is None, reason=WHY_NONE)
+pytestmark = pytest.mark.skipif(BINARY is None, reason=WHY_MISSING)
 
 CREATE = "catraca.v1.SessionService/CreateSession"
 VALIDATE = "catraca.v1.SessionService/ValidateSession"
@@ -34,7 +34,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
 
 
 def test_a_newcomer_creates_and_validates_a_session(service: ServeProcess, curl: Curl) -> None:
-    """CreateSession and ValidateSession answer with the API's JSON; the token is told once."""
+    """CreateSession and ValidateSession return the API's JSON; only the first has the token."""
     created = curl.call(service.target, CREATE, {"user_id": "12345", "ttl": "60s"})
     assert created.status == "OK"
     assert created.json.keys() == {"token", "session"}
@@ -57,19 +57,19 @@ def test_a_newcomer_creates_and_validates_a_session(service: ServeProcess, curl:
     assert 0 < float(validated.json["cacheTtl"].removesuffix("s")) <= 60
 
 
-def test_what_is_not_valid_is_an_answer(service: ServeProcess, curl: Curl) -> None:
-    """A malformed, an unknown and a revoked token answer OK with the reason, and not valid."""
+def test_an_invalid_token_is_not_an_error(service: ServeProcess, curl: Curl) -> None:
+    """For a malformed, an unknown and a revoked token the status is OK, and the response has the reason."""
     token = curl.call(service.target, CREATE, {"user_id": "12345"}).json["token"]
     assert curl.call(service.target, REVOKE, {"token": token}).json == {"revoked": True}
     assert curl.call(service.target, REVOKE, {"token": token}).json == {}
     reasons = {token: "NOT_FOUND", "never-seen-before": "NOT_FOUND", "ctr_": "MALFORMED", "short": "MALFORMED"}
     for presented, reason in reasons.items():
-        answer = curl.call(service.target, VALIDATE, {"token": presented})
-        assert (answer.status, answer.json) == ("OK", {"invalidReason": f"INVALID_REASON_{reason}"})
+        response = curl.call(service.target, VALIDATE, {"token": presented})
+        assert (response.status, response.json) == ("OK", {"invalidReason": f"INVALID_REASON_{reason}"})
 
 
 def test_errors_have_their_status(service: ServeProcess, curl: Curl) -> None:
-    """What a caller does wrong is a status with a message that names the field."""
+    """The status says what is wrong, and the message names the field."""
     missing = curl.call(service.target, VALIDATE)
     assert (missing.status, missing.message) == ("INVALID_ARGUMENT", "token: must be set")
     assert curl.call(service.target, GET, {"session_id": "0" * 22}).status == "NOT_FOUND"
@@ -92,7 +92,7 @@ def test_reflection_documents_the_services(service: ServeProcess, curl: Curl) ->
 
 
 def test_reflection_can_be_turned_off(curl: Curl) -> None:
-    """With reflection off nobody is told the API, and the service serves all the same."""
+    """With reflection off the API is not described, and the service works."""
     with ServeProcess(store_url="memory:", reflection="false") as process:
         with pytest.raises(AssertionError, match=r"(?i)reflection|unimplemented"):
             curl.services(process.target)
@@ -100,16 +100,16 @@ def test_reflection_can_be_turned_off(curl: Curl) -> None:
             assert sessions.validate(sessions.create("12345").token)
 
 
-def test_health_is_told_by_name(service: ServeProcess, curl: Curl) -> None:
-    """The server as a whole, the service and the store have a health; what is not there is not found."""
+def test_health_by_name(service: ServeProcess, curl: Curl) -> None:
+    """The server as a whole, the service and the store have a health; any other name is not found."""
     for name in ("", "catraca.v1.SessionService", "store"):
-        answer = curl.call(service.target, HEALTH, {"service": name})
-        assert (answer.status, answer.json) == ("OK", {"status": "SERVING"}), name
+        response = curl.call(service.target, HEALTH, {"service": name})
+        assert (response.status, response.json) == ("OK", {"status": "SERVING"}), name
     assert curl.call(service.target, HEALTH, {"service": "catraca"}).status == "NOT_FOUND"
 
 
 def test_health_of_the_store_follows_the_store(own_valkey: Valkey) -> None:
-    """`store` turns when the store dies and when it returns, to who asks and to who watches; the rest stays serving."""
+    """`store` changes when the store dies and returns, for Check and for Watch; the others stay SERVING."""
     serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
     with ServeProcess(store_url=own_valkey.url) as process, grpc.insecure_channel(process.target) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)  # its types omit the methods
@@ -128,7 +128,7 @@ def test_health_of_the_store_follows_the_store(own_valkey: Valkey) -> None:
 
 
 def test_the_store_may_die_and_return_while_serving(own_valkey: Valkey) -> None:
-    """While the store is gone calls are UNAVAILABLE, never "not valid"; once it is back the session is valid again."""
+    """While the store is down calls are UNAVAILABLE, never "not valid"; when it is back the session is valid again."""
     with ServeProcess(store_url=own_valkey.url) as process, SessionClient(process.target, timeout=10) as sessions:
         token = sessions.create("12345").token
         own_valkey.kill()

@@ -1,4 +1,4 @@
-"""The table "Answers" of the API, and all the limits, each tried through the wire with the generated stubs."""
+"""The statuses and the limits that the API documents, over the wire with the generated stubs."""
 
 from datetime import timedelta
 from typing import Any
@@ -59,7 +59,7 @@ DAY = timedelta(days=1)
     ],
 )
 def test_what_cannot_be_created(stub: SessionServiceStub, fields: dict[str, Any], named: list[str]) -> None:
-    """INVALID_ARGUMENT that names every field that breaks a rule."""
+    """INVALID_ARGUMENT, which names every field that breaks a rule."""
     assert refused(stub.CreateSession, pb.CreateSessionRequest(**fields)) == (*INVALID, named)
 
 
@@ -75,7 +75,7 @@ def test_what_cannot_be_created(stub: SessionServiceStub, fields: dict[str, Any]
         {"user_id": "u", "attributes": {"k" * 128: "v" * 4096}},
     ],
 )
-def test_what_is_just_within_the_limits(stub: SessionServiceStub, fields: dict[str, Any]) -> None:
+def test_what_is_exactly_at_the_limits(stub: SessionServiceStub, fields: dict[str, Any]) -> None:
     """The limits themselves are allowed."""
     created = stub.CreateSession(pb.CreateSessionRequest(**fields), timeout=TIMEOUT_SECONDS)
     assert dict(created.session.attributes) == fields.get("attributes", {})
@@ -90,7 +90,7 @@ def test_the_shortest_and_the_longest_brought_token(stub: SessionServiceStub, le
     assert stub.RevokeSession(pb.RevokeSessionRequest(token=token), timeout=TIMEOUT_SECONDS).revoked
 
 
-def test_a_span_is_never_rounded_to_nothing(stub: SessionServiceStub) -> None:
+def test_a_duration_is_never_rounded_to_zero(stub: SessionServiceStub) -> None:
     """A nanosecond counts as a millisecond."""
     created = stub.CreateSession(pb.CreateSessionRequest(user_id="u", ttl=Duration(nanos=1)), timeout=TIMEOUT_SECONDS)
     times = created.session
@@ -98,17 +98,17 @@ def test_a_span_is_never_rounded_to_nothing(stub: SessionServiceStub) -> None:
 
 
 def test_a_brought_token_in_use(stub: SessionServiceStub) -> None:
-    """ALREADY_EXISTS; the session that has it is not touched by the attempt."""
+    """ALREADY_EXISTS; the session that has it stays as it is."""
     request = pb.CreateSessionRequest(user_id="first", token="a-token-brought-twice")
     stub.CreateSession(request, timeout=TIMEOUT_SECONDS)
     request.user_id = "second"
     assert refused(stub.CreateSession, request) == (grpc.StatusCode.ALREADY_EXISTS, "TOKEN_IN_USE", [])
-    answer = stub.ValidateSession(pb.ValidateSessionRequest(token=request.token), timeout=TIMEOUT_SECONDS)
-    assert answer.session.user_id == "first"
+    response = stub.ValidateSession(pb.ValidateSessionRequest(token=request.token), timeout=TIMEOUT_SECONDS)
+    assert response.session.user_id == "first"
     stub.RevokeSession(pb.RevokeSessionRequest(token=request.token), timeout=TIMEOUT_SECONDS)
 
 
-def test_an_invalid_token_is_an_answer(stub: SessionServiceStub) -> None:
+def test_an_invalid_token_is_not_an_error(stub: SessionServiceStub) -> None:
     """Unknown, revoked and malformed tokens: OK, valid false, and the reason, in the API's JSON."""
     created = stub.CreateSession(pb.CreateSessionRequest(user_id="u"), timeout=TIMEOUT_SECONDS)
     stub.RevokeSession(pb.RevokeSessionRequest(token=created.token), timeout=TIMEOUT_SECONDS)
@@ -118,25 +118,25 @@ def test_an_invalid_token_is_an_answer(stub: SessionServiceStub) -> None:
         (created.token[:-1], "INVALID_REASON_MALFORMED"),
         ("é" * 20, "INVALID_REASON_MALFORMED"),
     ):
-        answer = stub.ValidateSession(pb.ValidateSessionRequest(token=token), timeout=TIMEOUT_SECONDS)
-        assert MessageToDict(answer) == {"invalidReason": reason}
+        response = stub.ValidateSession(pb.ValidateSessionRequest(token=token), timeout=TIMEOUT_SECONDS)
+        assert MessageToDict(response) == {"invalidReason": reason}
 
 
-def test_a_valid_answer(stub: SessionServiceStub) -> None:
-    """Valid, the session without its token, and for how long a near cache may reuse it."""
+def test_a_valid_token(stub: SessionServiceStub) -> None:
+    """The response has the session without its token, and for how long a near cache may reuse it."""
     created = stub.CreateSession(
         pb.CreateSessionRequest(user_id="12345", ttl=seconds(600), attributes={"device": "phone"}),
         timeout=TIMEOUT_SECONDS,
     )
-    answer = stub.ValidateSession(
+    response = stub.ValidateSession(
         pb.ValidateSessionRequest(token=created.token, user_id="12345"), timeout=TIMEOUT_SECONDS
     )
-    assert answer.valid
-    assert answer.session == created.session
-    assert created.token not in str(answer)
-    assert 0 < answer.cache_ttl.ToMilliseconds() <= 60_000
-    assert set(MessageToDict(answer)) == {"valid", "session", "cacheTtl"}
-    assert set(MessageToDict(answer)["session"]) == {
+    assert response.valid
+    assert response.session == created.session
+    assert created.token not in str(response)
+    assert 0 < response.cache_ttl.ToMilliseconds() <= 60_000
+    assert set(MessageToDict(response)) == {"valid", "session", "cacheTtl"}
+    assert set(MessageToDict(response)["session"]) == {
         "sessionId",
         "userId",
         "attributes",
@@ -149,15 +149,15 @@ def test_a_valid_answer(stub: SessionServiceStub) -> None:
     }
 
 
-def test_what_cannot_be_validated(stub: SessionServiceStub) -> None:
-    """A missing token, and a user id that nobody could have."""
+def test_validations_that_are_refused(stub: SessionServiceStub) -> None:
+    """A missing token, and a user id that breaks the rules."""
     assert refused(stub.ValidateSession, pb.ValidateSessionRequest()) == (*INVALID, ["token"])
     too_long = pb.ValidateSessionRequest(token="x" * 16, user_id="u" * (LIMIT_BYTES + 1))
     assert refused(stub.ValidateSession, too_long) == (*INVALID, ["user_id"])
 
 
-def test_a_batch_names_each_place(stub: SessionServiceStub) -> None:
-    """The path of a field in a batch says which request it is in; nothing and too much are refused."""
+def test_a_batch_names_the_request_of_each_field(stub: SessionServiceStub) -> None:
+    """The path of a field says which request it is in; an empty batch and one that is too large are refused."""
     good = pb.ValidateSessionRequest(token="some-unknown-token")
     bad = pb.ValidateSessionRequest(user_id="u" * (LIMIT_BYTES + 1))
     batch = pb.BatchValidateSessionsRequest(requests=[good, good, good, bad])
@@ -168,8 +168,8 @@ def test_a_batch_names_each_place(stub: SessionServiceStub) -> None:
         assert refused(stub.BatchValidateSessions, batch) == (*INVALID, ["requests"])
 
 
-def test_a_batch_that_is_wrong_everywhere_still_gets_its_status(stub: SessionServiceStub) -> None:
-    """1,000 violations do not fit into trailers: the first are named, and the status arrives."""
+def test_a_batch_with_1000_violations_still_gets_its_status(stub: SessionServiceStub) -> None:
+    """They do not fit into trailers: the first are named, and the status arrives."""
     batch = pb.BatchValidateSessionsRequest(requests=[pb.ValidateSessionRequest()] * BATCH_MAX_REQUESTS)
     code, reason, fields = refused(stub.BatchValidateSessions, batch)
     assert (code, reason) == INVALID
@@ -181,20 +181,20 @@ def test_the_largest_batch(stub: SessionServiceStub) -> None:
     each = pb.ValidateSessionRequest(token="x" * 4096, user_id="u" * LIMIT_BYTES)
     batch = pb.BatchValidateSessionsRequest(requests=[each] * BATCH_MAX_REQUESTS)
     assert batch.ByteSize() > 4 << 20
-    answer = stub.BatchValidateSessions(batch, timeout=TIMEOUT_SECONDS)
-    assert {response.invalid_reason for response in answer.responses} == {pb.INVALID_REASON_NOT_FOUND}
-    assert len(answer.responses) == BATCH_MAX_REQUESTS
+    response = stub.BatchValidateSessions(batch, timeout=TIMEOUT_SECONDS)
+    assert {each.invalid_reason for each in response.responses} == {pb.INVALID_REASON_NOT_FOUND}
+    assert len(response.responses) == BATCH_MAX_REQUESTS
 
 
-def test_the_largest_answer(stub: SessionServiceStub) -> None:
+def test_the_largest_response(stub: SessionServiceStub) -> None:
     """1,000 sessions with the most attributes they may have come back whole."""
     attributes = {f"{at:04}": "v" * 4092 for at in range(4)}
     created = stub.CreateSession(pb.CreateSessionRequest(user_id="u", attributes=attributes), timeout=TIMEOUT_SECONDS)
     each = pb.ValidateSessionRequest(token=created.token)
     batch = pb.BatchValidateSessionsRequest(requests=[each] * BATCH_MAX_REQUESTS)
-    answer = stub.BatchValidateSessions(batch, timeout=TIMEOUT_SECONDS)
-    assert answer.ByteSize() > 16_000_000
-    assert all(response.valid for response in answer.responses)
+    response = stub.BatchValidateSessions(batch, timeout=TIMEOUT_SECONDS)
+    assert response.ByteSize() > 16_000_000
+    assert all(each.valid for each in response.responses)
 
 
 def test_reading_by_id(stub: SessionServiceStub) -> None:
@@ -204,12 +204,12 @@ def test_reading_by_id(stub: SessionServiceStub) -> None:
     assert stub.GetSession(request, timeout=TIMEOUT_SECONDS).session == created.session
     assert refused(stub.GetSession, pb.GetSessionRequest()) == (*INVALID, ["session_id"])
     for session_id in ("0" * 22, "../../etc/passwd", "*", "é" * 22, created.token):
-        answer = refused(stub.GetSession, pb.GetSessionRequest(session_id=session_id))
-        assert answer == (grpc.StatusCode.NOT_FOUND, "SESSION_NOT_FOUND", [])
+        outcome = refused(stub.GetSession, pb.GetSessionRequest(session_id=session_id))
+        assert outcome == (grpc.StatusCode.NOT_FOUND, "SESSION_NOT_FOUND", [])
 
 
 def test_revoking(stub: SessionServiceStub) -> None:
-    """By token and by id; what is gone or never was is OK and false; naming nothing is refused."""
+    """By token and by id; for what has ended or never existed the status is OK, and `revoked` is false."""
     for target in ("token", "session_id"):
         created = stub.CreateSession(pb.CreateSessionRequest(user_id="u"), timeout=TIMEOUT_SECONDS)
         name = created.token if target == "token" else created.session.session_id
@@ -222,22 +222,24 @@ def test_revoking(stub: SessionServiceStub) -> None:
             pb.RevokeSessionRequest(**{target: ""}),
         ) == (*INVALID, [target])
     assert refused(stub.RevokeSession, pb.RevokeSessionRequest()) == (*INVALID, ["target"])
-    for nonsense in ("*", "é" * 22, "session:x"):
-        assert not stub.RevokeSession(pb.RevokeSessionRequest(session_id=nonsense), timeout=TIMEOUT_SECONDS).revoked
-        assert not stub.RevokeSession(pb.RevokeSessionRequest(token=nonsense), timeout=TIMEOUT_SECONDS).revoked
+    for unknown in ("*", "é" * 22, "session:x"):
+        assert not stub.RevokeSession(pb.RevokeSessionRequest(session_id=unknown), timeout=TIMEOUT_SECONDS).revoked
+        assert not stub.RevokeSession(pb.RevokeSessionRequest(token=unknown), timeout=TIMEOUT_SECONDS).revoked
 
 
-def test_a_probe_is_no_activity_and_the_wrong_user_neither(stub: SessionServiceStub) -> None:
+def test_neither_a_probe_nor_the_wrong_user_is_activity(stub: SessionServiceStub) -> None:
     """`skip_touch` and a user mismatch leave the idle deadline where it is; a validation moves it."""
-    # The shortest touch interval that a slow machine can still see pass: polled until activity is written down.
+    # A touch interval of 3 s, which a slow machine can still observe: polled until activity is recorded.
     created = stub.CreateSession(
         pb.CreateSessionRequest(user_id="u", idle_timeout=seconds(60)), timeout=TIMEOUT_SECONDS
     )
     first = created.session.last_active_time.ToMilliseconds()
 
     def active(**fields: Any) -> int:
-        answer = stub.ValidateSession(pb.ValidateSessionRequest(token=created.token, **fields), timeout=TIMEOUT_SECONDS)
-        return answer.session.last_active_time.ToMilliseconds() if answer.valid else first
+        response = stub.ValidateSession(
+            pb.ValidateSessionRequest(token=created.token, **fields), timeout=TIMEOUT_SECONDS
+        )
+        return response.session.last_active_time.ToMilliseconds() if response.valid else first
 
     moved = 0
     while not moved:
@@ -245,7 +247,7 @@ def test_a_probe_is_no_activity_and_the_wrong_user_neither(stub: SessionServiceS
         assert active(user_id="another") == first
         seen = active()
         moved = seen if seen != first else 0
-    assert moved - first >= 3000, "activity within the touch interval is not written down"
+    assert moved - first >= 3000, "activity within the touch interval is not recorded"
     assert active(skip_touch=True) == moved
 
 
@@ -259,8 +261,8 @@ def test_a_method_that_does_not_exist(target: str) -> None:
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_what_is_not_there(stub: SessionServiceStub, user: str) -> None:
-    """NOT_FOUND for what was revoked, what never was, and what cannot be: to read, to update and to rotate."""
+def test_sessions_that_do_not_exist(stub: SessionServiceStub, user: str) -> None:
+    """NOT_FOUND to read, update and rotate what was revoked, never existed, or cannot exist."""
     created = create(stub, user)
     stub.RevokeSession(pb.RevokeSessionRequest(token=created.token), timeout=TIMEOUT_SECONDS)
     for session_id in (created.session.session_id, NOBODY, "*", "é" * 22, "x" * 10_000, created.token):
@@ -274,8 +276,8 @@ def test_what_is_not_there(stub: SessionServiceStub, user: str) -> None:
     assert validate(stub, other.token).valid
 
 
-def test_without_the_store_nothing_is_known(own_valkey: Valkey) -> None:
-    """UNAVAILABLE, to whatever is asked; what breaks a rule is told all the same."""
+def test_without_the_store_every_call_is_unavailable(own_valkey: Valkey) -> None:
+    """Except those that break a rule, which are INVALID_ARGUMENT as always."""
     with serving_stub(own_valkey) as stub:
         created = create(stub, "u")
         session_id = created.session.session_id

@@ -1,4 +1,4 @@
-"""The API by reflection alone, with programs that know nothing else of it."""
+"""The API by reflection alone, as grpcurl and `buf curl` use it."""
 
 import pytest
 from tests.support.curl import Curl, Grpcurl
@@ -8,12 +8,12 @@ SERVICE = "catraca.v1.SessionService"
 
 
 def mask(curl: Curl, *paths: str) -> object:
-    """Returns a mask as a program takes it: grpcurl as the message that it is, all others as one text."""
+    """Returns a field mask as a program takes it: grpcurl as a message, others as one text."""
     return {"paths": paths} if isinstance(curl, Grpcurl) else ",".join(paths)
 
 
 def test_a_session_is_listed_updated_and_ended(target: str, user: str, curl: Curl) -> None:
-    """The API's JSON."""
+    """With the API's JSON."""
     created = curl.call(target, f"{SERVICE}/CreateSession", {"user_id": user, "attributes": {"app": "shop"}}).json
     session = created["session"]
     assert curl.call(target, f"{SERVICE}/ListSessions", {"user_id": user}).json == {"sessions": [session]}
@@ -32,7 +32,7 @@ def test_a_session_is_listed_updated_and_ended(target: str, user: str, curl: Cur
 
 
 def test_errors_by_reflection(target: str, curl: Curl) -> None:
-    """Their status, and a message that names the field."""
+    """They have their status, and a message that names the field."""
     negative = curl.call(target, f"{SERVICE}/ListSessions", {"user_id": "u", "page_size": -1})
     assert (negative.status, negative.message) == ("INVALID_ARGUMENT", "page_size: must not be negative")
     request = {"session": {"session_id": NOBODY}, "update_mask": mask(curl, "attributes")}
@@ -40,7 +40,7 @@ def test_errors_by_reflection(target: str, curl: Curl) -> None:
 
 
 @pytest.mark.parametrize(
-    ("symbol", "told"),
+    ("symbol", "comment"),
     [
         (f"{SERVICE}.ListSessions", "Lists a user's live sessions, newest first"),
         (f"{SERVICE}.UpdateSession", "ABORTED / ETAG_MISMATCH"),
@@ -51,6 +51,6 @@ def test_errors_by_reflection(target: str, curl: Curl) -> None:
         ("catraca.v1.ErrorReason", "The session is no longer at the version"),
     ],
 )
-def test_the_documentation(target: str, curl: Curl, symbol: str, told: str) -> None:
+def test_the_documentation(target: str, curl: Curl, symbol: str, comment: str) -> None:
     """`describe` shows the comments of the API: what it does, what its fields mean and how it fails."""
-    assert told in curl.documentation(target, symbol)
+    assert comment in curl.documentation(target, symbol)

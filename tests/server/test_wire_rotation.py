@@ -1,4 +1,4 @@
-"""The rows of the table "Answers" for rotating a token, and for a token that was rotated out, through the wire."""
+"""Rotating a token over the wire, and presenting one that was rotated."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from catraca.v1 import session_service_pb2 as pb
 from catraca.v1.session_service_pb2_grpc import SessionServiceStub
 
 
-def test_a_token_to_rotate_is_missing(stub: SessionServiceStub) -> None:
-    """Nothing to rotate."""
+def test_a_rotation_without_a_token(stub: SessionServiceStub) -> None:
+    """It is refused, and the field is named."""
     assert refused(stub.RotateSession, pb.RotateSessionRequest()) == (*INVALID, ["token"])
 
 
 def test_a_rotated_token(stub: SessionServiceStub, user: str) -> None:
-    """The same session has another token; the old one says that it is old, and yields the new one again."""
+    """The session gets another token; the old one is valid, marked as rotated, and yields the new one again."""
     created = create(stub, user, attributes={"device": "phone"})
     rotation = rotate(stub, created.token)
     assert set(MessageToDict(rotation)) == {"token", "session"}
@@ -36,7 +36,7 @@ def test_a_rotated_token(stub: SessionServiceStub, user: str) -> None:
 
 
 def test_a_brought_token_is_rotated(stub: SessionServiceStub, user: str) -> None:
-    """Its session gets a minted one, and no other session can begin with it meanwhile."""
+    """Its session gets a minted one, and the brought one stays in use."""
     token = f"a-token-brought-by-{user}"
     created = create(stub, user, token=token)
     rotation = rotate(stub, token)
@@ -47,7 +47,7 @@ def test_a_brought_token_is_rotated(stub: SessionServiceStub, user: str) -> None
 
 
 def test_a_token_past_its_grace_is_rotated(without_grace: SessionServiceStub, user: str) -> None:
-    """FAILED_PRECONDITION, and the session is gone, for the new token too."""
+    """FAILED_PRECONDITION, and the session is gone, also for the new token."""
     created = create(without_grace, user)
     rotation = rotate(without_grace, created.token)
     assert validate(without_grace, rotation.token).valid
@@ -56,33 +56,33 @@ def test_a_token_past_its_grace_is_rotated(without_grace: SessionServiceStub, us
     assert_gone(without_grace, created.session.session_id, created.token, rotation.token)
 
 
-@pytest.mark.parametrize("asked", [{}, {"skip_touch": True}, {"user_id": "another"}], ids=str)
+@pytest.mark.parametrize("fields", [{}, {"skip_touch": True}, {"user_id": "another"}], ids=str)
 def test_a_token_past_its_grace_is_validated(
-    without_grace: SessionServiceStub, user: str, asked: dict[str, Any]
+    without_grace: SessionServiceStub, user: str, fields: dict[str, Any]
 ) -> None:
-    """An answer like any other that is not valid, and the session is gone, also where it was only a probe."""
+    """It is not valid, with a reason of its own, and the session is gone, also after a probe."""
     created = create(without_grace, user)
     rotation = rotate(without_grace, created.token)
-    request = pb.ValidateSessionRequest(token=created.token, **asked)
-    answer = without_grace.ValidateSession(request, timeout=TIMEOUT_SECONDS)
-    assert MessageToDict(answer) == {"invalidReason": "INVALID_REASON_TOKEN_REUSED"}
+    request = pb.ValidateSessionRequest(token=created.token, **fields)
+    response = without_grace.ValidateSession(request, timeout=TIMEOUT_SECONDS)
+    assert MessageToDict(response) == {"invalidReason": "INVALID_REASON_TOKEN_REUSED"}
     assert_gone(without_grace, created.session.session_id, created.token, rotation.token)
 
 
 def test_a_token_past_its_grace_in_a_batch(without_grace: SessionServiceStub, user: str) -> None:
-    """Only its own session is gone."""
-    thrown, kept = create(without_grace, user), create(without_grace, user)
-    rotate(without_grace, thrown.token)
-    each = [pb.ValidateSessionRequest(token=token) for token in (kept.token, thrown.token, kept.token)]
+    """Only its own session ends."""
+    reused, kept = create(without_grace, user), create(without_grace, user)
+    rotate(without_grace, reused.token)
+    each = [pb.ValidateSessionRequest(token=token) for token in (kept.token, reused.token, kept.token)]
     batch = pb.BatchValidateSessionsRequest(requests=each)
-    answers = without_grace.BatchValidateSessions(batch, timeout=TIMEOUT_SECONDS).responses
-    assert [answer.valid for answer in answers] == [True, False, True]
-    assert answers[1].invalid_reason == pb.INVALID_REASON_TOKEN_REUSED
-    assert_gone(without_grace, thrown.session.session_id, thrown.token)
+    responses = without_grace.BatchValidateSessions(batch, timeout=TIMEOUT_SECONDS).responses
+    assert [response.valid for response in responses] == [True, False, True]
+    assert responses[1].invalid_reason == pb.INVALID_REASON_TOKEN_REUSED
+    assert_gone(without_grace, reused.session.session_id, reused.token)
 
 
 def test_a_grace_that_was_shortened(stub: SessionServiceStub, without_grace: SessionServiceStub, user: str) -> None:
-    """A token inside its own grace, where a later one is past its shorter one: an answer, and not a defect."""
+    """A token within its grace may be followed by one that is past its shorter grace: that is not a defect."""
     created = create(stub, user)
     second = rotate(stub, created.token).token
     third = rotate(without_grace, second).token

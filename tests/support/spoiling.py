@@ -1,4 +1,4 @@
-"""Sessions on a real Valkey whose keys a test spoils."""
+"""A service on a real Valkey, whose keys a test spoils."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,6 +8,7 @@ from tests.support.inprocess import serving
 from tests.support.valkey import Valkey
 
 from catraca import AsyncSessionClient, Login
+from catraca_server.store.attempts import is_tombstone
 
 
 @asynccontextmanager
@@ -22,11 +23,11 @@ async def sessions_on(valkey: Valkey) -> AsyncIterator[AsyncSessionClient]:
 
 
 async def login(sessions: AsyncSessionClient, user_id: str = "12345") -> Login:
-    """Starts a session that lives long enough."""
+    """Logs a user in for longer than any test takes."""
     return await sessions.create(user_id, ttl=timedelta(hours=1), attributes={"device": "phone"})
 
 
 def records(valkey: Valkey) -> dict[bytes, bytes]:
-    """Returns what stands under the keys of sessions, but for the notes that one must not be written any more."""
+    """Returns what is under the keys of sessions, without tombstones."""
     held = {key: valkey.command("GET", key) for key in valkey.command("KEYS", "session:*")}
-    return {key: record for key, record in held.items() if not record.startswith(b'{"void":')}
+    return {key: record for key, record in held.items() if not is_tombstone(record)}

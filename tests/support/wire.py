@@ -34,7 +34,7 @@ NOBODY = "0" * 22
 
 @contextlib.contextmanager
 def stub_of(target: str) -> Iterator[SessionServiceStub]:
-    """Connects to a service; an error is told and not retried."""
+    """Connects to a service, without retries."""
     options = [("grpc.max_receive_message_length", -1), ("grpc.enable_retries", 0)]
     with grpc.insecure_channel(target, options) as channel:
         yield SessionServiceStub(channel)
@@ -42,7 +42,7 @@ def stub_of(target: str) -> Iterator[SessionServiceStub]:
 
 @contextlib.contextmanager
 def serving_stub(valkey: Valkey, **variables: str) -> Iterator[SessionServiceStub]:
-    """Runs a service of its own with these variables set."""
+    """Runs a service with these environment variables, and connects to it."""
     process = ServeProcess(variables, store_url=valkey.url, store_timeout="5s")
     with process, stub_of(process.target) as stub:
         yield stub
@@ -76,7 +76,7 @@ def rotate(stub: SessionServiceStub, token: str) -> pb.RotateSessionResponse:
 
 
 def change(session_id: str, *paths: str, **fields: Any) -> pb.UpdateSessionRequest:
-    """Returns a request to write these fields of a session, as far as the paths name them."""
+    """Returns a request to write those of these fields that the paths name."""
     request = pb.UpdateSessionRequest(session=session_pb2.Session(session_id=session_id, **fields))
     request.update_mask.paths.extend(paths)
     return request
@@ -130,7 +130,7 @@ def refusal_of(error: Any) -> Refusal:
 
 
 def assert_gone(stub: SessionServiceStub, session_id: str, *tokens: str) -> None:
-    """Asserts that a session has ended, for whoever asks about it by its id or by its tokens."""
+    """Asserts that a session has ended: neither its id nor its tokens find it."""
     assert refused(stub.GetSession, pb.GetSessionRequest(session_id=session_id)) == NOT_FOUND
     for token in tokens:
         assert MessageToDict(validate(stub, token)) == {"invalidReason": "INVALID_REASON_NOT_FOUND"}

@@ -1,4 +1,4 @@
-"""What a node says of a cluster, as Redis 6.2, Redis 7 and Valkey write it."""
+"""Replies to CLUSTER NODES, as Redis 6.2, Redis 7 and Valkey write them."""
 
 import pytest
 
@@ -67,7 +67,7 @@ def test_a_view_is_read(text: bytes, claims: set[Claim]) -> None:
         b"67ed h:1 master - 0 0 7 connected x-y",
     ],
 )
-def test_what_is_no_view_is_none(text: bytes) -> None:
-    """A view that cannot be read says nothing."""
+def test_a_malformed_view_is_refused(text: bytes) -> None:
+    """It says nothing about the cluster."""
     with pytest.raises(StoreUnavailable):
         View.read(text, SEED)
