@@ -1,6 +1,6 @@
 """The client of catraca, the session-validation service: is this token good, and whose is it?
 
-`SessionClient` for threads, `AsyncSessionClient` for asyncio; both speak of the same plain dataclasses and raise the
+`SessionClient` is for threads, `AsyncSessionClient` for asyncio. Both return the same plain dataclasses and raise the
 same errors, which are in `catraca.errors`. The generated gRPC stubs are in `catraca.v1`.
 """
 

@@ -4,7 +4,6 @@ Both clients are thin shells over this. A new RPC is a function here and a line 
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,31 +11,30 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from catraca import _model
 from catraca._model import Login, Rotation, Session, Validation
-from catraca.errors import InvalidRequest, SessionInvalid
+from catraca.errors import InvalidRequest, SessionInvalid, UnexpectedAnswer
 from catraca.v1 import session_pb2, session_service_pb2 as pb
 
-DEFAULT_TARGET = "127.0.0.1:50051"
-DEFAULT_TIMEOUT = 1.0
-"""Seconds for a call, retries included."""
+DEFAULT_TIMEOUT_SECONDS = 1.0
+"""For a call, retries included."""
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["SessionService"].full_name
 _Result = TypeVar("_Result")
 _Built = TypeVar("_Built", bound=Message)
 
 _SERVICE_CONFIG = {
-    # A name may stand for several servers; one that goes away is left out until it is back.
+    # A name may resolve to several servers; one that goes away is skipped until it is back.
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
         {
             "name": [{"service": _SERVICE}],
-            # UNAVAILABLE says that repeating is safe, writes included. CANCELLED is what the engine of a server that
-            # stops says to calls it has not begun (grpc#41785). Throttled, so that a store that is down is not asked
-            # three times as much.
+            # UNAVAILABLE means that repeating is safe, writes included. A server that stops answers CANCELLED to calls
+            # that it has not begun (grpc#41785). Throttled, so that a store that is down does not get three times as
+            # many requests.
             "retryPolicy": {
                 "maxAttempts": 3,
                 "initialBackoff": "0.1s",
@@ -49,24 +47,35 @@ _SERVICE_CONFIG = {
     "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
 }
 
+_PROXY_OPTION = "grpc.enable_http_proxy"
+
 CALLS_AT_A_TIME = 100
-"""Calls that an asynchronous client has under way; more wait for their turn, within their timeout. A server takes in as
-many at a time, refuses what is over its limit for a connection (250), and may begin to somewhat below that."""
+"""How many calls an asynchronous client has under way at most; further calls wait for their turn, within their timeout.
+A server works on as many at a time. It refuses calls over its limit for a connection (250), and some a little below."""
 
 CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-    # 1,000 sessions with the most attributes they may have make an answer of 20 MiB.
+    # A response about 1,000 sessions, each with as many attributes as are allowed, takes 20 MiB.
     ("grpc.max_receive_message_length", 32 << 20),
-    # A server that is being restarted may hang up on who connects at that moment. By default the next attempt is a
-    # second later, after all retries, and once a server has been away for long, two minutes.
+    # A server that restarts may drop a connection that is just being made. By default the next attempt comes a second
+    # later, when all retries are used up, and after a long outage two minutes later.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # Tokens are for the service alone. gRPC would otherwise go by http_proxy, https_proxy and grpc_proxy, which many
+    # machines set for their way out to the web.
+    (_PROXY_OPTION, 0),
 )
 
 
-def target_or_default(target: str | None) -> str:
-    """Returns where to connect: as given, else CATRACA_TARGET, else the service's default address."""
-    return target or os.environ.get("CATRACA_TARGET") or DEFAULT_TARGET
+CLOSED = "the client was closed while this call was under way"
+"""What a call is told that `close` ended."""
+
+
+def channel_options(*, use_proxy: bool) -> tuple[tuple[str, str | int], ...]:
+    """Returns how a channel is set up."""
+    if not use_proxy:
+        return CHANNEL_OPTIONS
+    return tuple(option for option in CHANNEL_OPTIONS if option[0] != _PROXY_OPTION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +86,14 @@ class Call(Generic[_Result]):
     request: Message
     response_type: type[Message]
     read: Callable[[Any], _Result]
+
+    def result(self, answer: bytes) -> _Result:
+        """Reads an answer. Raises UnexpectedAnswer if it is not one."""
+        try:
+            return self.read(self.response_type.FromString(answer))
+        except (DecodeError, ValueError, OverflowError) as error:
+            # Not a message, or with times that are further away than there are dates. Its bytes stay out of the error.
+            raise UnexpectedAnswer(f"the answer to {self.path} cannot be read: {type(error).__name__}") from None
 
 
 def create(
@@ -117,7 +134,7 @@ def validate_batch(tokens: Iterable[str], *, skip_touch: bool) -> Call[list[Vali
 
 
 def page(user_id: str, *, page_size: int, page_token: str) -> Call[tuple[list[Session], str]]:
-    """ListSessions: the sessions of a page, and the token of the next; empty: there is none."""
+    """ListSessions: the sessions of a page, and the token of the next page, which is empty at the end."""
 
     def read(response: pb.ListSessionsResponse) -> tuple[list[Session], str]:
         return [_model.read_session(each) for each in response.sessions], response.next_page_token
@@ -136,10 +153,10 @@ def update(
     idle_timeout: timedelta | None,
 ) -> Call[Session]:
     """UpdateSession. Raises TypeError if there is nothing to update, or a time has no time zone."""
-    singly = dict(set_attributes or {})
+    single = dict(set_attributes or {})
     paths = [
         *(["attributes"] if attributes is not None else []),
-        *(f"attributes.{key}" for key in singly),
+        *(f"attributes.{key}" for key in single),
         *(["absolute_expire_time"] if absolute_expire_time is not None else []),
         *(["idle_timeout"] if idle_timeout is not None else []),
     ]
@@ -149,7 +166,7 @@ def update(
         session_pb2.Session,
         session_id=session_id,
         etag=etag,
-        attributes={key: value for key, value in {**(attributes or {}), **singly}.items() if value is not None},
+        attributes={key: value for key, value in {**(attributes or {}), **single}.items() if value is not None},
         absolute_expire_time=_timestamp(absolute_expire_time),
         idle_timeout=_duration(idle_timeout),
     )
@@ -210,11 +227,11 @@ def _path(method: str) -> str:
     return f"/{_SERVICE}/{method}"
 
 
-def _duration(span: timedelta | None) -> Duration | None:
-    if span is None:
+def _duration(length: timedelta | None) -> Duration | None:
+    if length is None:
         return None
     duration = Duration()
-    duration.FromTimedelta(span)
+    duration.FromTimedelta(length)
     return duration
 
 

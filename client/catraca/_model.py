@@ -18,9 +18,9 @@ class InvalidReason(Enum):
     MALFORMED = 2
     """It cannot be a token of this service."""
     USER_MISMATCH = 3
-    """A good token, but of another user than was asked about."""
+    """A good token, but another user's."""
     TOKEN_REUSED = 4
-    """A rotated-out token after its grace; its session has just been revoked."""
+    """A rotated token, presented after its grace. Its session has just been revoked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,18 +36,18 @@ class Session:
     last_active_time: datetime
     """The last validation that counted as activity, accurate to the touch interval."""
     expire_time: datetime
-    """When it ends if nothing more happens."""
+    """When it ends without further activity."""
     absolute_expire_time: datetime
-    """When it ends whatever happens."""
+    """When it ends, whatever the activity."""
     idle_timeout: timedelta | None
-    """How long it survives without activity; None: no idle timeout."""
+    """How long it survives without activity; None if it has no idle timeout."""
     etag: str
     """Changes with every update and rotation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
-    """A created session and its token. The token is told this once and is left out of the repr."""
+    """A new session and its token. The token is returned only here, and is left out of the repr."""
 
     token: str = field(repr=False)
     session: Session
@@ -57,7 +57,7 @@ class Login:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rotation:
-    """A session and the token that it has now. The token is left out of the repr."""
+    """A session and its new token. The token is left out of the repr."""
 
     token: str = field(repr=False)
     session: Session
@@ -65,14 +65,14 @@ class Rotation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validation:
-    """The answer about a token. True if it is valid."""
+    """The result of a validation. True if the token is valid."""
 
     session: Session | None
     """The session, if the token is valid."""
     reason: InvalidReason | None
-    """Why not, if it is not."""
+    """Why the token is not valid, if it is not."""
     token_rotated: bool = False
-    """The token has been rotated out and is still inside its grace."""
+    """The token has been rotated and is still within its grace."""
 
     def __bool__(self) -> bool:
         return self.session is not None
@@ -108,7 +108,7 @@ def read_rotation(message: pb.RotateSessionResponse) -> Rotation:
 
 
 def read_validation(message: pb.ValidateSessionResponse) -> Validation:
-    """Returns the validation in a message. What does not say that it is valid is not."""
+    """Returns the validation in a message. Whatever does not clearly say "valid" is not valid."""
     if message.valid and message.HasField("session"):
         return Validation(session=read_session(message.session), reason=None, token_rotated=message.token_rotated)
     try:

@@ -1,41 +1,37 @@
-"""The client for asyncio. Its methods are those of `SessionClient`, awaited; that one documents them."""
+"""The client for asyncio. It has the methods of `SessionClient`, to be awaited; that class documents them."""
 
-import asyncio
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import grpc
 
-from catraca import _core
+from catraca import _core, _settings
+from catraca._channel_aio import AsyncChannel
 from catraca._model import Login, Rotation, Session, Validation
-from catraca.errors import Unavailable, from_status
 
 _Result = TypeVar("_Result")
 
 
 class AsyncSessionClient:
-    """Asks a catraca server. One client serves all tasks of an event loop; in another loop or process it reconnects.
+    """A client of a catraca server. All tasks of an event loop can share one; in another loop it connects again.
 
-    Arguments, methods and errors are those of `SessionClient`.
+    Arguments, methods and errors are those of `SessionClient`. If the process forks while calls of this client are
+    under way, or from another thread than its event loop's, every call in the child raises UnusableAfterFork.
     """
 
     def __init__(
         self,
         target: str | None = None,
         *,
-        timeout: float = _core.DEFAULT_TIMEOUT,
+        timeout: float = _core.DEFAULT_TIMEOUT_SECONDS,
         credentials: grpc.ChannelCredentials | None = None,
+        use_proxy: bool | None = None,
     ) -> None:
-        self._target = _core.target_or_default(target)
+        self._target = _settings.target_or_default(target)
         self._timeout = timeout
-        self._credentials = credentials
-        self._channel: grpc.aio.Channel | None = None
-        self._stubs: dict[str, Callable[..., Awaitable[Any]]] = {}
-        self._turns = asyncio.Semaphore(_core.CALLS_AT_A_TIME)
-        self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
+        self._channel = AsyncChannel(self._target, credentials, use_proxy=_settings.use_proxy_or_default(use_proxy))
 
     async def create(
         self,
@@ -59,7 +55,7 @@ class AsyncSessionClient:
         skip_touch: bool = False,
         timeout: float | None = None,
     ) -> Validation:
-        """Answers whether a token is good and whose it is; true if it is valid. See `SessionClient.validate`."""
+        """Tells whether a token is good and whose it is. See `SessionClient.validate`."""
         return await self._make(_core.validate(token, user_id=user_id, skip_touch=skip_touch), timeout)
 
     async def validate_batch(
@@ -79,7 +75,7 @@ class AsyncSessionClient:
         user_id: str | None = None,
         timeout: float | None = None,
     ) -> Session:
-        """Returns the session of a token that has to be valid. Raises SessionInvalid."""
+        """Returns the session of a token that must be valid. Raises SessionInvalid if it is not."""
         return _core.required(await self.validate(token, user_id=user_id, timeout=timeout))
 
     async def get(
@@ -88,7 +84,7 @@ class AsyncSessionClient:
         *,
         timeout: float | None = None,
     ) -> Session:
-        """Reads a session by its public id. Raises SessionNotFound."""
+        """Reads a session by its public id. Raises SessionNotFound if there is none."""
         return await self._make(_core.get(session_id), timeout)
 
     async def list_sessions(
@@ -137,7 +133,7 @@ class AsyncSessionClient:
         session_id: str | None = None,
         timeout: float | None = None,
     ) -> bool:
-        """Ends the session of a token or of a public id. Whether there was one: false if it had ended already."""
+        """Ends the session of a token or of a public id. Returns False if it had already ended."""
         return await self._make(_core.revoke(token=token, session_id=session_id), timeout)
 
     async def revoke_user_sessions(
@@ -147,10 +143,8 @@ class AsyncSessionClient:
         return await self._make(_core.revoke_user_sessions(user_id, except_session_id=except_session_id), timeout)
 
     async def close(self) -> None:
-        """Closes the connection. A call after this opens a new one."""
-        channel, self._channel, self._stubs = self._channel, None, {}
-        if channel is not None and self._home == _here():
-            await channel.close()
+        """Closes the connection. Calls under way end with Unavailable. A later call opens a new connection."""
+        await self._channel.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -164,55 +158,4 @@ class AsyncSessionClient:
         return f"{type(self).__name__}({self._target!r})"
 
     async def _make(self, call: _core.Call[_Result], timeout: float | None) -> _Result:
-        left = self._timeout if timeout is None else timeout
-        stub, turns = self._stub(call), self._turns
-        if turns.locked():
-            left = await _turn(turns, left)
-        else:
-            await turns.acquire()
-        try:
-            response = await stub(call.request, timeout=left)
-        except grpc.aio.AioRpcError as error:
-            raise from_status(error.code(), error.details(), error.trailing_metadata()) from error
-        except grpc.aio.UsageError as error:
-            raise Unavailable("the client was closed while this call waited for its turn") from error
-        finally:
-            turns.release()
-        return call.read(response)
-
-    def _stub(self, call: _core.Call[_Result]) -> Callable[..., Awaitable[Any]]:
-        if self._home != _here():
-            # Another loop, or a forked child: the channel belongs elsewhere, not to be used and not to be closed here.
-            self._home, self._channel, self._stubs = _here(), None, {}
-            self._turns = asyncio.Semaphore(_core.CALLS_AT_A_TIME)
-        stub = self._stubs.get(call.path)
-        if stub is None:
-            if self._channel is None:
-                self._channel = self._connect()
-            stub = self._stubs[call.path] = self._channel.unary_unary(
-                call.path,
-                request_serializer=type(call.request).SerializeToString,
-                response_deserializer=call.response_type.FromString,
-            )
-        return stub
-
-    def _connect(self) -> grpc.aio.Channel:
-        if self._credentials is None:
-            return grpc.aio.insecure_channel(self._target, _core.CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(self._target, self._credentials, _core.CHANNEL_OPTIONS)
-
-
-async def _turn(turns: asyncio.Semaphore, seconds: float) -> float:
-    """Waits for a turn and returns what is left of the time. Raises Unavailable if there is none in time."""
-    loop = asyncio.get_running_loop()
-    begun = loop.time()
-    try:
-        async with asyncio.timeout(seconds):
-            await turns.acquire()
-    except TimeoutError:
-        raise Unavailable(f"not sent within {seconds:g} s, behind this client's other calls") from None
-    return seconds - (loop.time() - begun)
-
-
-def _here() -> tuple[int, asyncio.AbstractEventLoop]:
-    return os.getpid(), asyncio.get_running_loop()
+        return call.result(await self._channel.call(call, self._timeout if timeout is None else timeout))

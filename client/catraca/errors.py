@@ -1,4 +1,4 @@
-"""What can go wrong, as exceptions. All are `CatracaError`; which status becomes which is decided here alone.
+"""The exceptions of the client. All derive from `CatracaError`; only this module maps a status to an exception.
 
 `Unavailable` means that nothing is known: retry, and never take it for an invalid session.
 """
@@ -26,7 +26,7 @@ class CatracaError(Exception):
 
 
 class SessionInvalid(CatracaError):
-    """`require` was asked for a session and the token is not valid."""
+    """The token given to `require` is not valid."""
 
     def __init__(self, invalid_reason: InvalidReason) -> None:
         super().__init__(f"the session is not valid: {invalid_reason.name}")
@@ -42,47 +42,58 @@ class FieldViolation:
 
 
 class InvalidRequest(CatracaError):
-    """The request breaks rules of the API; asking again the same way is no use."""
+    """The request breaks a rule of the API. Repeating it unchanged does not help."""
 
     violations: tuple[FieldViolation, ...] = ()
 
 
+class InvalidSetting(CatracaError, ValueError):
+    """An argument or an environment variable of the client cannot be used. Raised when a client is made."""
+
+
 class SessionNotFound(CatracaError):
-    """There is no session of this id: it never existed, has expired or was revoked."""
+    """No session has this id or token: it never existed, has expired, or was revoked."""
 
 
 class TokenInUse(CatracaError):
-    """The brought token already names a live session."""
+    """The token that the caller brought already belongs to a live session."""
 
 
 class SessionLimitReached(CatracaError):
-    """The user has as many sessions as the service allows, and it rejects one more."""
+    """The user has as many sessions as the service allows, and it rejects further ones."""
 
 
 class TokenReused(CatracaError):
-    """The token was rotated out and its grace is over; its session has just been revoked."""
+    """The token was rotated and its grace is over. Its session has just been revoked."""
 
 
 class EtagMismatch(CatracaError):
-    """The session has changed since it had that etag: read it again and decide anew."""
+    """The session has changed since it had that etag. Read it again, then decide."""
 
 
 class NotAllowed(CatracaError):
-    """The service does not know this caller, or does not let it do this."""
+    """The service does not know this caller, or does not allow it to do this."""
 
 
 class Unavailable(CatracaError):
-    """There was no answer, or not in time. Nothing is known, and repeating the call is safe."""
+    """There was no answer, or none in time. Nothing is known, and repeating the call is safe."""
+
+
+class UnusableAfterFork(Unavailable):
+    """This process was forked while gRPC was in use, so it cannot make calls. Retrying does not help.
+
+    The text says what to do.
+    """
 
 
 class Overloaded(Unavailable):
-    """The server refused more work than it can do. Retry after `retry_delay`."""
+    """The server has more work than it can do, and refused this call. Retry after `retry_delay`."""
 
     retry_delay: timedelta = timedelta(0)
 
 
 class UnexpectedAnswer(CatracaError):
-    """A status that this client has no better name for: a defect, or a version far away from this one."""
+    """An answer that this client cannot interpret: a defect, or a server of a very different version."""
 
 
 _BY_STATUS: Mapping[grpc.StatusCode, type[CatracaError]] = MappingProxyType(
@@ -98,8 +109,8 @@ _BY_STATUS: Mapping[grpc.StatusCode, type[CatracaError]] = MappingProxyType(
     }
 )
 
-# Where the status alone would say too much: there may be other reasons for it, of proxies and of later servers, and to
-# take one of those for a reused token would log a user out.
+# For these the status alone is not enough: proxies and later servers may send it for other reasons, and mistaking one
+# of those for a reused token would log a user out.
 _BY_REASON: Mapping[str, type[CatracaError]] = MappingProxyType(
     {
         "ETAG_MISMATCH": EtagMismatch,
@@ -111,7 +122,7 @@ _BY_REASON: Mapping[str, type[CatracaError]] = MappingProxyType(
 
 
 def from_status(code: grpc.StatusCode, message: str | None, trailing_metadata: Iterable[Any]) -> CatracaError:
-    """Returns the exception for an error status; `trailing_metadata` is pairs, as the engine gives them."""
+    """Returns the exception for an error status; `trailing_metadata` is pairs, as gRPC gives them."""
     details = _details(trailing_metadata)
     info = details.get(ErrorInfo)
     reason = info.reason if isinstance(info, ErrorInfo) else None
@@ -129,7 +140,7 @@ def from_status(code: grpc.StatusCode, message: str | None, trailing_metadata: I
 
 
 def _details(trailing_metadata: Iterable[Any]) -> dict[type, object]:
-    """Returns the details that came with a status, by their type; none if they cannot be read."""
+    """Returns the details of a status by their type. Leaves out those that cannot be read."""
     found: dict[type, object] = {}
     for key, value in trailing_metadata:
         if key != _DETAILS_KEY or not isinstance(value, bytes):

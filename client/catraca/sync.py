@@ -1,47 +1,50 @@
 """The client for threads."""
 
-import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import grpc
 
-from catraca import _core
+from catraca import _core, _settings
+from catraca._channel_sync import SyncChannel
 from catraca._model import Login, Rotation, Session, Validation
-from catraca.errors import from_status
 
 _Result = TypeVar("_Result")
 
 
 class SessionClient:
-    """Asks a catraca server. One client serves all threads of a process, and is safe to make before a fork.
+    """A client of a catraca server. All threads of a process can share one.
 
-    Nothing is connected until the first call. Every method takes a `timeout` in seconds for this call, retries
-    included, and raises `catraca.errors`: Unavailable when there was no answer, which is never "not valid".
+    It connects at the first call. Every method takes a `timeout` in seconds for this call, retries included, and raises
+    the exceptions of `catraca.errors`: Unavailable if there was no answer, which never means "not valid".
+
+    When the process forks, the client closes its connection, and parent and child connect again at their next calls.
+    docs/integrations.md says what that means for servers that fork their workers.
 
     Args:
-        target: Where the server is, as gRPC names it; default CATRACA_TARGET, else 127.0.0.1:50051.
-        timeout: Seconds for a call that names no other.
+        target: Where the server is, as gRPC writes it; default CATRACA_TARGET, else 127.0.0.1:50051.
+        timeout: Seconds for a call that is given no timeout of its own.
         credentials: For TLS; default none, as the server on loopback expects.
+        use_proxy: Whether to connect through the proxy that http_proxy or https_proxy names; default CATRACA_USE_PROXY,
+            else not.
+
+    Raises:
+        InvalidSetting: An argument, or the environment variable in its place, cannot be used.
     """
 
     def __init__(
         self,
         target: str | None = None,
         *,
-        timeout: float = _core.DEFAULT_TIMEOUT,
+        timeout: float = _core.DEFAULT_TIMEOUT_SECONDS,
         credentials: grpc.ChannelCredentials | None = None,
+        use_proxy: bool | None = None,
     ) -> None:
-        self._target = _core.target_or_default(target)
+        self._target = _settings.target_or_default(target)
         self._timeout = timeout
-        self._credentials = credentials
-        self._lock = threading.Lock()
-        self._channel: grpc.Channel | None = None
-        self._stubs: dict[str, Callable[..., Any]] = {}
-        self._pid = os.getpid()
+        self._channel = SyncChannel(self._target, credentials, use_proxy=_settings.use_proxy_or_default(use_proxy))
 
     def create(
         self,
@@ -57,17 +60,17 @@ class SessionClient:
 
         Args:
             user_id: Whose it is: 1 to 256 bytes of UTF-8 without control characters.
-            ttl: How long it may live at the most; default the server's, 24 hours unless configured.
-            idle_timeout: How long it survives without activity; zero: no idle timeout; default the server's, 30
+            ttl: How long it lives at most; default the server's, 24 hours unless configured.
+            idle_timeout: How long it survives without activity; zero for no idle timeout; default the server's, 30
                 minutes unless configured.
-            attributes: Data of yours that every validation returns: at most 64 entries and 16 KiB.
-            token: Bring a token of your own, 16 to 4096 printable ASCII characters; default: the server mints one.
+            attributes: Your own data, returned by every validation: at most 64 entries and 16 KiB.
+            token: A token of your own, 16 to 4096 printable ASCII characters; default: the server mints one.
             timeout: Seconds for this call.
 
         Raises:
             InvalidRequest: An argument breaks a rule; `violations` names it.
-            TokenInUse: The brought token already names a live session.
-            SessionLimitReached: The user has as many as there may be, and the service evicts none for it.
+            TokenInUse: The token that you brought already belongs to a live session.
+            SessionLimitReached: The user has as many sessions as allowed, and the service evicts none to make room.
             Unavailable: Unknown whether it was created; repeating is safe.
         """
         call = _core.create(user_id=user_id, ttl=ttl, idle_timeout=idle_timeout, attributes=attributes, token=token)
@@ -76,12 +79,12 @@ class SessionClient:
     def validate(
         self, token: str, *, user_id: str | None = None, skip_touch: bool = False, timeout: float | None = None
     ) -> Validation:
-        """Answers whether a token is good and whose it is; true if it is valid.
+        """Tells whether a token is good and whose it is. The result is true if the token is valid.
 
         Args:
             token: What the end user presented.
             user_id: If given, the session must be this user's.
-            skip_touch: Only look: this is not the user's activity.
+            skip_touch: Do not count this as activity of the user.
             timeout: Seconds for this call.
 
         Raises:
@@ -97,24 +100,24 @@ class SessionClient:
         return self._make(_core.validate_batch(tokens, skip_touch=skip_touch), timeout)
 
     def require(self, token: str, *, user_id: str | None = None, timeout: float | None = None) -> Session:
-        """Returns the session of a token that has to be valid.
+        """Returns the session of a token that must be valid.
 
         Raises:
-            SessionInvalid: It is not; `invalid_reason` says why.
+            SessionInvalid: The token is not valid; `invalid_reason` says why.
             Unavailable: Unknown whether it is valid.
         """
         return _core.required(self.validate(token, user_id=user_id, timeout=timeout))
 
     def get(self, session_id: str, *, timeout: float | None = None) -> Session:
-        """Reads a session by its public id. Raises SessionNotFound."""
+        """Reads a session by its public id. Raises SessionNotFound if there is none."""
         return self._make(_core.get(session_id), timeout)
 
     def list_sessions(self, user_id: str, *, page_size: int = 0, timeout: float | None = None) -> Iterator[Session]:
-        """Yields a user's live sessions, newest first, asking for page after page as they are used up.
+        """Yields a user's live sessions, newest first, and fetches each page when it is needed.
 
         Args:
             user_id: Whose sessions.
-            page_size: How many to ask for at once, at most 500; zero: the server's choice.
+            page_size: How many sessions to fetch at once, at most 500; zero leaves it to the server.
             timeout: Seconds for each page.
         """
         page_token = ""
@@ -140,15 +143,15 @@ class SessionClient:
 
         Args:
             session_id: Its public id.
-            etag: Only if it still has this etag.
-            attributes: These replace all.
-            set_attributes: These are set one by one, after that; None removes one.
-            absolute_expire_time: When it ends whatever happens; with a time zone.
-            idle_timeout: How long it survives without activity; zero: no idle timeout.
+            etag: Change it only if it still has this etag.
+            attributes: Replace all attributes with these.
+            set_attributes: Then set these one by one; None removes an attribute.
+            absolute_expire_time: When it ends, whatever the activity; with a time zone.
+            idle_timeout: How long it survives without activity; zero for no idle timeout.
             timeout: Seconds for this call.
 
         Raises:
-            EtagMismatch: It has changed since it had that etag, perhaps by an earlier try of this same update.
+            EtagMismatch: It has changed since it had that etag, perhaps by an earlier attempt of this same update.
             SessionNotFound: It has ended.
             InvalidRequest: A value breaks a rule.
             Unavailable: Unknown whether it was changed; repeating is safe.
@@ -170,13 +173,13 @@ class SessionClient:
 
         Raises:
             SessionNotFound: No live session has this token.
-            TokenReused: It was rotated out and its grace is over; the session has just been revoked.
+            TokenReused: It was rotated earlier and its grace is over; the session has just been revoked.
             Unavailable: Unknown whether it was rotated; repeating is safe.
         """
         return self._make(_core.rotate(token), timeout)
 
     def revoke(self, *, token: str | None = None, session_id: str | None = None, timeout: float | None = None) -> bool:
-        """Ends the session of a token or of a public id. Whether there was one: false if it had ended already."""
+        """Ends the session of a token or of a public id. Returns False if it had already ended."""
         return self._make(_core.revoke(token=token, session_id=session_id), timeout)
 
     def revoke_user_sessions(
@@ -185,17 +188,14 @@ class SessionClient:
         """Ends all sessions of a user, or all but one. Returns how many there were.
 
         Raises:
-            Unavailable: Some may have been ended; repeat the call. A user with tens of thousands of sessions takes
-                longer than the default timeout.
+            Unavailable: Some may have ended; repeat the call. A user with tens of thousands of sessions takes longer
+                than the default timeout.
         """
         return self._make(_core.revoke_user_sessions(user_id, except_session_id=except_session_id), timeout)
 
     def close(self) -> None:
-        """Closes the connection. A call after this opens a new one."""
-        with self._lock:
-            channel, self._channel, self._stubs = self._channel, None, {}
-        if channel is not None and self._pid == os.getpid():
-            channel.close()
+        """Closes the connection. Calls under way end with Unavailable. A later call opens a new connection."""
+        self._channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -209,32 +209,4 @@ class SessionClient:
         return f"{type(self).__name__}({self._target!r})"
 
     def _make(self, call: _core.Call[_Result], timeout: float | None) -> _Result:
-        try:
-            response = self._stub(call)(call.request, timeout=self._timeout if timeout is None else timeout)
-        except grpc.RpcError as error:
-            raise from_status(error.code(), error.details(), error.trailing_metadata() or ()) from error
-        return call.read(response)
-
-    def _stub(self, call: _core.Call[_Result]) -> Callable[..., Any]:
-        stub = self._stubs.get(call.path) if self._pid == os.getpid() else None
-        return stub or self._new_stub(call)
-
-    def _new_stub(self, call: _core.Call[_Result]) -> Callable[..., Any]:
-        with self._lock:
-            if self._pid != os.getpid():
-                # A forked child: the channel is its parent's, not to be used and not to be closed here.
-                self._pid, self._channel, self._stubs = os.getpid(), None, {}
-            if self._channel is None:
-                self._channel = self._connect()
-            stub = self._channel.unary_unary(
-                call.path,
-                request_serializer=type(call.request).SerializeToString,
-                response_deserializer=call.response_type.FromString,
-            )
-            self._stubs[call.path] = stub
-            return stub
-
-    def _connect(self) -> grpc.Channel:
-        if self._credentials is None:
-            return grpc.insecure_channel(self._target, _core.CHANNEL_OPTIONS)
-        return grpc.secure_channel(self._target, self._credentials, _core.CHANNEL_OPTIONS)
+        return call.result(self._channel.call(call, self._timeout if timeout is None else timeout))

@@ -1,41 +1,39 @@
-"""A client in hosts that fork, as gunicorn does."""
+"""Clients in programs that fork, as preloading servers do: they work in the child, or say at once that they do not."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from tests.client.forking import STATES
+from tests.support.command import clean_environment
 
-_PROGRAM = """
-import os, sys
-from catraca import SessionClient
+from catraca import SessionClient, _forks
 
-target, when = sys.argv[1:]
-sessions = SessionClient(target, timeout=30)
-token = sessions.create("parent").token if when == "used" else None
+PROGRAM = Path(__file__).with_name("forking.py")
+PROGRAM_SECONDS = 150
 
-def child(number):
-    own = token or sessions.create(f"child-{number}").token
-    expected = "parent" if token else f"child-{number}"
-    os._exit(0 if sessions.require(own).user_id == expected else 1)
-
-children = []
-for number in range(3):
-    if not (pid := os.fork()):
-        child(number)
-    children.append(pid)
-statuses = [os.waitpid(pid, 0)[1] for pid in children]
-alive = token is None or bool(sessions.validate(token))
-sessions.close()
-sys.exit(0 if alive and not any(statuses) else f"children: {statuses}, parent: {alive}")
-"""
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.parametrize("when", ["fresh", "used"])
-def test_forked_children_connect_for_themselves(target: str, when: str) -> None:
-    """A client made before a fork, and even one used before it, works in every child and in the parent."""
+@pytest.mark.parametrize("state", STATES)
+def test_forks(target: str, state: str) -> None:
+    """Whatever clients do while the process forks: no child hangs, crashes or burns a core, and the parent goes on."""
     done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, target, when], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, str(PROGRAM), state, target],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=PROGRAM_SECONDS,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux tells of the threads of a process")
+def test_grpc_is_known_by_its_threads(target: str) -> None:
+    """What decides whether a child can use gRPC: a client in use has threads of the names that are looked for."""
+    with SessionClient(target, timeout=20) as sessions:
+        sessions.create("12345")
+        assert _forks._engine_runs()

@@ -48,6 +48,7 @@ def test_the_errors() -> None:
         "CatracaError": "Exception",
         "EtagMismatch": "CatracaError",
         "InvalidRequest": "CatracaError",
+        "InvalidSetting": "CatracaError",
         "NotAllowed": "CatracaError",
         "Overloaded": "Unavailable",
         "SessionInvalid": "CatracaError",
@@ -57,6 +58,7 @@ def test_the_errors() -> None:
         "TokenReused": "CatracaError",
         "Unavailable": "CatracaError",
         "UnexpectedAnswer": "CatracaError",
+        "UnusableAfterFork": "Unavailable",
     }
     assert own.keys() - tree.keys() == {"FieldViolation"}
 

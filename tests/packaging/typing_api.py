@@ -13,11 +13,13 @@ from catraca.errors import (
     EtagMismatch,
     FieldViolation,
     InvalidRequest,
+    InvalidSetting,
     Overloaded,
     SessionInvalid,
     SessionLimitReached,
     TokenReused,
     Unavailable,
+    UnusableAfterFork,
 )
 
 
@@ -41,6 +43,8 @@ def sync_client() -> None:
         assert_type(sessions.revoke(token=login.token), bool)
         assert_type(sessions.revoke_user_sessions("12345", except_session_id="id"), int)
         sessions.close()
+        SessionClient(use_proxy=True)
+        SessionClient(use_proxy="true")  # type: ignore[arg-type]
         sessions.create(12345)  # type: ignore[arg-type]
         sessions.create("12345", 60)  # type: ignore[call-arg, arg-type]
         sessions.create("12345", ttl=60)  # type: ignore[arg-type]
@@ -51,7 +55,7 @@ def sync_client() -> None:
 
 async def async_client() -> None:
     """`AsyncSessionClient`."""
-    async with AsyncSessionClient() as sessions:
+    async with AsyncSessionClient(use_proxy=None) as sessions:
         assert_type(sessions, AsyncSessionClient)
         login = await sessions.create("12345", idle_timeout=timedelta(0), token="a-token-of-ones-own")
         assert_type(login, Login)
@@ -103,6 +107,8 @@ def errors(sessions: SessionClient) -> None:
         assert_type(error.retry_delay, timedelta)
     except (EtagMismatch, SessionLimitReached, TokenReused) as error:
         assert_type(error, EtagMismatch | SessionLimitReached | TokenReused)
+    except (UnusableAfterFork, InvalidSetting) as error:
+        assert_type(error, UnusableAfterFork | InvalidSetting)
     except Unavailable as error:
         assert_type(error.reason, str | None)
     except CatracaError as error:

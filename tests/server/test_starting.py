@@ -52,7 +52,7 @@ def test_port_of_another_catraca() -> None:
 
 
 def test_an_address_of_another_machine() -> None:
-    """An address that is not this machine's cannot be listened on."""
+    """An address that this machine does not have cannot be listened on."""
     refused = serve("--insecure", "--host", "192.0.2.1")
     assert_refused(refused, UNAVAILABLE, "192.0.2.1:0", "is not an address of this machine", "--host")
 
@@ -259,8 +259,9 @@ async def test_a_version_with_a_suffix(tmp_path: Path) -> None:
 
 
 def test_pepper_that_cannot_be_used(tmp_path: Path) -> None:
-    """A pepper that is missing or short is refused."""
+    """A pepper that is missing, a directory or short is refused."""
     pepper = tmp_path / "pepper"
+    assert_refused(serve(token_pepper_file=str(tmp_path)), UNAVAILABLE, f"{tmp_path} cannot be read: Is a directory")
     assert_refused(serve(token_pepper_file=str(pepper)), UNAVAILABLE, f"{pepper} cannot be read: No such file")
     pepper.write_bytes(b"x" * 31)
     assert_refused(serve(token_pepper_file=str(pepper)), UNAVAILABLE, "at least 32 bytes")

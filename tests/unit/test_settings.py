@@ -315,7 +315,7 @@ def test_a_password_that_is_not_utf8_is_not_shown(name: str) -> None:
     ]
 
 
-def test_a_store_in_memory_takes_one_worker() -> None:
+def test_a_store_in_memory_allows_one_worker() -> None:
     """Each worker would have a store of its own."""
     assert load({"store_url": "memory:", "workers": "1"}, {}).settings.workers == 1
     (problem,) = problems({"store_url": "memory:", "workers": "2"})

@@ -1,22 +1,33 @@
-"""The `catraca` command: its words and flags. What a command does is in `commands`, imported once it is to run.
+"""The `catraca` command: its commands and flags. What they do is in `commands`, imported only when one runs.
 
 Exit status: 0 yes (valid, created, found, changed, ended, serving), 1 no (not valid, not found, token in use or reused,
 session limit reached, etag out of date), 2 usage (an argument breaks a rule), 3 unavailable (no answer: nothing is
-known), 4 not allowed or failed in another way.
+known), 4 not allowed or failed in another way, 70 the command itself failed (an unforeseen error, or an answer that
+could not be written: nothing is known), 130 interrupted, 141 nobody reads the output any more.
 
 Flags have environment twins, except those that say what to change in a session, or which sessions to end without having
-their token: what was once left in an environment must do neither.
+their token: a variable that somebody forgot to unset must do neither.
 """
 
 import argparse
+import errno
 import importlib
 import io
 import os
 import sys
+import traceback
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Self, TextIO, TypeAlias
+
+from catraca._settings import flag_from_environment
+from catraca.cli.text import visible
+from catraca.errors import InvalidSetting
 
 EXIT_YES, EXIT_NO, EXIT_USAGE, EXIT_UNAVAILABLE, EXIT_FAILED = range(5)
+EXIT_UNFORESEEN = 70
+"""EX_SOFTWARE of sysexits.h. Python itself would end with 1, which here means "not valid"."""
+EXIT_INTERRUPTED, EXIT_NO_READER = 128 + 2, 128 + 13
+"""What a shell says of a program that SIGINT or SIGPIPE has ended."""
 
 _Flags: TypeAlias = argparse.ArgumentParser | argparse._MutuallyExclusiveGroup  # noqa: SLF001  it has no other name
 
@@ -25,27 +36,119 @@ _SERVER_COMMANDS = {
     "config": "show or check the service's settings (needs the server extra)",
 }
 _READ_FROM = "The token is read from --token-file, else from CATRACA_TOKEN, else from standard input."
-_SPAN_HELP = "such as 30s, 15m, 24h, 30d"
+_DURATION_HELP = "such as 30s, 15m, 24h, 30d"
+_DEBUG = "--debug"
+
+
+class FromEnvironment(str):  # noqa: SLOT000  a str cannot have slots and an attribute
+    """The value of an environment variable that stands in for a flag."""
+
+    variable: str
+
+    def __new__(cls, value: str, variable: str) -> Self:
+        """Returns the value, which knows where it comes from."""
+        made = super().__new__(cls, value)
+        made.variable = variable
+        return made
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command and exits."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    answers_are_lost = _is_closed("stdout")
+    _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # An attribute may hold what the encoding of this terminal does not have.
         sys.stdout.reconfigure(errors="backslashreplace")
+    if answers_are_lost and words[:1] != ["serve"]:
+        # Before anything is done: a session could be created whose token nobody learns.
+        tell("catraca: standard output is closed, so the answer would be lost")
+        sys.exit(EXIT_UNFORESEEN)
+    status = _status(words)
+    _flush_or_discard(sys.stderr)
+    sys.exit(status)
+
+
+def _status(words: list[str]) -> int:
+    """Runs the command and returns its exit status, whatever happens. Only "not valid" and the like may be 1."""
+    debug = _take_debug(words)
     try:
         try:
-            sys.exit(_run(words))
+            return _run(words)
         finally:
-            # Now, because a reader that has gone could not be told apart any more at exit.
+            # Now, because at exit it is too late to tell what went wrong.
             sys.stdout.flush()
+    except SystemExit as end:  # argparse has said what there is to say
+        return end.code if isinstance(end.code, int) else EXIT_USAGE
     except KeyboardInterrupt:
-        sys.exit(130)
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone, as `head` does; say nothing more, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_FAILED)
+        # Whoever read our output has gone, as `head` does.
+        return EXIT_NO_READER
+    except Exception as error:  # noqa: BLE001  whatever it is, it must not look like "not valid"
+        _tell_unforeseen(error, debug=debug)
+        return EXIT_UNFORESEEN
+    finally:
+        _flush_or_discard(sys.stdout)
+
+
+def _tell_unforeseen(error: Exception, *, debug: bool) -> None:
+    if debug:
+        tell("".join(traceback.format_exception(error)))
+    elif isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}:
+        tell(f"catraca: writing failed: {error.strerror}")
+    else:
+        tell(visible(f"catraca: unforeseen error: {type(error).__name__}: {error} ({_DEBUG} shows where)"))
+
+
+def tell(text: str) -> None:
+    """Writes to standard error. If that cannot be written, the exit status has to do."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _take_debug(words: list[str]) -> bool:
+    """Takes --debug out of the words: it is for every command, and for errors in the other words too."""
+    options = words[: words.index("--")] if "--" in words else words
+    if _DEBUG in options:
+        words[: len(options)] = [word for word in options if word != _DEBUG]
+        return True
+    try:
+        return flag_from_environment("CATRACA_DEBUG")
+    except InvalidSetting as error:
+        tell(f"catraca: {error}")
+        sys.exit(EXIT_USAGE)
+
+
+def _open_closed_streams() -> None:
+    """Opens standard streams that are closed on /dev/null, or else the next socket would get their numbers."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if _is_closed(name):
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+
+
+def _is_closed(name: str) -> bool:
+    return getattr(sys, name) is None
+
+
+def _flush_or_discard(stream: TextIO) -> None:
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        _discard(stream)
+
+
+def _discard(stream: TextIO) -> None:
+    """Sends what a stream still holds to nowhere: Python would try once more at exit, and replace the exit status."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _run(words: Sequence[str]) -> int:
@@ -70,8 +173,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="catraca",
         description="Session validation over gRPC and Redis: is this token good, and whose is it?",
         epilog="Exit status: 0 yes, 1 no (not valid, not found, token in use or reused, session limit reached, etag "
-        "out of date), 2 usage, 3 unavailable, 4 failed. Flags have environment twins (--target is CATRACA_TARGET), "
-        "except those that say what to change or to end.",
+        "out of date), 2 usage, 3 unavailable, 4 failed, 70 the command itself failed, 130 interrupted, 141 nobody "
+        "reads the output. Flags have environment twins (--target is CATRACA_TARGET), except those that say what to "
+        "change or to end. --debug (CATRACA_DEBUG), with any command, shows where an unforeseen error comes from.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in _SERVER_COMMANDS.items():
@@ -81,6 +185,11 @@ def _parser() -> argparse.ArgumentParser:
     _flag(client, "--target", "where the service is (default 127.0.0.1:50051)")
     _flag(client, "--timeout", "how long to wait for an answer (default 1s)")
     _flag(client, "--output", "text or json (default text)", choices=("text", "json"))
+    client.add_argument(
+        "--use-proxy",
+        action=argparse.BooleanOptionalAction,
+        help="connect through the proxy that http_proxy or https_proxy names (default: not) (CATRACA_USE_PROXY)",
+    )
     token = argparse.ArgumentParser(add_help=False)
     _token_flag(token)
 
@@ -89,61 +198,69 @@ def _parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=parents, epilog=epilog)
 
-    demo = add("demo", "play a session's life against a service of its own (needs the server extra)")
+    demo = add(
+        "demo", "play through a session's life, against a service that it starts itself (needs the server extra)"
+    )
     _flag(demo, "--ttl", "how long the first session lives (default 2s)")
-    health = add("health", "ask whether the service serves", client)
+    health = add("health", "ask whether the service is serving", client)
     _flag(health, "--service", "the service, or `store` (default: the server as a whole)")
     create = add("create", "start a session", client, token, epilog=_READ_FROM)
     _flag(create, "--user-id", "whose session it is", required=True)
-    _flag(create, "--ttl", f"how long it may live, {_SPAN_HELP} (default: the server's)")
+    _flag(create, "--ttl", f"how long it lives at most, {_DURATION_HELP} (default: the server's)")
     _flag(
-        create, "--idle-timeout", "how long it survives without activity; 0s: no idle timeout (default: the server's)"
+        create,
+        "--idle-timeout",
+        "how long it survives without activity; 0s for no idle timeout (default: the server's)",
     )
-    create.add_argument("--attribute", metavar="KEY=VALUE", action="append", default=[], help="data to keep with it")
-    create.add_argument("--bring-token", action="store_true", help="use a token of yours instead of a minted one")
+    create.add_argument("--attribute", metavar="KEY=VALUE", action="append", default=[], help="data to store with it")
+    create.add_argument("--bring-token", action="store_true", help="bring your own token instead of having one minted")
     validate = add("validate", "ask whether a token is good", client, token, epilog=_READ_FROM)
     _flag(validate, "--user-id", "the session must be this user's")
-    validate.add_argument("--skip-touch", action="store_true", help="only look: this is no activity")
+    validate.add_argument("--skip-touch", action="store_true", help="do not count this as activity")
     get = add("get", "read a session by its public id", client)
     get.add_argument("session_id")
     sessions = add("list", "list a user's sessions, newest first", client)
     _flag(sessions, "--user-id", "whose sessions", required=True)
     _add_update(add("update", "change a session: its attributes, or when it ends", client))
-    add("rotate", "replace a session's token, with a short grace for the old one", client, token, epilog=_READ_FROM)
-    _add_revoke(add("revoke", "end a session, or all of a user", client, epilog=_READ_FROM))
+    add(
+        "rotate",
+        "replace a session's token; the old one stays valid for a short grace",
+        client,
+        token,
+        epilog=_READ_FROM,
+    )
+    _add_revoke(add("revoke", "end a session, or all sessions of a user", client, epilog=_READ_FROM))
     return parser
 
 
 def _add_update(update: argparse.ArgumentParser) -> None:
     update.add_argument("session_id")
     update.add_argument(
-        "--attribute", metavar="KEY=VALUE", action="append", default=[], help="set this attribute; others stay"
+        "--attribute", metavar="KEY=VALUE", action="append", default=[], help="set this attribute and keep the others"
     )
     update.add_argument(
-        "--remove-attribute", metavar="KEY", action="append", default=[], help="remove the attribute of this key"
+        "--remove-attribute", metavar="KEY", action="append", default=[], help="remove the attribute with this key"
     )
     update.add_argument(
-        "--replace-attributes", action="store_true", help="remove all attributes but those set with --attribute"
+        "--replace-attributes", action="store_true", help="remove all attributes except those set with --attribute"
     )
     update.add_argument(
-        "--expire-in", metavar="SPAN", help=f"end it so long from now, by this machine's clock, {_SPAN_HELP}"
+        "--expire-in", metavar="DURATION", help=f"end it this long from now, by this machine's clock, {_DURATION_HELP}"
     )
     update.add_argument(
-        "--idle-timeout", metavar="SPAN", help="how long it survives without activity; 0s: no idle timeout"
+        "--idle-timeout", metavar="DURATION", help="how long it survives without activity; 0s for no idle timeout"
     )
-    update.add_argument("--etag", help="only if it still has this etag (get --output json shows it)")
+    update.add_argument("--etag", help="change it only if it still has this etag (get --output json shows it)")
 
 
 def _add_revoke(revoke: argparse.ArgumentParser) -> None:
     which = revoke.add_mutually_exclusive_group()
     _token_flag(which)
-    which.add_argument(
-        "--session-id", metavar="VALUE", help="end the session with this public id, instead of a token's"
-    )
+    which.add_argument("--session-id", metavar="VALUE", help="end the session with this public id, not that of a token")
     # Not --user-id, which for validate is a condition on the token.
-    which.add_argument("--user", metavar="VALUE", help="end all sessions of this user, instead of a token's")
+    which.add_argument("--user", metavar="VALUE", help="end all sessions of this user, not that of a token")
     revoke.add_argument(
-        "--except", metavar="SESSION_ID", dest="except_session_id", help="with --user: all but the one with this id"
+        "--except", metavar="SESSION_ID", dest="except_session_id", help="with --user: spare the session with this id"
     )
 
 
@@ -151,22 +268,23 @@ def _token_flag(parser: _Flags) -> None:
     _flag(parser, "--token-file", "file with the token; - for standard input")
 
 
-def _flag(
-    parser: _Flags,
-    flag: str,
-    text: str,
-    *,
-    required: bool = False,
-    choices: Sequence[str] | None = None,
-) -> None:
+def _flag(parser: _Flags, flag: str, text: str, *, required: bool = False, choices: Sequence[str] = ()) -> None:
     """Adds a flag whose default is its environment twin."""
     twin = f"CATRACA_{flag.strip('-').replace('-', '_').upper()}"
-    default = os.environ.get(twin)
+    value = os.environ.get(twin)
+    default = None if value is None else FromEnvironment(value, twin)
+
+    def chosen(word: str) -> str:
+        # Not left to argparse, which does not look at defaults.
+        if choices and word not in choices and not word == default == "":
+            raise argparse.ArgumentTypeError(f"{visible(word)!r} is not one of: {', '.join(choices)} (also {twin})")
+        return word
+
     parser.add_argument(
         flag,
         metavar="VALUE",
+        type=chosen,
         default=default,
         required=required and default is None,
-        choices=choices,
         help=f"{text} ({twin})",
     )

@@ -11,19 +11,30 @@ from pathlib import Path
 import grpc
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
-from catraca import SessionClient, _core, errors
-from catraca.cli import EXIT_FAILED, EXIT_NO, EXIT_UNAVAILABLE, EXIT_USAGE, EXIT_YES, demo, output
+from catraca import SessionClient, _settings, errors
+from catraca._channel_sync import open_channel
+from catraca.cli import (
+    EXIT_FAILED,
+    EXIT_NO,
+    EXIT_UNAVAILABLE,
+    EXIT_USAGE,
+    EXIT_YES,
+    FromEnvironment,
+    demo,
+    output,
+    tell,
+)
 from catraca.cli.text import visible
 
 _UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 class UsageError(Exception):
-    """The words of the command cannot be used."""
+    """The command cannot be run as it was given."""
 
 
 _STATUSES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], int], ...] = (
-    ((UsageError, errors.InvalidRequest), EXIT_USAGE),
+    ((UsageError, errors.InvalidRequest, errors.InvalidSetting), EXIT_USAGE),
     (
         (
             errors.EtagMismatch,
@@ -43,27 +54,27 @@ def run(options: argparse.Namespace) -> int:
     """Runs a parsed command and returns its exit status."""
     try:
         if options.command == "demo":
-            return demo.play(_span(options.ttl or "2s"))
+            return demo.play(_duration("--ttl", options.ttl or "2s"))
         return _run(options)
     except (UsageError, errors.CatracaError) as error:
-        print(f"catraca: {visible(str(error))}", file=sys.stderr)
+        tell(f"catraca: {visible(str(error))}")
         return next(status for types, status in _STATUSES if isinstance(error, types))
 
 
 def _run(options: argparse.Namespace) -> int:
-    timeout = _span(options.timeout or "1s").total_seconds()
+    timeout_seconds = _duration("--timeout", options.timeout or "1s").total_seconds()
     show = output.Json() if options.output == "json" else output.Text()
     if options.command == "health":
-        return _health(_core.target_or_default(options.target), options.service or "", timeout, show)
-    with SessionClient(options.target, timeout=timeout) as sessions:
+        return _health(options, timeout_seconds, show)
+    with SessionClient(_target(options), timeout=timeout_seconds, use_proxy=options.use_proxy) as sessions:
         return _COMMANDS[options.command](sessions, options, show)
 
 
 def _create(sessions: SessionClient, options: argparse.Namespace, show: output.Output) -> int:
     login = sessions.create(
         options.user_id,
-        ttl=_span(options.ttl) if options.ttl else None,
-        idle_timeout=_span(options.idle_timeout) if options.idle_timeout else None,
+        ttl=_duration("--ttl", options.ttl) if options.ttl else None,
+        idle_timeout=_duration("--idle-timeout", options.idle_timeout) if options.idle_timeout else None,
         attributes=dict(_attribute(each) for each in options.attribute),
         token=_token(options) if options.bring_token else None,
     )
@@ -83,7 +94,7 @@ def _get(sessions: SessionClient, options: argparse.Namespace, show: output.Outp
 
 
 def _list(sessions: SessionClient, options: argparse.Namespace, show: output.Output) -> int:
-    # All before any is shown: a list that breaks off must not look like a whole one.
+    # Reads all of it before showing any: a list that breaks off must not look complete.
     show.sessions(list(sessions.list_sessions(options.user_id)))
     return EXIT_YES
 
@@ -93,10 +104,10 @@ def _update(sessions: SessionClient, options: argparse.Namespace, show: output.O
     given = dict(_attribute(each) for each in options.attribute)
     removed = dict.fromkeys(options.remove_attribute)
     if both := given.keys() & removed.keys():
-        raise UsageError(f"attribute {min(both)!r} is both to be set and to be removed")
+        raise UsageError(f"attribute {min(both)!r} is to be both set and removed: leave out one of the two")
     replaces = options.replace_attributes
     if not (given or removed or replaces or options.expire_in is not None or options.idle_timeout is not None):
-        raise UsageError("there is nothing to change: see catraca update --help")
+        raise UsageError("nothing to change: see catraca update --help")
     show.session(
         sessions.update(
             options.session_id,
@@ -104,7 +115,9 @@ def _update(sessions: SessionClient, options: argparse.Namespace, show: output.O
             attributes=given if replaces else None,
             set_attributes=removed if replaces else {**given, **removed},
             absolute_expire_time=_from_now(options.expire_in) if options.expire_in is not None else None,
-            idle_timeout=_span(options.idle_timeout) if options.idle_timeout is not None else None,
+            idle_timeout=_duration("--idle-timeout", options.idle_timeout)
+            if options.idle_timeout is not None
+            else None,
         )
     )
     return EXIT_YES
@@ -117,7 +130,7 @@ def _rotate(sessions: SessionClient, options: argparse.Namespace, show: output.O
 
 def _revoke(sessions: SessionClient, options: argparse.Namespace, show: output.Output) -> int:
     if options.except_session_id is not None and options.user is None:
-        raise UsageError("--except goes with --user")
+        raise UsageError("--except works only together with --user")
     _not_empty("--except", options.except_session_id)
     if options.user is not None:
         show.revoked_count(sessions.revoke_user_sessions(options.user, except_session_id=options.except_session_id))
@@ -139,17 +152,18 @@ _COMMANDS = {
 }
 
 
-def _health(target: str, service: str, timeout: float, show: output.Output) -> int:
-    # The health protocol's two messages have a string and an enum as their field 1, on the wire the same as these
-    # wrappers have: this saves the client a dependency.
-    with grpc.insecure_channel(target) as channel:
+def _health(options: argparse.Namespace, timeout_seconds: float, show: output.Output) -> int:
+    target = _settings.target_or_default(_target(options))
+    # The health protocol's two messages have a string and an enum as their field 1. On the wire these wrappers look the
+    # same, which saves the client a dependency.
+    with open_channel(target, None, use_proxy=_settings.use_proxy_or_default(options.use_proxy)) as channel:
         check = channel.unary_unary(
             "/grpc.health.v1.Health/Check",
             request_serializer=StringValue.SerializeToString,
             response_deserializer=Int32Value.FromString,
         )
         try:
-            status = check(StringValue(value=service), timeout=timeout)
+            status = check(StringValue(value=options.service or ""), timeout=timeout_seconds)
         except grpc.RpcError as error:
             raise errors.from_status(error.code(), error.details(), error.trailing_metadata() or ()) from error
     serving = status.value == 1
@@ -157,42 +171,62 @@ def _health(target: str, service: str, timeout: float, show: output.Output) -> i
     return EXIT_YES if serving else EXIT_UNAVAILABLE
 
 
+def _target(options: argparse.Namespace) -> str | None:
+    # Read from the environment by the client, its errors name the variable.
+    return None if isinstance(options.target, FromEnvironment) else options.target
+
+
 def _token(options: argparse.Namespace) -> str:
     """Reads a token from where others cannot: never from the command line, which every user of the machine can see."""
-    if options.token_file not in (None, "-"):
+    return _read_token(options.token_file).strip()
+
+
+def _read_token(file: str | None) -> str:
+    if file not in (None, "-"):
         try:
-            return Path(options.token_file).read_text(encoding="utf-8").strip()
+            return Path(file).read_text(encoding="utf-8")
         except (OSError, UnicodeError) as error:
-            raise UsageError(f"--token-file {options.token_file} cannot be read: {error}") from error
-    if options.token_file is None and (token := os.environ.get("CATRACA_TOKEN")):
+            raise UsageError(f"cannot read the token from --token-file {file}: {_why(error)}") from error
+    if file is None and (token := os.environ.get("CATRACA_TOKEN", "")).strip():
         return token
-    if sys.stdin.isatty():
-        return getpass.getpass("Token: ")
-    return sys.stdin.read().strip()
+    try:
+        return getpass.getpass("Token: ") if sys.stdin.isatty() else sys.stdin.read()
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"cannot read the token from standard input: {_why(error)}") from error
+    except EOFError:
+        raise UsageError("no token was entered") from None
+
+
+def _why(error: OSError | UnicodeError) -> str:
+    # Not the error's own text, which for a UnicodeError quotes what was read.
+    return error.strerror or type(error).__name__ if isinstance(error, OSError) else "it is not UTF-8 text"
 
 
 def _attribute(text: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
     if not separator:
-        raise UsageError(f"--attribute {text!r} is no KEY=VALUE")
+        raise UsageError(f"--attribute {text!r} is not KEY=VALUE: write it with a =")
     return key, value
 
 
 def _not_empty(flag: str, value: str | None) -> None:
-    """Refuses what an unset variable of a script makes of a flag that holds back: the API takes it for no flag."""
+    """Refuses the empty value that a script's unset variable leaves: the API would act as if the flag were absent."""
     if value == "":
-        raise UsageError(f"{flag} is empty")
+        raise UsageError(f"{flag} is empty: give it a value, or leave it out")
 
 
-def _span(text: str) -> timedelta:
-    match = re.fullmatch(r"([0-9]{1,9})(ms|s|m|h|d)", text)
+def _duration(flag: str, text: str) -> timedelta:
+    match = re.fullmatch(r"([0-9]{1,9})(ms|s|m|h|d)", text, re.ASCII)
     if match is None:
-        raise UsageError(f"{text!r} is no span: write a whole number and a unit, such as 250ms, 30s, 15m, 24h or 30d")
+        name = f"{text.variable}=" if isinstance(text, FromEnvironment) else f"{flag} "
+        raise UsageError(
+            f"{name}{text} is not a duration: write a whole number and a unit, such as 250ms, 30s, 15m, 24h or 30d"
+        )
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
 def _from_now(text: str) -> datetime:
     try:
-        return datetime.now(UTC) + _span(text)
+        return datetime.now(UTC) + _duration("--expire-in", text)
     except OverflowError:
-        raise UsageError(f"{text!r} from now is further away than there are dates") from None
+        raise UsageError(f"--expire-in {text} is after the year 9999: write a shorter duration") from None

@@ -1,4 +1,4 @@
-"""`catraca demo`: the story this product grew from, played against a service it starts itself."""
+"""`catraca demo`: the story that catraca grew from, played against a service that it starts itself."""
 
 import itertools
 import os
@@ -15,7 +15,7 @@ from catraca.cli import EXIT_FAILED, EXIT_YES
 from catraca.cli.text import moment
 
 USER = "12345"
-TOKEN = "jwt_token_exemplo_abc123"  # noqa: S105  an example, on stage
+TOKEN = "jwt_token_exemplo_abc123"  # noqa: S105  an example for the demo
 BAR_WIDTH = 30
 _READY = "listening on "
 
@@ -34,7 +34,7 @@ class _Stage:
     def say(self, text: str) -> None:
         print(f"   {text}")
 
-    def verdict(self, validation: Validation) -> None:
+    def validation(self, validation: Validation) -> None:
         session = validation.session
         if session is None:
             assert validation.reason is not None
@@ -63,10 +63,10 @@ class _Stage:
 
 
 def play(ttl: timedelta) -> int:
-    """Plays the demo; the first session lives for `ttl`. Returns the exit status: 0 if all went as told."""
+    """Plays the demo; the first session lives for `ttl`. Returns 0 if everything went as expected."""
     stage = _Stage()
     print("Starting a service with an embedded store, only for this demo …", flush=True)
-    with _service() as target, SessionClient(target) as sessions:
+    with _service() as target, SessionClient(target, use_proxy=False) as sessions:
         print(f"It listens on {target}.")
         went_well = [_brought_token(stage, sessions, ttl), _minted_token(stage, sessions)]
     print("\nThat was all. `catraca serve` starts a service that stays.")
@@ -79,12 +79,12 @@ def _brought_token(stage: _Stage, sessions: SessionClient, ttl: timedelta) -> bo
     stage.say(f"session {login.session.session_id}")
     stage.scene("They click: is the token good, and whose is it?")
     before = sessions.validate(TOKEN)
-    stage.verdict(before)
+    stage.validation(before)
     stage.scene("They go away, and the session ends by itself")
-    # A little longer than it lives, for the clocks' sake.
+    # A little longer than it lives, because the clocks differ.
     stage.wait(ttl.total_seconds() + 0.1)
     after = sessions.validate(TOKEN)
-    stage.verdict(after)
+    stage.validation(after)
     return bool(before) and not after
 
 
@@ -93,15 +93,15 @@ def _minted_token(stage: _Stage, sessions: SessionClient) -> bool:
     login = sessions.create(USER, ttl=timedelta(minutes=5))
     stage.say(f"{login.token[:8]}…  ({len(login.token)} characters; Redis has only a digest of it)")
     good = sessions.validate(login.token)
-    stage.verdict(good)
+    stage.validation(good)
     stage.scene("Somebody presents it as user 67890")
     stolen = sessions.validate(login.token, user_id="67890")
-    stage.verdict(stolen)
+    stage.validation(stolen)
     stage.scene("They log out, and click once more")
     revoked = sessions.revoke(token=login.token)
     stage.say("revoked" if revoked else "there was nothing to revoke")
     after = sessions.validate(login.token)
-    stage.verdict(after)
+    stage.validation(after)
     return bool(good) and not stolen and revoked and not after
 
 
@@ -116,16 +116,17 @@ def _service() -> Iterator[str]:
             text=True,
         )
         assert process.stderr is not None
-        told = []
+        log = []
         try:
             for line in process.stderr:
-                told.append(line)
+                log.append(line)
                 if _READY in line:
                     yield line.partition(_READY)[2].split(";")[0].strip()
                     break
             else:
-                print("".join(told) or "the service did not start", end="", file=sys.stderr)
-                raise SystemExit(process.wait())
+                print("".join(log) or "the service did not start", end="", file=sys.stderr)
+                # Its log says why. A service that a signal ended has no status of its own.
+                raise SystemExit(max(process.wait(), 0) or EXIT_FAILED)
         finally:
             process.terminate()
             process.communicate()

@@ -1,6 +1,6 @@
 """How answers are shown: as text for people, or as JSON in the shape of the API.
 
-What users and callers wrote (user ids, attributes) is shown in a way that cannot drive a terminal.
+What users and callers wrote (user ids, attributes) is shown so that it cannot control a terminal.
 """
 
 import json
@@ -14,31 +14,31 @@ from google.protobuf.duration_pb2 import Duration
 
 from catraca import InvalidReason, Login, Rotation, Session, Validation
 from catraca.cli import table
-from catraca.cli.text import moment, span, visible
+from catraca.cli.text import duration, moment, visible
 
 _WHY_NOT = {
     InvalidReason.NOT_FOUND: "unknown, expired or revoked",
     InvalidReason.MALFORMED: "it cannot be a token of this service",
     InvalidReason.USER_MISMATCH: "it is another user's",
-    InvalidReason.TOKEN_REUSED: "it was rotated out, and its session has now been revoked",
+    InvalidReason.TOKEN_REUSED: "it was rotated and its grace is over, so its session has now been revoked",
     InvalidReason.UNSPECIFIED: "for a reason that this client does not know",
 }
 
 
 class Output(Protocol):
-    """Shows what a command found out."""
+    """Shows the result of a command."""
 
     def login(self, login: Login) -> None:
         """A session was created."""
 
     def validation(self, validation: Validation) -> None:
-        """A token was judged."""
+        """A token was validated."""
 
     def session(self, session: Session) -> None:
         """A session was found, or changed."""
 
     def sessions(self, sessions: Sequence[Session]) -> None:
-        """A user's sessions were found, or that there are none."""
+        """A user's sessions were listed; there may be none."""
 
     def rotation(self, rotation: Rotation) -> None:
         """A session got a new token."""
@@ -47,10 +47,10 @@ class Output(Protocol):
         """A session was ended, or had ended already."""
 
     def revoked_count(self, count: int) -> None:
-        """So many sessions of a user were ended."""
+        """This many sessions of a user were ended."""
 
     def health(self, *, serving: bool) -> None:
-        """The service serves, or does not."""
+        """The service is serving, or is not."""
 
 
 class Text:
@@ -63,31 +63,31 @@ class Text:
             print(f"evicted   {session_id}")
 
     def validation(self, validation: Validation) -> None:
-        """Shows whose it is, or why not."""
+        """Shows whose token it is, or why it is not valid."""
         if validation.session is not None:
             print("valid")
             self.session(validation.session)
             if validation.token_rotated:
-                print("token     rotated out: it stays valid for a short grace only")
+                print("token     rotated: it stays valid only for a short grace")
         else:
             reason = validation.reason or InvalidReason.UNSPECIFIED
             print(f"not valid: {_WHY_NOT[reason]} ({reason.name})")
 
     def session(self, session: Session) -> None:
-        """Shows a session, a line a fact."""
+        """Shows a session, one fact per line."""
         print(f"session   {session.session_id}")
         print(f"user      {visible(session.user_id)}")
         print(f"login     {moment(session.create_time)}")
         print(f"active    {moment(session.last_active_time)}")
         print(f"expires   {moment(session.expire_time)}")
         if session.idle_timeout is not None:
-            print(f"idle      for {span(session.idle_timeout)} at the most")
+            print(f"idle      for at most {duration(session.idle_timeout)}")
             print(f"at latest {moment(session.absolute_expire_time)}")
         for key, value in sorted(session.attributes.items()):
             print(f"          {visible(key)} = {visible(value)}")
 
     def sessions(self, sessions: Sequence[Session]) -> None:
-        """Shows a table, which on a terminal is no wider than that."""
+        """Shows a table, at most as wide as the terminal if there is one."""
         if not sessions:
             print("no sessions")
             return
@@ -102,14 +102,14 @@ class Text:
     def _with_token(self, session: Session, token: str) -> None:
         self.session(session)
         print(f"token     {token}")
-        print("          keep it: it is told this once")
+        print("          keep it: it is shown only once")
 
     def revoked(self, revoked: bool) -> None:
-        """Shows whether there was something to revoke."""
+        """Shows whether there was a session to revoke."""
         print("revoked" if revoked else "nothing to revoke: it was gone already")
 
     def revoked_count(self, count: int) -> None:
-        """Shows how many there were."""
+        """Shows how many were ended."""
         print(f"revoked {count} {'session' if count == 1 else 'sessions'}")
 
     def health(self, *, serving: bool) -> None:
@@ -145,11 +145,11 @@ class Json:
             _print_json({"valid": False, "invalidReason": f"INVALID_REASON_{reason.name}"})
 
     def session(self, session: Session) -> None:
-        """Shows a GetSessionResponse, which an UpdateSessionResponse looks like."""
+        """Shows a GetSessionResponse; an UpdateSessionResponse looks the same."""
         _print_json({"session": _session(session)})
 
     def sessions(self, sessions: Sequence[Session]) -> None:
-        """Shows a ListSessionsResponse, with all in one page."""
+        """Shows a ListSessionsResponse with all sessions on one page."""
         _print_json({"sessions": [_session(each) for each in sessions]})
 
     def rotation(self, rotation: Rotation) -> None:
@@ -170,7 +170,7 @@ class Json:
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    # In ASCII, because JSON need not escape all that a terminal obeys: it leaves U+007F to U+009F as they are.
+    # In ASCII, because JSON does not have to escape U+007F to U+009F, which terminals obey.
     print(json.dumps(value, indent=2))
 
 

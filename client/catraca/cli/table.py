@@ -1,4 +1,4 @@
-"""A user's sessions as a table, a line a session."""
+"""A user's sessions as a table, one line per session."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,11 +9,11 @@ from catraca.cli import text
 _HEADS = ("SESSION", "LOGIN", "ACTIVE", "EXPIRES")
 _GAP = "  "
 _SHORTEST = 8
-"""Cells of a long value that are shown at the least; fewer would tell nothing."""
+"""How many columns of a long value are shown at least; fewer would say nothing."""
 
 
 def lines(sessions: Sequence[Session], terminal: int | None) -> Iterator[str]:
-    """Yields the lines of the table; none takes more cells than the terminal is wide, if there is one."""
+    """Yields the lines of the table, each at most as wide as the terminal if there is one."""
     rows = [_HEADS, *(_row(session) for session in sessions)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     room = None if terminal is None else terminal - sum(widths) - len(_GAP) * len(widths)
@@ -34,7 +34,7 @@ def _row(session: Session) -> tuple[str, str, str, str]:
 
 
 def _attributes(attributes: Mapping[str, str], room: int | None) -> str:
-    """Returns attributes in a line; where there is only so much room, as much of the longest values as fits."""
+    """Returns attributes on one line. If there is too little room, the longest values are cut."""
     pairs = [(f"{_quoted(key)}=", _quoted(value)) for key, value in sorted(attributes.items())]
     if room is not None:
         for_values = room - sum(text.width(key) + 1 for key, _ in pairs) + 1
@@ -44,14 +44,14 @@ def _attributes(attributes: Mapping[str, str], room: int | None) -> str:
 
 
 def _quoted(written: str) -> str:
-    """Returns a key or value, in quotes if it could be taken for more than one."""
+    """Returns a key or value, in quotes if it could be mistaken for several."""
     if written.isprintable() and not set(written) & set(' ="\\'):
         return written
     return text.visible(json.dumps(written, ensure_ascii=False))
 
 
 def _share(room: int, widths: Sequence[int]) -> int:
-    """Returns how wide a value may be for all to fit; what the narrow ones, which come first, leave is for the rest."""
+    """Returns how wide a value may be if all are to fit; `widths` is sorted, and narrow ones leave room."""
     for at, width in enumerate(widths):
         share = room // (len(widths) - at)
         if width > share:

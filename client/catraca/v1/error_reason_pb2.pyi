@@ -38,55 +38,56 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     NOT_FOUND {"reason": "SESSION_NOT_FOUND"}.
     """
     ERROR_REASON_TOKEN_IN_USE: _ErrorReason.ValueType  # 3
-    """The token a caller brought to CreateSession already names a live session.
+    """The token that the caller brought to CreateSession already belongs to a live
+    session.
 
     Example: CreateSession twice with the same JWT answers the second time
     ALREADY_EXISTS {"reason": "TOKEN_IN_USE"}.
     """
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 4
     """The session store did not answer, or not in time. Nothing is known about the
-    session: retry, and never treat this as an invalid session.
+    session: retry, and never treat it as invalid.
 
     Example: UNAVAILABLE {"reason": "STORE_UNAVAILABLE"} while Redis restarts.
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 5
-    """The server has more work than it can answer in time and refused this call at
+    """The server has more calls than it can answer in time, and refused this one at
     once. The status carries a `google.rpc.RetryInfo`.
 
     Example: RESOURCE_EXHAUSTED {"reason": "OVERLOADED"} with {"retryDelay": "0.100s"}.
     """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 6
-    """A defect of the server. The server's log has the details, the status has not.
+    """A defect in the server. The details are in the server's log, not in the status.
 
     Example: INTERNAL {"reason": "INTERNAL"}.
     """
     ERROR_REASON_SESSION_LIMIT_REACHED: _ErrorReason.ValueType  # 7
     """The user has as many sessions as the server allows, and its policy is to
-    reject one more. Revoke a session of that user, or let one end.
+    reject further ones. Revoke a session of that user, or wait until one ends.
 
-    Example: CreateSession of a second session under a limit of one answers
+    Example: with a limit of one, a second CreateSession answers
     RESOURCE_EXHAUSTED {"reason": "SESSION_LIMIT_REACHED"}.
     """
     ERROR_REASON_TOKEN_REUSED: _ErrorReason.ValueType  # 8
-    """The token was rotated out and its grace is over: somebody else may have it.
+    """The token was rotated and its grace is over: somebody else may have it.
     The session has just been revoked; have the user log in again.
 
     Example: RotateSession with a token that was rotated a minute ago answers
     FAILED_PRECONDITION {"reason": "TOKEN_REUSED"}.
     """
     ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 9
-    """The session is no longer at the version that the update names. Read it
-    again and decide anew.
+    """The session no longer has the etag that the update names. Read it again,
+    then decide.
 
-    Example: of two UpdateSession with the same etag the second answers
+    Example: of two UpdateSession calls with the same etag, the second answers
     ABORTED {"reason": "ETAG_MISMATCH"}.
     """
     ERROR_REASON_NOT_DURABLE: _ErrorReason.ValueType  # 10
     """The change was made, but too few replicas of the session store acknowledged
     it in time: a failover of the store might lose it. Retry; it is safe.
 
-    Example: UNAVAILABLE {"reason": "NOT_DURABLE"} while the store has lost the
-    replica that the server's replica_acks setting asks for.
+    Example: UNAVAILABLE {"reason": "NOT_DURABLE"} while the store is without the
+    replica that the server's replica_acks setting requires.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -117,54 +118,55 @@ Example: GetSession of a session whose user has logged out answers
 NOT_FOUND {"reason": "SESSION_NOT_FOUND"}.
 """
 ERROR_REASON_TOKEN_IN_USE: ErrorReason.ValueType  # 3
-"""The token a caller brought to CreateSession already names a live session.
+"""The token that the caller brought to CreateSession already belongs to a live
+session.
 
 Example: CreateSession twice with the same JWT answers the second time
 ALREADY_EXISTS {"reason": "TOKEN_IN_USE"}.
 """
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 4
 """The session store did not answer, or not in time. Nothing is known about the
-session: retry, and never treat this as an invalid session.
+session: retry, and never treat it as invalid.
 
 Example: UNAVAILABLE {"reason": "STORE_UNAVAILABLE"} while Redis restarts.
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 5
-"""The server has more work than it can answer in time and refused this call at
+"""The server has more calls than it can answer in time, and refused this one at
 once. The status carries a `google.rpc.RetryInfo`.
 
 Example: RESOURCE_EXHAUSTED {"reason": "OVERLOADED"} with {"retryDelay": "0.100s"}.
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 6
-"""A defect of the server. The server's log has the details, the status has not.
+"""A defect in the server. The details are in the server's log, not in the status.
 
 Example: INTERNAL {"reason": "INTERNAL"}.
 """
 ERROR_REASON_SESSION_LIMIT_REACHED: ErrorReason.ValueType  # 7
 """The user has as many sessions as the server allows, and its policy is to
-reject one more. Revoke a session of that user, or let one end.
+reject further ones. Revoke a session of that user, or wait until one ends.
 
-Example: CreateSession of a second session under a limit of one answers
+Example: with a limit of one, a second CreateSession answers
 RESOURCE_EXHAUSTED {"reason": "SESSION_LIMIT_REACHED"}.
 """
 ERROR_REASON_TOKEN_REUSED: ErrorReason.ValueType  # 8
-"""The token was rotated out and its grace is over: somebody else may have it.
+"""The token was rotated and its grace is over: somebody else may have it.
 The session has just been revoked; have the user log in again.
 
 Example: RotateSession with a token that was rotated a minute ago answers
 FAILED_PRECONDITION {"reason": "TOKEN_REUSED"}.
 """
 ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 9
-"""The session is no longer at the version that the update names. Read it
-again and decide anew.
+"""The session no longer has the etag that the update names. Read it again,
+then decide.
 
-Example: of two UpdateSession with the same etag the second answers
+Example: of two UpdateSession calls with the same etag, the second answers
 ABORTED {"reason": "ETAG_MISMATCH"}.
 """
 ERROR_REASON_NOT_DURABLE: ErrorReason.ValueType  # 10
 """The change was made, but too few replicas of the session store acknowledged
 it in time: a failover of the store might lose it. Retry; it is safe.
 
-Example: UNAVAILABLE {"reason": "NOT_DURABLE"} while the store has lost the
-replica that the server's replica_acks setting asks for.
+Example: UNAVAILABLE {"reason": "NOT_DURABLE"} while the store is without the
+replica that the server's replica_acks setting requires.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

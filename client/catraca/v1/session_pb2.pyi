@@ -24,8 +24,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class Session(_message.Message):
     """A login that has not ended: who, since when, until when.
 
-    A Session never carries a token. Everything in it is safe to log except what
-    callers themselves put into `attributes`.
+    A Session never carries a token. Everything in it is safe to log, except
+    whatever callers put into `attributes`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -60,15 +60,15 @@ class Session(_message.Message):
     IDLE_TIMEOUT_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """The public handle of the session, 22 ASCII letters and digits. It stays the
-    same for the session's whole life, also when its token is rotated. It is
-    safe to log and worthless as a token.
+    """The public handle of the session: 22 ASCII letters and digits. It stays the
+    same for the session's whole life, even when its token is rotated. It is safe
+    to log and worthless as a token.
     """
     user_id: _builtins.str
     """Whose session it is: 1 to 256 bytes of UTF-8 without control characters."""
     etag: _builtins.str
     """An opaque version of the session. It changes with every update and every
-    token rotation, and never with mere activity.
+    token rotation, but not with activity.
     """
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -82,24 +82,25 @@ class Session(_message.Message):
 
     @_builtins.property
     def last_active_time(self) -> _timestamp_pb2.Timestamp:
-        """The last validation that counted as activity. Activity is written down once
-        per touch interval, min(60 s, idle_timeout / 20), so this may lag by as much.
+        """The last validation that counted as activity. Activity is recorded at most
+        once per touch interval, min(60 s, idle_timeout / 20), so this may lag behind
+        by that much.
         """
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the session ends if nothing more happens: the earlier of the idle and
-        the absolute deadline.
+        """When the session ends without further activity: the idle or the absolute
+        deadline, whichever is earlier.
         """
 
     @_builtins.property
     def absolute_expire_time(self) -> _timestamp_pb2.Timestamp:
-        """The absolute deadline. No activity moves it and no session outlives it."""
+        """The absolute deadline. Activity does not move it, and no session outlives it."""
 
     @_builtins.property
     def idle_timeout(self) -> _duration_pb2.Duration:
-        """How long the session survives without activity. Unset: it has no idle
-        timeout and only the absolute deadline ends it.
+        """How long the session survives without activity. Unset: there is no idle
+        timeout, and only the absolute deadline ends the session.
         """
 
     def __init__(

@@ -31,13 +31,13 @@ class _InvalidReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Invalid
     INVALID_REASON_UNSPECIFIED: _InvalidReason.ValueType  # 0
     """The token is valid."""
     INVALID_REASON_NOT_FOUND: _InvalidReason.ValueType  # 1
-    """Unknown, expired or revoked: the store no longer has it."""
+    """Unknown, expired or revoked: the store does not have it, or no longer."""
     INVALID_REASON_MALFORMED: _InvalidReason.ValueType  # 2
-    """It cannot be a token of this service; answered without touching the store."""
+    """It cannot be a token of this service. The store is not asked."""
     INVALID_REASON_USER_MISMATCH: _InvalidReason.ValueType  # 3
-    """A good token, but of another user than the request names."""
+    """A good token, but not of the user that the request names."""
     INVALID_REASON_TOKEN_REUSED: _InvalidReason.ValueType  # 4
-    """A rotated-out token after its grace. Its session has just been revoked."""
+    """A rotated token, presented after its grace. Its session has just been revoked."""
 
 class InvalidReason(_InvalidReason, metaclass=_InvalidReasonEnumTypeWrapper):
     """Why a token is not valid."""
@@ -45,13 +45,13 @@ class InvalidReason(_InvalidReason, metaclass=_InvalidReasonEnumTypeWrapper):
 INVALID_REASON_UNSPECIFIED: InvalidReason.ValueType  # 0
 """The token is valid."""
 INVALID_REASON_NOT_FOUND: InvalidReason.ValueType  # 1
-"""Unknown, expired or revoked: the store no longer has it."""
+"""Unknown, expired or revoked: the store does not have it, or no longer."""
 INVALID_REASON_MALFORMED: InvalidReason.ValueType  # 2
-"""It cannot be a token of this service; answered without touching the store."""
+"""It cannot be a token of this service. The store is not asked."""
 INVALID_REASON_USER_MISMATCH: InvalidReason.ValueType  # 3
-"""A good token, but of another user than the request names."""
+"""A good token, but not of the user that the request names."""
 INVALID_REASON_TOKEN_REUSED: InvalidReason.ValueType  # 4
-"""A rotated-out token after its grace. Its session has just been revoked."""
+"""A rotated token, presented after its grace. Its session has just been revoked."""
 Global___InvalidReason: _TypeAlias = InvalidReason  # noqa: Y015
 
 @_typing.final
@@ -91,14 +91,14 @@ class CreateSessionRequest(_message.Message):
     """
     token: _builtins.str
     """Bring your own token, for example a JWT that is already in users' hands: 16
-    to 4096 printable ASCII characters, not starting with `ctr_`. Unset: the
-    server mints one, which is what new systems want.
+    to 4096 printable ASCII characters that do not start with `ctr_`. Unset: the
+    server mints one, which is the better choice for new systems.
     """
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """How long the session may live at the most, whatever the activity. Positive.
-        Unset: the server's default, 24 hours unless configured. Counted in
-        milliseconds; a part of one is rounded up.
+        """How long the session lives at most, whatever the activity. Must be positive.
+        Unset: the server's default, 24 hours unless configured. Rounded up to whole
+        milliseconds.
         """
 
     @_builtins.property
@@ -109,7 +109,9 @@ class CreateSessionRequest(_message.Message):
 
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The caller's own data, returned with every validation. Limits as on Session."""
+        """The caller's own data, returned by every validation. The limits are those of
+        `Session.attributes`.
+        """
 
     def __init__(
         self,
@@ -138,8 +140,8 @@ class CreateSessionResponse(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     EVICTED_SESSION_IDS_FIELD_NUMBER: _builtins.int
     token: _builtins.str
-    """The session's token. This is the only time it is ever returned; the store
-    holds a digest of it. A minted token is `ctr_` and 71 letters and digits.
+    """The session's token. It is returned only here; the store holds a digest of it.
+    A minted token is `ctr_` followed by 71 letters and digits.
     """
     @_builtins.property
     def session(self) -> _session_pb2.Session:
@@ -174,11 +176,11 @@ class ValidateSessionRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     SKIP_TOUCH_FIELD_NUMBER: _builtins.int
     token: _builtins.str
-    """Required. The token to judge."""
+    """Required. The token to validate."""
     user_id: _builtins.str
-    """If set, the session must be this user's."""
+    """If set, the token is valid only if it is this user's."""
     skip_touch: _builtins.bool
-    """A probe, not activity: the idle deadline stays where it is."""
+    """Do not count this validation as activity: the idle deadline does not move."""
     def __init__(
         self,
         *,
@@ -206,20 +208,20 @@ class ValidateSessionResponse(_message.Message):
     CACHE_TTL_FIELD_NUMBER: _builtins.int
     TOKEN_ROTATED_FIELD_NUMBER: _builtins.int
     valid: _builtins.bool
-    """Whether to let the user through."""
+    """Whether the token is valid: let the user through."""
     invalid_reason: Global___InvalidReason.ValueType
-    """Why not; set only if not valid."""
+    """Why the token is not valid. Set only if it is not."""
     token_rotated: _builtins.bool
-    """The token has been rotated out and is still inside its grace."""
+    """The token has been rotated and is still within its grace."""
     @_builtins.property
     def session(self) -> _session_pb2.Session:
-        """The session; set only if valid."""
+        """The session. Set only if the token is valid."""
 
     @_builtins.property
     def cache_ttl(self) -> _duration_pb2.Duration:
         """How long a near cache that holds a live lease may reuse this answer. Zero or
-        unset: it may not. Never past the moment when activity has to be written
-        down again, nor past the session's end.
+        unset: not at all. It never reaches past the moment when activity has to be
+        recorded again, or past the session's end.
         """
 
     def __init__(
@@ -345,11 +347,11 @@ class ListSessionsRequest(_message.Message):
     user_id: _builtins.str
     """Required. Whose sessions."""
     page_size: _builtins.int
-    """How many sessions a page may hold. Zero: 50. Over 500: 500. A page ends early
-    once its sessions take 2 MiB.
+    """How many sessions a page holds at most. Zero means 50, and more than 500 means
+    500. A page ends early once its sessions take up 2 MiB.
     """
     page_token: _builtins.str
-    """The `next_page_token` of the page before. Empty: the first page."""
+    """The `next_page_token` of the previous page. Empty for the first page."""
     def __init__(
         self,
         *,
@@ -374,7 +376,7 @@ class ListSessionsResponse(_message.Message):
     SESSIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Where the next page begins. Empty: there is none."""
+    """Where the next page begins. Empty if this is the last page."""
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[_session_pb2.Session]:
         """Live sessions, newest first."""
@@ -403,19 +405,19 @@ class UpdateSessionRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def session(self) -> _session_pb2.Session:
-        """The new values, and which session they are for: `session_id` is required.
-        With an `etag`, the update is refused unless the session still has it.
+        """The session to change, named by `session_id` (required), and its new values.
+        If `etag` is set, the update is refused unless the session still has it.
         """
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Required. What to write: `attributes` (all of them are replaced),
-        `attributes.<key>` (this one is set, or removed if `session.attributes` has
-        none of that key), `absolute_expire_time`, `idle_timeout` (unset or zero: no
+        """Required. What to write: `attributes` (replaces all of them),
+        `attributes.<key>` (sets this one, or removes it if `session.attributes` does
+        not have the key), `absolute_expire_time`, `idle_timeout` (unset or zero: no
         idle timeout). At most 256 paths.
 
-        As JSON, a mask turns `aKey` into `a_key` and cannot carry every key: there,
-        write `attributes` as a whole.
+        In JSON, a mask turns `aKey` into `a_key` and cannot express every key; write
+        `attributes` as a whole there.
         """
 
     def __init__(
@@ -487,10 +489,10 @@ class RotateSessionResponse(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     token: _builtins.str
-    """The new token. As with a creation, only a digest of it is kept."""
+    """The new token. The store holds only a digest of it."""
     @_builtins.property
     def session(self) -> _session_pb2.Session:
-        """The session, which is the same."""
+        """The session. Its `session_id` stays the same."""
 
     def __init__(
         self,
@@ -515,7 +517,7 @@ class RevokeSessionRequest(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     token: _builtins.str
-    """The session this token opens: a logout by the user."""
+    """The session that this token belongs to: a logout by the user."""
     session_id: _builtins.str
     """The session with this public id: a revocation by an operator."""
     def __init__(
@@ -542,7 +544,7 @@ class RevokeSessionResponse(_message.Message):
 
     REVOKED_FIELD_NUMBER: _builtins.int
     revoked: _builtins.bool
-    """Whether this call ended it; false when it was already gone."""
+    """Whether this call ended the session. False if it had already ended."""
     def __init__(
         self,
         *,
@@ -567,7 +569,9 @@ class RevokeUserSessionsRequest(_message.Message):
     user_id: _builtins.str
     """Required. Whose sessions."""
     except_session_id: _builtins.str
-    """The session that may stay, for example the one that asks. Must be a session id, of whomever."""
+    """A session to spare, for example the caller's own. Must be a well-formed session
+    id; it need not exist, or belong to this user.
+    """
     def __init__(
         self,
         *,

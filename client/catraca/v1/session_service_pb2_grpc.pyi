@@ -32,15 +32,16 @@ class SessionServiceStub:
     Common to all RPCs:
 
     - Caller roles. Each RPC names the role its caller needs: `validate`, `issue`
-      or `admin`. A server that listens on loopback only runs open and grants all.
+      or `admin`. A server that listens only on loopback grants all of them to
+      everyone.
     - Errors. Every error status carries a `google.rpc.ErrorInfo` with a reason of
       `ErrorReason`; INVALID_ARGUMENT also carries a `google.rpc.BadRequest` that
-      names the fields. UNAVAILABLE always means "unknown, retry" and never
-      "invalid": the store was not reached, and the server does not guess.
+      names the fields. UNAVAILABLE always means "unknown, retry", never "invalid":
+      the server could not ask the store, and does not guess.
     - Writes. An error from a write means "unknown": repeating the call is safe.
     - Sizes. A request of more than 8 MiB is refused with RESOURCE_EXHAUSTED before
       it is read.
-    - Time. The store's clock is the only one that decides when a session ends.
+    - Time. Only the store's clock decides when a session ends.
     """
 
     @_typing.overload
@@ -58,19 +59,19 @@ class SessionServiceStub:
       configured); `idle_timeout` negative or over that same maximum;
       `attributes` over a limit; `token` not 16 to 4096 printable ASCII
       characters, or starting with `ctr_`.
-    - ALREADY_EXISTS / TOKEN_IN_USE: the brought token names a live session.
+    - ALREADY_EXISTS / TOKEN_IN_USE: `token` already belongs to a live session.
     - RESOURCE_EXHAUSTED / SESSION_LIMIT_REACHED: the user is at the limit and
-      the server's policy is to reject. Where it is to evict the oldest, the
-      sessions that made room are in `evicted_session_ids`.
+      the server's policy is to reject. If the policy is to evict the oldest, the
+      call succeeds, and `evicted_session_ids` has the sessions that made room.
     - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
     """
     ValidateSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ValidateSessionRequest, _session_service_pb2.ValidateSessionResponse]
-    """Answers whether a token is good and whose it is. Called on every click.
+    """Tells whether a token is good and whose it is. Meant for every click.
 
-    An invalid end-user token is an answer and not an error: status OK with
-    `valid` false and `invalid_reason` set, as `active` false is in RFC 7662
-    section 2.2. Unless `skip_touch` is set, a valid answer counts as activity
-    and moves the idle deadline.
+    An invalid end-user token is an answer, not an error: the status is OK, with
+    `valid` false and `invalid_reason` set, like `active` false in RFC 7662
+    section 2.2. Unless `skip_touch` is set, validating a valid token counts as
+    activity and moves the idle deadline.
 
     Role: `validate`.
 
@@ -82,18 +83,18 @@ class SessionServiceStub:
     BatchValidateSessions: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.BatchValidateSessionsRequest, _session_service_pb2.BatchValidateSessionsResponse]
     """Validates many tokens in one call, at a fraction of the cost per token.
 
-    `responses` has the answer to `requests[i]` at index i. The call succeeds or
-    fails as a whole; one invalid token among many is an answer like any other.
-    A response can reach 20 MiB when 1,000 sessions carry the most attributes
-    they may; raise your client's receive limit or ask for fewer at once.
+    `responses[i]` answers `requests[i]`. The call succeeds or fails as a whole; an
+    invalid token among valid ones is an answer like any other. A response can
+    reach 20 MiB, when 1,000 sessions have as many attributes as allowed; raise
+    your client's receive limit or validate fewer tokens at once.
 
     Role: `validate`.
 
     Errors: those of ValidateSession, with fields named `requests[3].token`;
-    INVALID_ARGUMENT / INVALID_REQUEST when there are no requests or over 1,000.
+    INVALID_ARGUMENT / INVALID_REQUEST if there are no requests, or over 1,000.
     """
     GetSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_service_pb2.GetSessionResponse]
-    """Reads one session by its public id. Not activity: no deadline moves.
+    """Reads one session by its public id. This is not activity: no deadline moves.
 
     Role: `admin`.
 
@@ -105,24 +106,25 @@ class SessionServiceStub:
     ListSessions: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ListSessionsRequest, _session_service_pb2.ListSessionsResponse]
     """Lists a user's live sessions, newest first.
 
-    Not activity: no deadline moves. A page may hold fewer sessions than asked
-    for; the list is at its end only when `next_page_token` is empty. Sessions
-    that begin or end while pages are read may or may not be in them; every
-    session that lives throughout is in exactly one.
+    This is not activity: no deadline moves. A page may hold fewer sessions than
+    requested; only an empty `next_page_token` ends the list. Sessions that begin
+    or end while pages are read may or may not appear; every session that lives
+    throughout appears exactly once.
 
     Role: `admin`.
 
     Errors:
     - INVALID_ARGUMENT / INVALID_REQUEST: `user_id` missing or over its limit;
-      `page_size` negative; `page_token` not one that this RPC gave for this user.
+      `page_size` negative; `page_token` not one that this RPC returned for this
+      user.
     - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
     """
     UpdateSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.UpdateSessionRequest, _session_service_pb2.UpdateSessionResponse]
     """Changes a live session: its attributes, or when it ends.
 
-    Atomic: either all paths of the mask are written or none, and two updates at
-    once are applied one after the other. With an etag, an update that was
-    decided on an older version is refused. An update never brings back a
+    An update is atomic: all paths of the mask are written, or none, and
+    concurrent updates are applied one after the other. With an etag, an update
+    that is based on an older version is refused. An update never brings back a
     session that has ended.
 
     Role: `issue`.
@@ -130,38 +132,39 @@ class SessionServiceStub:
     Errors:
     - INVALID_ARGUMENT / INVALID_REQUEST: `session.session_id` missing;
       `update_mask` missing, or with a path that cannot be updated; attributes
-      over a limit; `absolute_expire_time` missing, past, or further away than
-      the longest ttl; `idle_timeout` negative, over the longest ttl, or shorter
-      than the session has been idle already (revoke it instead).
+      over a limit; `absolute_expire_time` missing, in the past, or further away
+      than the longest ttl; `idle_timeout` negative, over the longest ttl, or
+      shorter than the session has already been idle (revoke it instead).
     - NOT_FOUND / SESSION_NOT_FOUND.
     - ABORTED / ETAG_MISMATCH.
     - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
     """
     RotateSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.RotateSessionRequest, _session_service_pb2.RotateSessionResponse]
     """Replaces a session's token, for example after a password change. The session
-    and its `session_id` stay.
+    and its `session_id` stay the same.
 
-    The old token stays valid for the grace, 30 seconds unless configured, with
-    `token_rotated` set. Rotating it again within the grace returns the same new
-    token, so that two tabs, or a retry after a lost reply, log nobody out. When
-    it is presented after the grace, to this RPC or to ValidateSession, its
-    session is revoked: somebody has kept a token that its owner no longer uses.
-    The last 32 rotated-out tokens of a session are recognised; older ones are
-    merely not valid.
+    The old token stays valid for a grace period, 30 seconds unless configured;
+    validating it then sets `token_rotated`. Rotating it again within the grace
+    returns the same new token, so that neither two tabs nor a retry after a lost
+    reply logs anybody out. If it is presented after the grace, to this RPC or to
+    ValidateSession, its session is revoked: somebody has kept a token that its
+    owner no longer uses. The last 32 rotated tokens of a session are recognised;
+    older ones are simply not valid.
 
     Role: `issue`.
 
     Errors:
     - INVALID_ARGUMENT / INVALID_REQUEST: `token` missing.
     - NOT_FOUND / SESSION_NOT_FOUND: no live session has this token.
-    - FAILED_PRECONDITION / TOKEN_REUSED: past its grace; the session is revoked.
+    - FAILED_PRECONDITION / TOKEN_REUSED: the token is past its grace; the session
+      has just been revoked.
     - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
     """
     RevokeSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.RevokeSessionRequest, _session_service_pb2.RevokeSessionResponse]
     """Ends one session, named by its token or by its public id: a logout.
 
-    Once this has answered OK, no server says `valid` to that session again.
-    Revoking what is already gone is OK too, with `revoked` false.
+    Once this has answered OK, no server calls that session `valid` again. If it
+    has already ended, the answer is OK too, with `revoked` false.
 
     Role: `issue`.
 
@@ -179,7 +182,7 @@ class SessionServiceStub:
 
     Errors:
     - INVALID_ARGUMENT / INVALID_REQUEST: `user_id` missing or over its limit;
-      `except_session_id` no session id.
+      `except_session_id` not a session id.
     - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED: some
       sessions may have been ended; repeat the call.
     """
@@ -191,15 +194,16 @@ class SessionServiceAsyncStub(SessionServiceStub):
     Common to all RPCs:
 
     - Caller roles. Each RPC names the role its caller needs: `validate`, `issue`
-      or `admin`. A server that listens on loopback only runs open and grants all.
+      or `admin`. A server that listens only on loopback grants all of them to
+      everyone.
     - Errors. Every error status carries a `google.rpc.ErrorInfo` with a reason of
       `ErrorReason`; INVALID_ARGUMENT also carries a `google.rpc.BadRequest` that
-      names the fields. UNAVAILABLE always means "unknown, retry" and never
-      "invalid": the store was not reached, and the server does not guess.
+      names the fields. UNAVAILABLE always means "unknown, retry", never "invalid":
+      the server could not ask the store, and does not guess.
     - Writes. An error from a write means "unknown": repeating the call is safe.
     - Sizes. A request of more than 8 MiB is refused with RESOURCE_EXHAUSTED before
       it is read.
-    - Time. The store's clock is the only one that decides when a session ends.
+    - Time. Only the store's clock decides when a session ends.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -214,19 +218,19 @@ class SessionServiceAsyncStub(SessionServiceStub):
       configured); `idle_timeout` negative or over that same maximum;
       `attributes` over a limit; `token` not 16 to 4096 printable ASCII
       characters, or starting with `ctr_`.
-    - ALREADY_EXISTS / TOKEN_IN_USE: the brought token names a live session.
+    - ALREADY_EXISTS / TOKEN_IN_USE: `token` already belongs to a live session.
     - RESOURCE_EXHAUSTED / SESSION_LIMIT_REACHED: the user is at the limit and
-      the server's policy is to reject. Where it is to evict the oldest, the
-      sessions that made room are in `evicted_session_ids`.
+      the server's policy is to reject. If the policy is to evict the oldest, the
+      call succeeds, and `evicted_session_ids` has the sessions that made room.
     - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
     """
     ValidateSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ValidateSessionRequest, _session_service_pb2.ValidateSessionResponse]  # type: ignore[assignment]
-    """Answers whether a token is good and whose it is. Called on every click.
+    """Tells whether a token is good and whose it is. Meant for every click.
 
-    An invalid end-user token is an answer and not an error: status OK with
-    `valid` false and `invalid_reason` set, as `active` false is in RFC 7662
-    section 2.2. Unless `skip_touch` is set, a valid answer counts as activity
-    and moves the idle deadline.
+    An invalid end-user token is an answer, not an error: the status is OK, with
+    `valid` false and `invalid_reason` set, like `active` false in RFC 7662
+    section 2.2. Unless `skip_touch` is set, validating a valid token counts as
+    activity and moves the idle deadline.
 
     Role: `validate`.
 
@@ -238,18 +242,18 @@ class SessionServiceAsyncStub(SessionServiceStub):
     BatchValidateSessions: _aio.UnaryUnaryMultiCallable[_session_service_pb2.BatchValidateSessionsRequest, _session_service_pb2.BatchValidateSessionsResponse]  # type: ignore[assignment]
     """Validates many tokens in one call, at a fraction of the cost per token.
 
-    `responses` has the answer to `requests[i]` at index i. The call succeeds or
-    fails as a whole; one invalid token among many is an answer like any other.
-    A response can reach 20 MiB when 1,000 sessions carry the most attributes
-    they may; raise your client's receive limit or ask for fewer at once.
+    `responses[i]` answers `requests[i]`. The call succeeds or fails as a whole; an
+    invalid token among valid ones is an answer like any other. A response can
+    reach 20 MiB, when 1,000 sessions have as many attributes as allowed; raise
+    your client's receive limit or validate fewer tokens at once.
 
     Role: `validate`.
 
     Errors: those of ValidateSession, with fields named `requests[3].token`;
-    INVALID_ARGUMENT / INVALID_REQUEST when there are no requests or over 1,000.
+    INVALID_ARGUMENT / INVALID_REQUEST if there are no requests, or over 1,000.
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_service_pb2.GetSessionResponse]  # type: ignore[assignment]
-    """Reads one session by its public id. Not activity: no deadline moves.
+    """Reads one session by its public id. This is not activity: no deadline moves.
 
     Role: `admin`.
 
@@ -261,24 +265,25 @@ class SessionServiceAsyncStub(SessionServiceStub):
     ListSessions: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ListSessionsRequest, _session_service_pb2.ListSessionsResponse]  # type: ignore[assignment]
     """Lists a user's live sessions, newest first.
 
-    Not activity: no deadline moves. A page may hold fewer sessions than asked
-    for; the list is at its end only when `next_page_token` is empty. Sessions
-    that begin or end while pages are read may or may not be in them; every
-    session that lives throughout is in exactly one.
+    This is not activity: no deadline moves. A page may hold fewer sessions than
+    requested; only an empty `next_page_token` ends the list. Sessions that begin
+    or end while pages are read may or may not appear; every session that lives
+    throughout appears exactly once.
 
     Role: `admin`.
 
     Errors:
     - INVALID_ARGUMENT / INVALID_REQUEST: `user_id` missing or over its limit;
-      `page_size` negative; `page_token` not one that this RPC gave for this user.
+      `page_size` negative; `page_token` not one that this RPC returned for this
+      user.
     - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
     """
     UpdateSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.UpdateSessionRequest, _session_service_pb2.UpdateSessionResponse]  # type: ignore[assignment]
     """Changes a live session: its attributes, or when it ends.
 
-    Atomic: either all paths of the mask are written or none, and two updates at
-    once are applied one after the other. With an etag, an update that was
-    decided on an older version is refused. An update never brings back a
+    An update is atomic: all paths of the mask are written, or none, and
+    concurrent updates are applied one after the other. With an etag, an update
+    that is based on an older version is refused. An update never brings back a
     session that has ended.
 
     Role: `issue`.
@@ -286,38 +291,39 @@ class SessionServiceAsyncStub(SessionServiceStub):
     Errors:
     - INVALID_ARGUMENT / INVALID_REQUEST: `session.session_id` missing;
       `update_mask` missing, or with a path that cannot be updated; attributes
-      over a limit; `absolute_expire_time` missing, past, or further away than
-      the longest ttl; `idle_timeout` negative, over the longest ttl, or shorter
-      than the session has been idle already (revoke it instead).
+      over a limit; `absolute_expire_time` missing, in the past, or further away
+      than the longest ttl; `idle_timeout` negative, over the longest ttl, or
+      shorter than the session has already been idle (revoke it instead).
     - NOT_FOUND / SESSION_NOT_FOUND.
     - ABORTED / ETAG_MISMATCH.
     - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
     """
     RotateSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.RotateSessionRequest, _session_service_pb2.RotateSessionResponse]  # type: ignore[assignment]
     """Replaces a session's token, for example after a password change. The session
-    and its `session_id` stay.
+    and its `session_id` stay the same.
 
-    The old token stays valid for the grace, 30 seconds unless configured, with
-    `token_rotated` set. Rotating it again within the grace returns the same new
-    token, so that two tabs, or a retry after a lost reply, log nobody out. When
-    it is presented after the grace, to this RPC or to ValidateSession, its
-    session is revoked: somebody has kept a token that its owner no longer uses.
-    The last 32 rotated-out tokens of a session are recognised; older ones are
-    merely not valid.
+    The old token stays valid for a grace period, 30 seconds unless configured;
+    validating it then sets `token_rotated`. Rotating it again within the grace
+    returns the same new token, so that neither two tabs nor a retry after a lost
+    reply logs anybody out. If it is presented after the grace, to this RPC or to
+    ValidateSession, its session is revoked: somebody has kept a token that its
+    owner no longer uses. The last 32 rotated tokens of a session are recognised;
+    older ones are simply not valid.
 
     Role: `issue`.
 
     Errors:
     - INVALID_ARGUMENT / INVALID_REQUEST: `token` missing.
     - NOT_FOUND / SESSION_NOT_FOUND: no live session has this token.
-    - FAILED_PRECONDITION / TOKEN_REUSED: past its grace; the session is revoked.
+    - FAILED_PRECONDITION / TOKEN_REUSED: the token is past its grace; the session
+      has just been revoked.
     - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
     """
     RevokeSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.RevokeSessionRequest, _session_service_pb2.RevokeSessionResponse]  # type: ignore[assignment]
     """Ends one session, named by its token or by its public id: a logout.
 
-    Once this has answered OK, no server says `valid` to that session again.
-    Revoking what is already gone is OK too, with `revoked` false.
+    Once this has answered OK, no server calls that session `valid` again. If it
+    has already ended, the answer is OK too, with `revoked` false.
 
     Role: `issue`.
 
@@ -335,7 +341,7 @@ class SessionServiceAsyncStub(SessionServiceStub):
 
     Errors:
     - INVALID_ARGUMENT / INVALID_REQUEST: `user_id` missing or over its limit;
-      `except_session_id` no session id.
+      `except_session_id` not a session id.
     - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED: some
       sessions may have been ended; repeat the call.
     """
@@ -346,15 +352,16 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     Common to all RPCs:
 
     - Caller roles. Each RPC names the role its caller needs: `validate`, `issue`
-      or `admin`. A server that listens on loopback only runs open and grants all.
+      or `admin`. A server that listens only on loopback grants all of them to
+      everyone.
     - Errors. Every error status carries a `google.rpc.ErrorInfo` with a reason of
       `ErrorReason`; INVALID_ARGUMENT also carries a `google.rpc.BadRequest` that
-      names the fields. UNAVAILABLE always means "unknown, retry" and never
-      "invalid": the store was not reached, and the server does not guess.
+      names the fields. UNAVAILABLE always means "unknown, retry", never "invalid":
+      the server could not ask the store, and does not guess.
     - Writes. An error from a write means "unknown": repeating the call is safe.
     - Sizes. A request of more than 8 MiB is refused with RESOURCE_EXHAUSTED before
       it is read.
-    - Time. The store's clock is the only one that decides when a session ends.
+    - Time. Only the store's clock decides when a session ends.
     """
 
     @_abc_1.abstractmethod
@@ -373,10 +380,10 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
           configured); `idle_timeout` negative or over that same maximum;
           `attributes` over a limit; `token` not 16 to 4096 printable ASCII
           characters, or starting with `ctr_`.
-        - ALREADY_EXISTS / TOKEN_IN_USE: the brought token names a live session.
+        - ALREADY_EXISTS / TOKEN_IN_USE: `token` already belongs to a live session.
         - RESOURCE_EXHAUSTED / SESSION_LIMIT_REACHED: the user is at the limit and
-          the server's policy is to reject. Where it is to evict the oldest, the
-          sessions that made room are in `evicted_session_ids`.
+          the server's policy is to reject. If the policy is to evict the oldest, the
+          call succeeds, and `evicted_session_ids` has the sessions that made room.
         - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
         """
 
@@ -386,12 +393,12 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_service_pb2.ValidateSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_service_pb2.ValidateSessionResponse, _abc.Awaitable[_session_service_pb2.ValidateSessionResponse]]:
-        """Answers whether a token is good and whose it is. Called on every click.
+        """Tells whether a token is good and whose it is. Meant for every click.
 
-        An invalid end-user token is an answer and not an error: status OK with
-        `valid` false and `invalid_reason` set, as `active` false is in RFC 7662
-        section 2.2. Unless `skip_touch` is set, a valid answer counts as activity
-        and moves the idle deadline.
+        An invalid end-user token is an answer, not an error: the status is OK, with
+        `valid` false and `invalid_reason` set, like `active` false in RFC 7662
+        section 2.2. Unless `skip_touch` is set, validating a valid token counts as
+        activity and moves the idle deadline.
 
         Role: `validate`.
 
@@ -409,15 +416,15 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_session_service_pb2.BatchValidateSessionsResponse, _abc.Awaitable[_session_service_pb2.BatchValidateSessionsResponse]]:
         """Validates many tokens in one call, at a fraction of the cost per token.
 
-        `responses` has the answer to `requests[i]` at index i. The call succeeds or
-        fails as a whole; one invalid token among many is an answer like any other.
-        A response can reach 20 MiB when 1,000 sessions carry the most attributes
-        they may; raise your client's receive limit or ask for fewer at once.
+        `responses[i]` answers `requests[i]`. The call succeeds or fails as a whole; an
+        invalid token among valid ones is an answer like any other. A response can
+        reach 20 MiB, when 1,000 sessions have as many attributes as allowed; raise
+        your client's receive limit or validate fewer tokens at once.
 
         Role: `validate`.
 
         Errors: those of ValidateSession, with fields named `requests[3].token`;
-        INVALID_ARGUMENT / INVALID_REQUEST when there are no requests or over 1,000.
+        INVALID_ARGUMENT / INVALID_REQUEST if there are no requests, or over 1,000.
         """
 
     @_abc_1.abstractmethod
@@ -426,7 +433,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_service_pb2.GetSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_service_pb2.GetSessionResponse, _abc.Awaitable[_session_service_pb2.GetSessionResponse]]:
-        """Reads one session by its public id. Not activity: no deadline moves.
+        """Reads one session by its public id. This is not activity: no deadline moves.
 
         Role: `admin`.
 
@@ -444,16 +451,17 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_session_service_pb2.ListSessionsResponse, _abc.Awaitable[_session_service_pb2.ListSessionsResponse]]:
         """Lists a user's live sessions, newest first.
 
-        Not activity: no deadline moves. A page may hold fewer sessions than asked
-        for; the list is at its end only when `next_page_token` is empty. Sessions
-        that begin or end while pages are read may or may not be in them; every
-        session that lives throughout is in exactly one.
+        This is not activity: no deadline moves. A page may hold fewer sessions than
+        requested; only an empty `next_page_token` ends the list. Sessions that begin
+        or end while pages are read may or may not appear; every session that lives
+        throughout appears exactly once.
 
         Role: `admin`.
 
         Errors:
         - INVALID_ARGUMENT / INVALID_REQUEST: `user_id` missing or over its limit;
-          `page_size` negative; `page_token` not one that this RPC gave for this user.
+          `page_size` negative; `page_token` not one that this RPC returned for this
+          user.
         - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
         """
 
@@ -465,9 +473,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_session_service_pb2.UpdateSessionResponse, _abc.Awaitable[_session_service_pb2.UpdateSessionResponse]]:
         """Changes a live session: its attributes, or when it ends.
 
-        Atomic: either all paths of the mask are written or none, and two updates at
-        once are applied one after the other. With an etag, an update that was
-        decided on an older version is refused. An update never brings back a
+        An update is atomic: all paths of the mask are written, or none, and
+        concurrent updates are applied one after the other. With an etag, an update
+        that is based on an older version is refused. An update never brings back a
         session that has ended.
 
         Role: `issue`.
@@ -475,9 +483,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - INVALID_ARGUMENT / INVALID_REQUEST: `session.session_id` missing;
           `update_mask` missing, or with a path that cannot be updated; attributes
-          over a limit; `absolute_expire_time` missing, past, or further away than
-          the longest ttl; `idle_timeout` negative, over the longest ttl, or shorter
-          than the session has been idle already (revoke it instead).
+          over a limit; `absolute_expire_time` missing, in the past, or further away
+          than the longest ttl; `idle_timeout` negative, over the longest ttl, or
+          shorter than the session has already been idle (revoke it instead).
         - NOT_FOUND / SESSION_NOT_FOUND.
         - ABORTED / ETAG_MISMATCH.
         - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
@@ -490,22 +498,23 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_session_service_pb2.RotateSessionResponse, _abc.Awaitable[_session_service_pb2.RotateSessionResponse]]:
         """Replaces a session's token, for example after a password change. The session
-        and its `session_id` stay.
+        and its `session_id` stay the same.
 
-        The old token stays valid for the grace, 30 seconds unless configured, with
-        `token_rotated` set. Rotating it again within the grace returns the same new
-        token, so that two tabs, or a retry after a lost reply, log nobody out. When
-        it is presented after the grace, to this RPC or to ValidateSession, its
-        session is revoked: somebody has kept a token that its owner no longer uses.
-        The last 32 rotated-out tokens of a session are recognised; older ones are
-        merely not valid.
+        The old token stays valid for a grace period, 30 seconds unless configured;
+        validating it then sets `token_rotated`. Rotating it again within the grace
+        returns the same new token, so that neither two tabs nor a retry after a lost
+        reply logs anybody out. If it is presented after the grace, to this RPC or to
+        ValidateSession, its session is revoked: somebody has kept a token that its
+        owner no longer uses. The last 32 rotated tokens of a session are recognised;
+        older ones are simply not valid.
 
         Role: `issue`.
 
         Errors:
         - INVALID_ARGUMENT / INVALID_REQUEST: `token` missing.
         - NOT_FOUND / SESSION_NOT_FOUND: no live session has this token.
-        - FAILED_PRECONDITION / TOKEN_REUSED: past its grace; the session is revoked.
+        - FAILED_PRECONDITION / TOKEN_REUSED: the token is past its grace; the session
+          has just been revoked.
         - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED.
         """
 
@@ -517,8 +526,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_session_service_pb2.RevokeSessionResponse, _abc.Awaitable[_session_service_pb2.RevokeSessionResponse]]:
         """Ends one session, named by its token or by its public id: a logout.
 
-        Once this has answered OK, no server says `valid` to that session again.
-        Revoking what is already gone is OK too, with `revoked` false.
+        Once this has answered OK, no server calls that session `valid` again. If it
+        has already ended, the answer is OK too, with `revoked` false.
 
         Role: `issue`.
 
@@ -542,7 +551,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT / INVALID_REQUEST: `user_id` missing or over its limit;
-          `except_session_id` no session id.
+          `except_session_id` not a session id.
         - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED: some
           sessions may have been ended; repeat the call.
         """

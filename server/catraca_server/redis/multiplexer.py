@@ -94,6 +94,9 @@ class _Request:
         if not self.replies.done():
             self.replies.set_result(replies)
 
+    def expire(self) -> None:
+        self.fail(StoreUnavailable("no reply by the deadline", StoreProblem.NOT_IN_TIME))
+
     def fail(self, error: Exception) -> None:
         if not self.replies.done():
             self.replies.set_exception(error)
@@ -171,14 +174,13 @@ class Multiplexer:
         self._waiting.append(request)
         self._waiting_commands += request.count
         self._wake.set()
-        late = StoreUnavailable("no reply by the deadline", StoreProblem.NOT_IN_TIME)
-        timer = loop.call_at(deadline, request.fail, late)
+        timer = loop.call_at(deadline, request.expire)
         try:
             return await request.replies
         finally:
             timer.cancel()
             # An exception in it refers to this frame, and with it to the whole call, which would be garbage in a cycle.
-            del request, timer, late
+            del request, timer
 
     def invalidate(self, why: str, problem: StoreProblem = StoreProblem.MALFORMED_REPLY) -> None:
         """Has the connection closed and a new one made, because its replies can no longer be trusted."""

@@ -1,0 +1,143 @@
+"""A call as its handler sees it, and a unary call from its request to its reply."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
+from typing import Any
+
+import grpc
+
+from catraca_server.api.engine import core
+from catraca_server.api.engine.completions import Completions
+from catraca_server.api.engine.slots import Slot
+from catraca_server.api.engine.statuses import OK, Metadata, Status, checked
+
+_NO_DEADLINE_SECONDS = 1e12
+"""A time of the wall clock that no deadline reaches: without one the core has the last second it can count."""
+
+
+NO_REQUEST = Status(grpc.StatusCode.UNIMPLEMENTED, "the method takes exactly one request message")
+
+
+class Call:
+    """What is known of a call, and the two ways in which it ends: an answer, or its caller leaves."""
+
+    __slots__ = (
+        "_completions",
+        "_core",
+        "_slot",
+        "answered",
+        "cancelled",
+        "deadline",
+        "initial_metadata",
+        "metadata",
+        "method",
+        "task",
+        "trailing_metadata",
+    )
+
+    def __init__(self, event: Any, slot: Slot, completions: Completions) -> None:
+        details = event.call_details
+        deadline = details.deadline
+        self.method: bytes = details.method
+        """The path: `/package.Service/Method`."""
+        self.deadline: float = (
+            inf if deadline > _NO_DEADLINE_SECONDS else deadline + completions.deadline_offset_seconds
+        )
+        """A time of the loop's clock in seconds; infinity if there is none. The core ends what is past it."""
+        self.metadata: Metadata = event.invocation_metadata
+        """What the caller sent; keys are lower case."""
+        self.cancelled = False
+        """Whether the call has ended without an answer: its caller has left, or its deadline or the grace is over."""
+        self.answered = False
+        """Whether its handler has done with it."""
+        self.task: asyncio.Task[Any] | None = None
+        """What handles it, if that is a task."""
+        self.initial_metadata: Metadata = ()
+        """To be sent before the first message; set it before that."""
+        self.trailing_metadata: Metadata = ()
+        """To be sent with the status, beside what the status has of its own."""
+        self._completions = completions
+        self._slot = slot
+        # Dropped as soon as the call is over. As long as it is kept, it counts towards the streams of its connection.
+        self._core = event.call
+        completions.begin(self._core, (core.ReceiveCloseOnServerOperation(core.NO_FLAGS),), self._on_close)
+
+    def peer(self) -> str:
+        """Returns where the call comes from, such as `ipv4:127.0.0.1:40312`; empty once the call is over."""
+        return "" if self._core is None else self._core.peer().decode()
+
+    def peer_identities(self) -> Sequence[bytes] | None:
+        """Returns the names in the caller's certificate; None without one, or once the call is over."""
+        return None if self._core is None else core.peer_identities(self._core)
+
+    def auth_context(self) -> Mapping[str, Sequence[bytes]]:
+        """Returns what the transport knows of the caller; empty once the call is over."""
+        properties = None if self._core is None else core.auth_context(self._core)
+        return {key.decode(): values for key, values in (properties or {}).items()}
+
+    def _on_close(self, event: Any) -> None:
+        if event.batch_operations[0].cancelled() and not self.answered:
+            self.cancelled = True
+            self._core = None
+            if self.task is not None:
+                self.task.cancel()
+
+    def _finish(self, operations: tuple[Any, ...], status: Status) -> None:
+        """Sends the last operations of the call and its status; to a caller who has left, nothing."""
+        if self.answered:
+            raise RuntimeError("the call has been answered already")
+        trailing = (*self.trailing_metadata, *status.trailing_metadata)
+        send_status = core.SendStatusFromServerOperation(
+            checked(trailing) if trailing else (), status.code.value[0], status.message.encode(), core.NO_FLAGS
+        )
+        self.answered = True
+        if self._core is None:
+            self._slot.release()
+        else:
+            self._completions.begin(self._core, (*operations, send_status), self._on_finished)
+
+    def _on_finished(self, event: Any) -> None:
+        del event  # it may have failed, because the caller has left
+        self._core = None
+        self._slot.release()
+
+
+class UnaryCall(Call):
+    """One request, one reply. It is answered once: by `reply` or by `fail`."""
+
+    __slots__ = ("_on_request_do", "request")
+
+    def __init__(
+        self, event: Any, slot: Slot, completions: Completions, on_request: "Callable[[UnaryCall], None]"
+    ) -> None:
+        super().__init__(event, slot, completions)
+        self.request = b""
+        """The message as it came, decompressed."""
+        self._on_request_do = on_request
+        completions.begin(self._core, (core.ReceiveMessageOperation(core.NO_FLAGS),), self._on_request)
+
+    def reply(self, message: bytes) -> None:
+        """Answers with a message. Whoever has left gets nothing, which is no error."""
+        if type(message) is not bytes:
+            raise TypeError("a message is bytes")
+        self._finish((self._send_initial_metadata(), core.SendMessageOperation(message, core.NO_FLAGS)), OK)
+
+    def fail(self, status: Status) -> None:
+        """Answers with a status other than OK."""
+        if status.code is grpc.StatusCode.OK:
+            raise ValueError("OK is not a failure")
+        self._finish((self._send_initial_metadata(),), status)
+
+    def _send_initial_metadata(self) -> Any:
+        initial = self.initial_metadata
+        return core.SendInitialMetadataOperation(checked(initial) if initial else (), core.NO_FLAGS)
+
+    def _on_request(self, event: Any) -> None:
+        request = event.batch_operations[0].message()
+        if request is not None:
+            self.request = request
+            self._on_request_do(self)
+        elif not self.answered:
+            # Most often the caller has left, and this goes nowhere.
+            self.fail(NO_REQUEST)

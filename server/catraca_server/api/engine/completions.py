@@ -1,0 +1,151 @@
+"""The completion queue, and how what comes out of it gets to the event loop.
+
+One thread waits on the queue, without the GIL. It takes one event, wakes the loop and pauses. The loop takes the rest
+itself, turn by turn, until nothing is left; only then does the thread wait again. So under load the loop never competes
+with a thread for the GIL, one wake-up brings any number of events, and no lock guards anything else here: all events
+are handled on the loop.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from catraca_server.api.engine import core
+
+logger = logging.getLogger(__name__)
+
+Tag = Callable[[Any], None]
+"""What is told of an event: the core keeps the tag of an operation and gives it back when the operation is complete."""
+
+_EVENTS_A_TURN = 512
+"""After so many the loop gets to do other things."""
+
+_LOOK_AROUND_SECONDS = 0.2
+"""How often the waiting thread looks whether the interpreter is about to exit; the core wakes it as often anyway."""
+
+
+class Completions:
+    """Takes in what the core has completed, and tells each event to its tag, on the loop."""
+
+    def __init__(self) -> None:
+        self.queue = core.CompletionQueue()
+        self.now_seconds = 0.0
+        """The loop's time when the turn began: a clock read for all events of a turn."""
+        self.deadline_offset_seconds = 0.0
+        """What to add to a deadline of the core, which is a wall clock time, to get one of the loop's clock."""
+        self.due = 0
+        """Events that are still to come."""
+        self._after_turn: Callable[[], None]
+        self._abandon: Callable[[], None]
+        self._loop: asyncio.AbstractEventLoop
+        self._first: Any = None
+        self._pause = threading.Lock()  # held while the thread is to pause
+        self._pause.acquire()
+        self._loop_polls = False
+        self._thread: threading.Thread | None = None
+        self._ended: asyncio.Future[None]
+
+    def start(self, after_turn: Callable[[], None], abandon: Callable[[], None]) -> None:
+        """Begins to wait, for the running loop.
+
+        `after_turn` is called when the events of a turn have been told. `abandon` is called by another thread if the
+        loop ends before `close`.
+        """
+        self._after_turn, self._abandon = after_turn, abandon
+        self._loop = asyncio.get_running_loop()
+        self._ended = self._loop.create_future()
+        # Not a daemon: one that wakes up in an interpreter that is being torn down can crash it.
+        self._thread = threading.Thread(target=self._wait, name="grpc-completions", daemon=False)
+        self._thread.start()
+
+    def begin(self, call: Any, operations: tuple[Any, ...], tag: Tag) -> None:
+        """Starts operations of a call; the tag is told when they are complete.
+
+        They complete also when the call is over already: unsuccessfully. What the core refuses at once is misuse, such
+        as a second status, and a defect here.
+        """
+        refused = call.start_server_batch(operations, tag)
+        if refused:
+            raise RuntimeError(f"the core refused an operation: error {refused}")
+        self.due += 1
+
+    async def close(self) -> None:
+        """Ends the thread. Nothing may be due any more."""
+        self.queue.shutdown()
+        if self._loop_polls:
+            self._let_thread_poll()
+        await self._ended
+        assert self._thread is not None
+        self._thread.join()
+
+    def drain(self, seconds: float) -> bool:
+        """Takes in what is due without telling anybody; returns whether all came in time."""
+        until = time.time() + seconds
+        while self.due and time.time() < until:
+            if self.queue.poll(until).tag is not None:
+                self.due -= 1
+        return not self.due
+
+    def _wait(self) -> None:
+        if self._wait_until_shut_down():
+            self._loop.call_soon_threadsafe(self._ended.set_result, None)
+        else:
+            logger.warning("the event loop has ended before its server was stopped")
+            self._first = None
+            self._abandon()
+
+    def _wait_until_shut_down(self) -> bool:
+        """Wakes the loop whenever there is an event. Returns False if the loop ends first."""
+        main, loop, pause = threading.main_thread(), self._loop, self._pause
+        while main.is_alive() and not loop.is_closed():
+            event = self.queue.poll(time.time() + _LOOK_AROUND_SECONDS)
+            if event.tag is None:
+                if event.completion_type == core.CompletionType.queue_shutdown:
+                    return True
+                continue
+            # An event that is kept keeps its call, and the call its connection.
+            self._first, event = event, None
+            try:
+                loop.call_soon_threadsafe(self._turn)
+            except RuntimeError:  # it has been closed
+                return False
+            while not pause.acquire(timeout=_LOOK_AROUND_SECONDS):
+                if loop.is_closed() or not main.is_alive():
+                    return False
+        return False
+
+    def _turn(self) -> None:
+        event, self._first = self._first, None
+        if event is not None:
+            self._loop_polls = True
+        elif not self._loop_polls:
+            return  # closed meanwhile
+        self.now_seconds = self._loop.time()
+        self.deadline_offset_seconds = self.now_seconds - time.time()
+        poll, told = self.queue.poll, 0
+        try:
+            if event is None:
+                event = poll(0)
+            while (tag := event.tag) is not None:
+                told += 1
+                tag(event)
+                if told >= _EVENTS_A_TURN:
+                    break
+                event = poll(0)
+        except Exception:
+            logger.exception("defect in the engine: an event was not handled")
+        event = tag = None
+        self.due -= told
+        self._after_turn()
+        if told:
+            # Looked at once more before the thread takes over: often there is more by then, of what has been answered.
+            self._loop.call_soon(self._turn)
+        elif self._loop_polls:
+            self._let_thread_poll()
+
+    def _let_thread_poll(self) -> None:
+        self._loop_polls = False
+        self._pause.release()

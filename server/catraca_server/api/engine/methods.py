@@ -1,0 +1,161 @@
+"""Methods: what is done with the calls of one path."""
+
+import asyncio
+import logging
+import traceback
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import grpc
+
+from catraca_server.api.engine.calls import UnaryCall
+from catraca_server.api.engine.completions import Completions
+from catraca_server.api.engine.slots import Slot
+from catraca_server.api.engine.statuses import Status, StatusError
+from catraca_server.api.engine.streams import Stream
+
+_T = TypeVar("_T")
+
+logger = logging.getLogger(__name__)
+
+DEFECT = Status(grpc.StatusCode.INTERNAL, "a defect of the server; its log has the details")
+CANCELLED = Status(grpc.StatusCode.CANCELLED, "the server gave the call up")
+
+
+class Work:
+    """What the handlers of a server have to do and are doing."""
+
+    def __init__(self) -> None:
+        self.batches: list[BatchMethod] = []
+        """Methods with calls to hand over."""
+        self.tasks: dict[asyncio.Task[Any], bytes] = {}
+        """One for each call of a coroutine handler, with its method."""
+
+    def hand_over(self) -> None:
+        """Hands over the calls that have come in together."""
+        while self.batches:
+            self.batches.pop().hand_over()
+
+    def start_task(
+        self, call: UnaryCall | Stream, handling: Coroutine[Any, Any, _T], reply: Callable[[_T], None]
+    ) -> None:
+        """Starts to handle a call, which is answered with what comes of it."""
+        call.task = task = asyncio.create_task(handling)
+        self.tasks[task] = call.method
+        # A callback and not a coroutine around the handler: a task that is cancelled before it begins runs neither.
+        task.add_done_callback(lambda task: self._on_done(task, call, reply))
+
+    def _on_done(self, task: "asyncio.Task[_T]", call: UnaryCall | Stream, reply: Callable[[_T], None]) -> None:
+        del self.tasks[task]
+        call.task = None
+        if task.cancelled():
+            call.fail(CANCELLED)
+            return
+        error = task.exception()
+        try:
+            if error is None:
+                reply(task.result())
+                return
+            if isinstance(error, StatusError):
+                call.fail(error.status)
+                return
+        except (TypeError, ValueError) as unsendable:
+            error = unsendable
+        log_defect(call.method, error)
+        call.initial_metadata = call.trailing_metadata = ()
+        call.fail(DEFECT)
+
+
+class Method:
+    """What is done with the calls of one path. It belongs to one server."""
+
+    def __init__(self) -> None:
+        self._work: Work
+
+    def bind(self, work: Work) -> None:
+        """Is told by its server where work goes."""
+        self._work = work
+
+    def accept(self, event: Any, slot: Slot, completions: Completions) -> None:
+        """Takes a call in."""
+        raise NotImplementedError
+
+
+class BatchMethod(Method):
+    """A unary method whose handler gets all calls that have come in together; nothing is made for each call.
+
+    The handler is a plain function. It answers each call, then or later, by `reply` or `fail`; one that it forgets
+    keeps its caller waiting. A call may be over when it is answered (`call.cancelled`), which does no harm.
+    """
+
+    def __init__(self, handler: Callable[[list[UnaryCall]], None]) -> None:
+        super().__init__()
+        self._handler = handler
+        self._calls: list[UnaryCall] = []
+
+    def accept(self, event: Any, slot: Slot, completions: Completions) -> None:  # noqa: D102  as its base says
+        UnaryCall(event, slot, completions, self._on_request)
+
+    def hand_over(self) -> None:
+        """Calls the handler."""
+        calls, self._calls = self._calls, []
+        for gone in [call for call in calls if call.cancelled]:
+            calls.remove(gone)
+            gone.fail(CANCELLED)
+        if not calls:
+            return
+        try:
+            self._handler(calls)
+        except Exception as error:  # noqa: BLE001  whatever it is, the callers get a status
+            log_defect(calls[0].method, error)
+            for call in calls:
+                if not call.answered:
+                    call.initial_metadata = call.trailing_metadata = ()
+                    call.fail(DEFECT)
+
+    def _on_request(self, call: UnaryCall) -> None:
+        if not self._calls:
+            self._work.batches.append(self)
+        self._calls.append(call)
+
+
+class UnaryMethod(Method):
+    """A unary method whose handler is a coroutine function: it returns the reply, or raises StatusError.
+
+    It is cancelled when its call ends before that.
+    """
+
+    def __init__(self, handler: Callable[[UnaryCall], Coroutine[Any, Any, bytes]]) -> None:
+        super().__init__()
+        self._handler = handler
+
+    def accept(self, event: Any, slot: Slot, completions: Completions) -> None:  # noqa: D102  as its base says
+        UnaryCall(event, slot, completions, self._on_request)
+
+    def _on_request(self, call: UnaryCall) -> None:
+        if call.cancelled:
+            call.fail(CANCELLED)
+        else:
+            self._work.start_task(call, self._handler(call), call.reply)
+
+
+class StreamMethod(Method):
+    """A method with a stream of requests, of replies, or of both. Its handler is a coroutine function.
+
+    It returns to end the stream, or raises StatusError. It is cancelled when the call ends before that.
+    """
+
+    def __init__(self, handler: Callable[[Stream], Coroutine[Any, Any, None]]) -> None:
+        super().__init__()
+        self._handler = handler
+
+    def accept(self, event: Any, slot: Slot, completions: Completions) -> None:  # noqa: D102  as its base says
+        slot.give_up()
+        stream = Stream(event, slot, completions)
+        self._work.start_task(stream, self._handler(stream), stream.finish)
+
+
+def log_defect(method: bytes, error: BaseException) -> None:
+    """Logs where a handler failed and not what the exception says, which may quote a request."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("the handler of %s failed: %s\n%s", method.decode(), type(error).__name__, where)

@@ -1,0 +1,118 @@
+"""Slots: how many calls are taken in. Each slot asks the core for one call at a time.
+
+A call holds its slot until it is answered. A call for which there is no slot waits in the core, where it counts towards
+the calls that its connection may have in flight; what comes on top is refused by the core as it reads it, before it is
+a call. Anywhere later, refusing would cost about as much as answering.
+
+A stream lasts, and so does a call that waits for something, its caller's own request perhaps. Those give their slots
+up, so that others are taken in beside them.
+"""
+
+import asyncio
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+from catraca_server.api.engine.completions import Completions
+
+
+class Slot:
+    """Room for one call in hand."""
+
+    __slots__ = ("_given_up", "_slots", "taken_at_seconds")
+
+    def __init__(self, slots: "Slots") -> None:
+        self.taken_at_seconds = inf
+        """When the call came that holds it, by the loop's clock; infinity if none does."""
+        self._slots = slots
+        self._given_up = False
+
+    def release(self) -> None:
+        """Asks for the next call, once the one that held the slot is answered."""
+        self.taken_at_seconds = inf
+        if not self._given_up:
+            self._slots.ask(self)
+
+    def give_up(self) -> None:
+        """Opens another slot instead of this one, which ends with its call."""
+        if not self._given_up:
+            self._given_up = True
+            self._slots.replace(self)
+
+    def on_call(self, event: Any) -> None:
+        """Takes the call that was asked for."""
+        self._slots.take(self, event)
+
+
+class Slots:
+    """All slots of a server."""
+
+    def __init__(
+        self,
+        server: Any,
+        completions: Completions,
+        handle: Callable[[Slot, Any], None],
+        count: int,
+        hold_limit_seconds: float,
+    ) -> None:
+        self.count = count
+        self.hold_limit_seconds = hold_limit_seconds
+        self._server = server
+        self._completions = completions
+        self._handle = handle
+        self._open: set[Slot] = set()
+        self._check: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    @property
+    def taken(self) -> int:
+        """How many slots are held by calls."""
+        return sum(slot.taken_at_seconds != inf for slot in self._open)
+
+    def open(self) -> None:
+        """Begins to ask for calls."""
+        for _ in range(self.count):
+            self._open_one()
+        self._check_later()
+
+    def close(self) -> None:
+        """Asks for no more calls; the core gives back what has been asked for."""
+        self._closed = True
+        if self._check is not None:
+            self._check.cancel()
+
+    def ask(self, slot: Slot) -> None:
+        """Asks for a call."""
+        if not self._closed:
+            self._server.request_call(self._completions.queue, self._completions.queue, slot.on_call)
+            self._completions.due += 1
+
+    def take(self, slot: Slot, event: Any) -> None:
+        """Hands a call on; when the server stops, there is none."""
+        if event.success:
+            slot.taken_at_seconds = self._completions.now_seconds
+            self._handle(slot, event)
+
+    def replace(self, slot: Slot) -> None:
+        """Opens a slot instead of one that is given up."""
+        self._open.discard(slot)
+        self._open_one()
+
+    def give_up_held_too_long(self, now_seconds: float) -> None:
+        """Has the calls give up their slots that have held them for longer than the limit."""
+        taken_before = now_seconds - self.hold_limit_seconds
+        for slot in [slot for slot in self._open if slot.taken_at_seconds < taken_before]:
+            slot.give_up()
+
+    def _open_one(self) -> None:
+        slot = Slot(self)
+        self._open.add(slot)
+        self.ask(slot)
+
+    def _check_later(self) -> None:
+        # All slots at a time, because a timer for each call would cost every call.
+        self._check = asyncio.get_running_loop().call_later(self.hold_limit_seconds / 4, self._check_now)
+
+    def _check_now(self) -> None:
+        self.give_up_held_too_long(asyncio.get_running_loop().time())
+        self._check_later()

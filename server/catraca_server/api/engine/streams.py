@@ -1,0 +1,117 @@
+"""A stream as its handler sees it."""
+
+import asyncio
+from typing import Any
+
+from catraca_server.api.engine import core
+from catraca_server.api.engine.calls import Call
+from catraca_server.api.engine.completions import Completions
+from catraca_server.api.engine.slots import Slot
+from catraca_server.api.engine.statuses import OK, Status, checked
+
+
+class Stream(Call):
+    """Any number of requests, any number of replies.
+
+        async for message in stream:
+            await stream.send(b"reply to " + message)
+
+    The requests end when the caller has said that there are no more. The status is sent when the handler returns (OK)
+    or raises. A handler whose caller leaves is cancelled. One task may receive while another sends; two that do the
+    same may not.
+    """
+
+    __slots__ = ("_initial_metadata_sent", "_received", "_sent")
+
+    def __init__(self, event: Any, slot: Slot, completions: Completions) -> None:
+        self._received: asyncio.Future[bytes | None] | None = None
+        self._sent: asyncio.Future[None] | None = None
+        self._initial_metadata_sent = False
+        super().__init__(event, slot, completions)
+
+    def __aiter__(self) -> "Stream":
+        return self
+
+    async def __anext__(self) -> bytes:
+        message = await self.receive()
+        if message is None:
+            raise StopAsyncIteration
+        return message
+
+    async def receive(self) -> bytes | None:
+        """Returns the next message, decompressed; None if there are no more."""
+        if self._core is None:
+            await self._be_cancelled()
+        # A receive that was given up, by a timeout around it, goes on: the message it brings is not lost.
+        if self._received is None:
+            self._received = asyncio.get_running_loop().create_future()
+            receive = core.ReceiveMessageOperation(core.NO_FLAGS)
+            self._completions.begin(self._core, (receive,), self._on_received)
+        message = await asyncio.shield(self._received)
+        self._received = None
+        return message
+
+    async def send(self, message: bytes) -> None:
+        """Sends a message; returns when the core has taken it, which a caller who does not read holds up."""
+        if type(message) is not bytes:
+            raise TypeError("a message is bytes")
+        await self._send(core.SendMessageOperation(message, core.NO_FLAGS))
+
+    async def send_initial_metadata(self) -> None:
+        """Sends `initial_metadata` now, ahead of the first message."""
+        if not self._initial_metadata_sent:
+            await self._send()
+
+    def finish(self, _: None = None) -> None:
+        """Ends the stream with OK; for whoever runs the handler."""
+        self._finish(self._initial_metadata_operations(), OK)
+
+    def fail(self, status: Status) -> None:
+        """Ends the stream with another status; for whoever runs the handler, which raises StatusError."""
+        self._finish(self._initial_metadata_operations(), status)
+
+    async def _send(self, *operations: Any) -> None:
+        while self._sent is not None:
+            # One that was given up goes on, too.
+            await asyncio.shield(self._sent)
+        if self._core is None:
+            await self._be_cancelled()
+        self._sent = asyncio.get_running_loop().create_future()
+        self._completions.begin(self._core, (*self._initial_metadata_operations(), *operations), self._on_sent)
+        await asyncio.shield(self._sent)
+
+    def _initial_metadata_operations(self) -> tuple[Any, ...]:
+        if self._initial_metadata_sent:
+            return ()
+        initial = checked(self.initial_metadata)
+        self._initial_metadata_sent = True
+        return (core.SendInitialMetadataOperation(initial, core.NO_FLAGS),)
+
+    async def _be_cancelled(self) -> None:
+        """Cancels a handler that goes on after its call has ended."""
+        if self.answered:
+            raise RuntimeError("the stream has ended")
+        if self.task is not None:
+            self.task.cancel()
+        await asyncio.get_running_loop().create_future()
+
+    def _on_received(self, event: Any) -> None:
+        assert self._received is not None
+        message = event.batch_operations[0].message()
+        # It is None also if the caller has left. Then that is told in the same turn or the next, and cancels the task
+        # before it can take this for the end of the requests.
+        asyncio.get_running_loop().call_soon(_resolve, self._received, message)
+
+    def _on_sent(self, event: Any) -> None:
+        sent, self._sent = self._sent, None
+        if event.success:
+            _resolve(sent, None)
+        elif self._core is not None:
+            # The call is over, or the message is larger than the server may send. Either way no more can be sent, and
+            # ending the call cancels the handler.
+            self._core.cancel()
+
+
+def _resolve(future: "asyncio.Future[Any] | None", result: Any) -> None:
+    if future is not None and not future.done():
+        future.set_result(result)
