@@ -96,13 +96,13 @@ async def test_replies_never_shift_across_connections(proxy: Proxy) -> None:
         answered, _, refused = await storm(running, seed=3, callers=100, requests=20_000)
         breaking.cancel()
 
-        async def answers() -> bool:
+        async def is_available() -> bool:
             with contextlib.suppress(StoreUnavailable):
                 return (await running.execute(("ECHO", "after"))).values == [b"after"]
             return False
 
         # The last break may still be on its way.
-        await eventually_async(answers, "the store replies again")
+        await eventually_async(is_available, "the store replies again")
     assert proxy.accepted > 3
     assert answered > 100
     assert refused > 100

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import redis
 from tests.support.processes import alive, store_processes
-from tests.support.service import ServeProcess
+from tests.support.service import ServeProcess, is_known_valid
 from tests.support.valkey import BINARY, WHY_MISSING
 from tests.support.waiting import eventually
 
@@ -106,22 +106,15 @@ def test_a_killed_store_is_started_again(data_dir: Path) -> None:
     with ServeProcess(data_dir=str(data_dir)) as process, SessionClient(process.target, timeout=10) as sessions:
         token = sessions.create("12345").token
 
-        def valid() -> bool:
-            try:
-                assert sessions.validate(token), "a live session was denied"
-            except errors.Unavailable:
-                return False
-            return True
-
         def is_noticed(deaths: int) -> bool:
-            valid()
+            is_known_valid(sessions, token)
             return process.log.count("embedded store ended with status -9") == deaths
 
         for deaths in (1, 2, 3):
             (store,) = store_processes(data_dir)
             store.kill()
             eventually(partial(is_noticed, deaths), "the death is noticed")
-            eventually(valid, "the session is valid again")
+            eventually(lambda: is_known_valid(sessions, token), "the session is valid again")
 
 
 def test_a_stop_keeps_sessions_and_leaves_nothing_running(data_dir: Path) -> None:

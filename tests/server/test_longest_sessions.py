@@ -109,7 +109,7 @@ async def create_and_change(stub: Any, now_ms: int, max_ttl_ms: int, **fields: A
 
 
 def requests(max_ttl_ms: int) -> list[dict[str, Duration]]:
-    """Returns what a login may ask for: nothing, the most that is allowed, and more than that."""
+    """Returns the fields of logins: none, the most that is allowed, and more than that."""
     spans = [duration(max_ttl_ms), duration(max_ttl_ms + 1), Duration(seconds=API_MAX_SECONDS), Duration(seconds=2**62)]
     return [
         {},
@@ -125,12 +125,12 @@ def max_ttl_ms_of(settings: dict[str, str]) -> int:
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 async def test_the_longest_sessions_today(settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With every setting at its bound, the longest that may be asked for is accepted and valid at once."""
+    """With every setting at its bound, the longest that may be requested is accepted and valid at once."""
     FakeClock(monkeypatch, TODAY_MS)
     max_ttl_ms = max_ttl_ms_of(settings)
     async with stub_on("memory:", settings) as stub:
         outcomes = [await create_and_change(stub, TODAY_MS, max_ttl_ms, **each) for each in requests(max_ttl_ms)]
-    # Nothing asked for, and the most for ttl, for the idle timeout and for both.
+    # Without fields, and with the most for ttl, for the idle timeout and for both.
     assert [at for at, is_accepted in enumerate(outcomes) if is_accepted] == [0, 1, 5, 9]
 
 

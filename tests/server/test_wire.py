@@ -198,7 +198,7 @@ def test_the_largest_response(stub: SessionServiceStub) -> None:
 
 
 def test_reading_by_id(stub: SessionServiceStub) -> None:
-    """The session, or NOT_FOUND for any text that is no live session's id."""
+    """The session, or NOT_FOUND for any text that is not the id of a live session."""
     created = stub.CreateSession(pb.CreateSessionRequest(user_id="u"), timeout=TIMEOUT_SECONDS)
     request = pb.GetSessionRequest(session_id=created.session.session_id)
     assert stub.GetSession(request, timeout=TIMEOUT_SECONDS).session == created.session

@@ -47,8 +47,8 @@ def test_errors_by_reflection(target: str, curl: Curl) -> None:
         (f"{SERVICE}.RotateSession", "FAILED_PRECONDITION / TOKEN_REUSED"),
         (f"{SERVICE}.RevokeUserSessions", "log out my other devices"),
         ("catraca.v1.UpdateSessionRequest", "Required. What to write"),
-        ("catraca.v1.RevokeUserSessionsRequest", "The session that may stay"),
-        ("catraca.v1.ErrorReason", "The session is no longer at the version"),
+        ("catraca.v1.RevokeUserSessionsRequest", "A session to spare, for example the caller's own"),
+        ("catraca.v1.ErrorReason", "The session no longer has the etag"),
     ],
 )
 def test_the_documentation(target: str, curl: Curl, symbol: str, comment: str) -> None:

@@ -237,6 +237,17 @@ class Operations:
             made_policy,
         )
 
+    async def listed(self, user_id: str, size: int = 500) -> list[str]:
+        """Returns the ids of a user's live sessions, newest first, read in pages of this size."""
+        found: list[str] = []
+        before = None
+        while True:
+            page = await self.users.page(user_id, before, size, a_call())
+            found += [stored.session.session_id for stored in page.sessions]
+            before = page.next_before
+            if before is None:
+                return found
+
 
 def a_call(seconds: float = 60) -> Call:
     """Returns a call with this much time left, by default more than any test takes."""

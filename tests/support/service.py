@@ -14,7 +14,18 @@ from typing import Self
 from tests.support.command import clean_environment
 from tests.support.waiting import eventually
 
+from catraca import SessionClient, errors
+
 _READY = "listening on "
+
+
+def is_known_valid(sessions: SessionClient, token: str) -> bool:
+    """Whether a live session is valid; False while the service is unavailable."""
+    try:
+        assert sessions.validate(token), "a live session was denied"
+    except errors.Unavailable:
+        return False
+    return True
 
 
 class ServeProcess:

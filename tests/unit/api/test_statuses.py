@@ -20,7 +20,7 @@ from catraca_server.domain.errors import (
 )
 from catraca_server.store import NotDurable, Overloaded, StoreProblem, StoreUnavailable
 
-SECRET = "ctr_this-must-not-be-told"
+SECRET = "ctr_this-must-not-be-shown"
 MAX_TRAILERS = 8192
 
 

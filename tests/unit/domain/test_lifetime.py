@@ -60,7 +60,7 @@ def test_the_expiry_tells_the_last_activity(ttl: int, idle_timeout: int, age: fl
     session = a_session(ttl, idle_timeout)
     moment = BIRTH + int(ttl * age)
     read_back = session.last_active_given(session.expiry_if_active_at(moment))
-    # A session with less than a step to live has no room to tell the millisecond apart.
+    # With less than a step to live, an expiry is too near to tell the millisecond.
     assert BIRTH <= read_back <= max(moment, session.absolute_expire_time_ms)
     if session.absolute_expire_time_ms - moment > max(SECOND, session.touch_interval_ms):
         assert moment - max(SECOND, session.touch_interval_ms) < read_back <= moment

@@ -28,7 +28,7 @@ ID, USER = "0" * 21 + "1", "ana"
 HOUR = 3_600_000
 
 EXACT_CLOCK_US = 2**52 - 1
-"""Scores are doubles: up to here (the year 2112) a sequence and the number after it are told apart."""
+"""Scores are doubles: up to here (the year 2112) a sequence and the number after it differ."""
 
 clocks = st.integers(1, EXACT_CLOCK_US)
 user_ids = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=64)
@@ -89,7 +89,7 @@ def test_a_moved_score_is_of_the_same_state(clock_us: int, shift_ms: int, is_com
 
 # Python and Lua
 
-_ASK_LUA = """
+_CHECK_LUA = """
 local text = tombstone(ARGV[1], ARGV[2])
 return {
   as_text(sequence_at(tonumber(ARGV[3]))),
@@ -124,21 +124,22 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
 def test_python_and_lua_agree(run: Run, clock_us: int, user_id: str) -> None:
     """On sequences, committed and evicting scores and tombstones, byte for byte but for how JSON escapes a text."""
     sequence = sequence_at(clock_us)
-    note = tombstone(sequence, user_id)
-    script = scripts.load("attempts") + _ASK_LUA.encode()
-    at, committed, evicting, text, *told = run("EVAL", script, 0, str(sequence), user_id, str(clock_us), note)
-    assert int(at) == sequence
+    python_tombstone = tombstone(sequence, user_id)
+    script = scripts.load("attempts") + _CHECK_LUA.encode()
+    args = (str(sequence), user_id, str(clock_us), python_tombstone)
+    reserved, committed, evicting, lua_tombstone, *checks = run("EVAL", script, 0, *args)
+    assert int(reserved) == sequence
     assert int(committed) == committed_score(sequence)
     assert int(evicting) == -committed_score(sequence)
-    assert is_tombstone(text)
-    assert json.loads(text) == json.loads(note) == {"void": sequence, "user_id": user_id}
-    assert told[:2] == [1, 1], "each is a tombstone to the other"
-    assert told[2:] == [1, 0, 1, 0], "it covers its own login and earlier ones, unless it is ahead of the clock"
+    assert is_tombstone(lua_tombstone)
+    assert json.loads(lua_tombstone) == json.loads(python_tombstone) == {"void": sequence, "user_id": user_id}
+    assert checks[:2] == [1, 1], "each is a tombstone to the other"
+    assert checks[2:] == [1, 0, 1, 0], "it covers its own login and earlier ones, unless it is ahead of the clock"
 
 
 @given(user_ids)
 def test_a_tombstone_is_not_a_record(user_id: str) -> None:
-    """And the other way round, whatever the user id looks like."""
+    """Nor a record a tombstone, whatever the user id is."""
     assert is_tombstone(tombstone(2, user_id))
     assert not is_tombstone(json.dumps({"id": ID, "user_id": user_id, "void": 2}).encode())
 
