@@ -10,7 +10,7 @@ from catraca_server.domain.commands import NewSession, Update
 from catraca_server.domain.errors import InvalidRequest
 from catraca_server.domain.limits import LAST_MOMENT_MS, Policy
 from catraca_server.domain.session import RotatedToken, Session, StoredSession
-from catraca_server.domain.tokens import Credential
+from catraca_server.domain.tokens import Tokens
 from catraca_server.setting_values import Duration
 from catraca_server.settings import LIFETIME_MAX
 from catraca_server.store.records import UnstorableSession, decode, encode
@@ -138,7 +138,8 @@ def test_every_login_that_is_accepted_can_be_stored(
     if violations := new.violations(policy):
         assert {each.field for each in violations} <= {"ttl", "idle_timeout"}
         return
-    credential = Credential("0" * 22, "d" * 43)
+    credential = Tokens(bytes).read(Tokens(bytes).mint())
+    assert credential is not None
     if now_ms + (defaults[0] if ttl_ms is None else ttl_ms) > LAST_MOMENT_MS:
         with pytest.raises(InvalidRequest) as caught:
             new.start(credential, now_ms, policy)
