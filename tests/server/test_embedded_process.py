@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import redis
-from tests.support.processes import alive, store_processes
+from tests.support.processes import alive, has_written, store_processes
 from tests.support.service import ServeProcess, is_known_valid
 from tests.support.valkey import BINARY, WHY_MISSING
 from tests.support.waiting import eventually
@@ -110,6 +110,7 @@ def test_a_killed_store_is_started_again(data_dir: Path) -> None:
             is_known_valid(sessions, token)
             return process.log.count("embedded store ended with status -9") == deaths
 
+        eventually(lambda: has_written(data_dir, token), "the session is written")
         for deaths in (1, 2, 3):
             (store,) = store_processes(data_dir)
             store.kill()

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from tests.support.load import OWN_CONNECTIONS, Load, load_over_clients, load_over_stub
-from tests.support.processes import alive, connections_of, store_processes, workers_of
+from tests.support.processes import alive, connections_of, has_written, store_processes, workers_of
 from tests.support.proxy import Proxy
 from tests.support.service import ServeProcess
 from tests.support.valkey import BINARY, WHY_MISSING, Valkey
@@ -277,13 +277,14 @@ def test_a_stop_ends_the_embedded_store_last(number: signal.Signals, tmp_path: P
 
 
 async def test_a_killed_store_is_started_again(tmp_path: Path) -> None:
-    """The embedded store belongs to the supervisor; when it dies, workers wait for the next as one server does."""
+    """The embedded store belongs to the supervisor; when it dies, workers wait for the next, as one server does."""
     async with (
         ServeProcess(data_dir=str(tmp_path), workers="2", store_timeout="5s") as process,
         AsyncSessionClient(process.target, timeout=10) as sessions,
     ):
         token = (await sessions.create("12345")).token
         workers = workers_of(process)
+        await asyncio.to_thread(eventually, lambda: has_written(tmp_path, token), "the session is written")
         (store,) = store_processes(tmp_path)
         store.kill()
 

@@ -19,6 +19,16 @@ def store_processes(data_dir: Path) -> list[psutil.Process]:
     return [each for each in psutil.process_iter(["cwd"]) if each.info["cwd"] == str(data_dir) and alive(each)]
 
 
+def has_written(data_dir: Path, token: str) -> bool:
+    """Whether the store has written the session of a minted token to its file.
+
+    On a slow disk it answers up to two seconds before it does. What is killed in between has lost it, as documented.
+    """
+    # The key of its record: its user's index names the id before.
+    key = f"session:{token[4:26]}".encode()
+    return any(key in file.read_bytes() for file in data_dir.rglob("*.aof"))
+
+
 def workers_of(process: ServeProcess) -> list[psutil.Process]:
     """Returns the workers that a service has now."""
     return [each for each in _children(process) if alive(each) and "catraca_server.runtime.worker" in _command(each)]
