@@ -1,4 +1,4 @@
-"""What a validation cleans up goes to the store in few exchanges, and never costs an answer."""
+"""What a validation cleans up takes few exchanges with the store, and never fails the validation."""
 
 import asyncio
 import json
@@ -19,8 +19,8 @@ GRACE = 30_000
 MANY = 300
 
 
-class Watched(Link):
-    """A link that counts exchanges, and fails those that write once it is told to, or lets them hang."""
+class WatchedLink(Link):
+    """A link that counts exchanges, and makes those that write fail or hang, if a test wants."""
 
     def __init__(self, inner: Link) -> None:
         self.inner = inner
@@ -43,10 +43,10 @@ class Watched(Link):
 
 
 @pytest.fixture
-async def watched(backend: Backend) -> AsyncIterator[Watched]:
+async def watched(backend: Backend) -> AsyncIterator[WatchedLink]:
     """A link to each backend that can be watched."""
     async with backend.link() as link:
-        yield Watched(link)
+        yield WatchedLink(link)
 
 
 async def rotated_logins(operations: Operations, count: int) -> list[tuple[str, str]]:
@@ -66,13 +66,13 @@ async def salts(backend: Backend) -> int:
     return sum("salt" in rotated for record in records for rotated in record["retired"])
 
 
-async def test_expired_salts_are_dropped_in_one_exchange(backend: Backend, watched: Watched) -> None:
+async def test_expired_salts_are_dropped_in_one_exchange(backend: Backend, watched: WatchedLink) -> None:
     """However many sessions of a batch have a grace that has just ended."""
     operations = Operations.over(Stores.over(watched), rotation_grace_ms=GRACE)
     tokens = [new for _, new in await rotated_logins(operations, MANY)]
     await backend.travel(GRACE + 1)
     watched.exchanges.clear()
-    # A probe, which does not touch: one exchange reads, one tidies. Each session is asked about twice.
+    # A probe, which does not touch: one exchange reads, one tidies. Each session is in the batch twice.
     requests = [ValidationRequest(token, skip_touch=True) for token in tokens * 2]
     assert all(each.stored for each in await operations.sessions.validate(requests, a_call()))
 
@@ -89,10 +89,10 @@ async def test_expired_salts_are_dropped_in_one_exchange(backend: Backend, watch
     ids=["unavailable", "not durable", "overloaded", "hanging"],
 )
 @pytest.mark.parametrize("skip_touch", [True, False], ids=["probe", "activity"])
-async def test_housekeeping_that_fails_costs_no_answer(
-    backend: Backend, watched: Watched, failure: Exception | None, skip_touch: bool
+async def test_housekeeping_that_fails_fails_no_validation(
+    backend: Backend, watched: WatchedLink, failure: Exception | None, skip_touch: bool
 ) -> None:
-    """A good answer stays good, and does not wait, whatever becomes of the salts."""
+    """A valid token stays valid, and the response does not wait, whatever becomes of the salts."""
     operations = Operations.over(Stores.over(watched), rotation_grace_ms=GRACE)
     ((_, new),) = await rotated_logins(operations, 1)
     await backend.travel(GRACE + 1)
@@ -103,8 +103,8 @@ async def test_housekeeping_that_fails_costs_no_answer(
     assert validation.stored is not None
 
 
-async def test_reused_tokens_revoke_their_sessions_together(backend: Backend, watched: Watched) -> None:
-    """A batch of reused tokens takes few exchanges at a time, and every session has ended when that is answered."""
+async def test_reused_tokens_revoke_their_sessions_together(backend: Backend, watched: WatchedLink) -> None:
+    """A batch of reused tokens ends its sessions at the same time, and they have ended when it is answered."""
     operations = Operations.over(Stores.over(watched), rotation_grace_ms=GRACE)
     tokens = await rotated_logins(operations, MANY)
     await backend.travel(GRACE + 1)
@@ -116,8 +116,8 @@ async def test_reused_tokens_revoke_their_sessions_together(backend: Backend, wa
         assert validation.reason is InvalidReason.NOT_FOUND
 
 
-async def test_a_reuse_that_cannot_be_revoked_is_unknown(backend: Backend, watched: Watched) -> None:
-    """Unlike housekeeping, the revocation is a part of the answer: without it there is none."""
+async def test_a_reuse_whose_session_cannot_be_ended_is_unavailable(backend: Backend, watched: WatchedLink) -> None:
+    """Unlike housekeeping, the revocation belongs to the validation: if it fails, so does that."""
     operations = Operations.over(Stores.over(watched), rotation_grace_ms=GRACE)
     ((old, new),) = await rotated_logins(operations, 1)
     await backend.travel(GRACE + 1)

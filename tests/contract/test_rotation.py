@@ -1,4 +1,4 @@
-"""Rotating tokens: the grace, the retry, the two tabs and the thief, on every backend."""
+"""Rotating tokens: grace, retries, concurrent rotations and stolen tokens, on every backend."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ async def rotated(operations: Operations, token: str) -> str:
 
 @pytest.mark.parametrize("brought", ["", BROUGHT], ids=["minted", "brought"])
 async def test_a_new_token_for_the_same_session(operations: Operations, brought: str) -> None:
-    """The session and its id stay, its etag changes; both tokens work, and the old one says that it is old."""
+    """The session keeps its id and changes its etag; both tokens are valid, and the old one is marked as rotated."""
     login = await log_in(operations, token=brought)
     rotation = await operations.sessions.rotate(login.token, a_call())
     assert rotation.token != login.token
@@ -65,7 +65,7 @@ async def test_a_new_token_for_the_same_session(operations: Operations, brought:
 async def test_after_the_grace_the_old_token_ends_the_session(
     backend: Backend, operations: Operations, brought: str
 ) -> None:
-    """Somebody has kept a token that its owner no longer uses: the session is revoked, and says so once."""
+    """Somebody has kept a token that its owner no longer uses: the session is revoked, which is reported once."""
     login = await log_in(operations, token=brought)
     new = await rotated(operations, login.token)
     await backend.travel(GRACE + 1)
@@ -73,11 +73,11 @@ async def test_after_the_grace_the_old_token_ends_the_session(
     assert (await validated(operations, login.token)).reason is InvalidReason.TOKEN_REUSED
     assert (await validated(operations, login.token)).reason is InvalidReason.NOT_FOUND
     assert (await validated(operations, new)).reason is InvalidReason.NOT_FOUND
-    assert await operations.users.revoke("ana", "", a_call()) == 0, "it has left the index too"
+    assert await operations.users.revoke("ana", "", a_call()) == 0, "it has been removed from the index, too"
 
 
 async def test_rotating_a_token_past_its_grace_ends_the_session(backend: Backend, operations: Operations) -> None:
-    """The same, noticed by a rotation."""
+    """A rotation notices reuse like a validation."""
     login = await log_in(operations)
     new = await rotated(operations, login.token)
     await backend.travel(GRACE + 1)
@@ -89,16 +89,16 @@ async def test_rotating_a_token_past_its_grace_ends_the_session(backend: Backend
 
 
 async def test_a_probe_notices_reuse_as_well(backend: Backend, operations: Operations) -> None:
-    """Presenting is presenting: also for another user, also without touching, also inside a batch."""
+    """Reuse is noticed for another user, without touching, and in a batch."""
     login = await log_in(operations)
     await rotated(operations, login.token)
     await backend.travel(GRACE + 1)
-    checks = [
+    requests = [
         ValidationRequest("x" * 20),
         ValidationRequest(login.token, "somebody else", skip_touch=True),
         ValidationRequest(login.token),
     ]
-    reasons = [each.reason for each in await operations.sessions.validate(checks, a_call())]
+    reasons = [each.reason for each in await operations.sessions.validate(requests, a_call())]
     assert reasons == [InvalidReason.NOT_FOUND, InvalidReason.TOKEN_REUSED, InvalidReason.TOKEN_REUSED]
 
 
@@ -112,8 +112,8 @@ async def test_a_retry_gets_the_same_token(backend: Backend, operations: Operati
     assert await backend.command("GET", f"session:{login.stored.session.session_id}") == record
 
 
-async def test_two_tabs_rotate_at_once(operations: Operations) -> None:
-    """All get the same new token, and exactly one token is current afterwards (supabase/auth-js#213)."""
+async def test_concurrent_rotations_give_the_same_token(operations: Operations) -> None:
+    """Exactly one token is current afterwards (supabase/auth-js#213)."""
     login = await log_in(operations)
     tokens = await asyncio.gather(*(rotated(operations, login.token) for _ in range(20)))
     assert len(set(tokens)) == 1
@@ -124,8 +124,8 @@ async def test_two_tabs_rotate_at_once(operations: Operations) -> None:
     assert not validation.token_rotated
 
 
-async def test_an_old_token_follows_to_the_newest(operations: Operations) -> None:
-    """Several rotations inside one grace: every token of them gets the token that is current now."""
+async def test_every_token_within_its_grace_yields_the_current_one(operations: Operations) -> None:
+    """Also after several rotations within one grace."""
     tokens = [(await log_in(operations, token=BROUGHT)).token]
     for _ in range(3):
         tokens.append(await rotated(operations, tokens[-1]))
@@ -134,21 +134,21 @@ async def test_an_old_token_follows_to_the_newest(operations: Operations) -> Non
     assert len(set(tokens)) == 4
 
 
-async def test_every_token_of_a_chain_is_remembered(backend: Backend, operations: Operations) -> None:
-    """A token that was rotated out several rotations ago is still noticed, up to the documented number."""
+async def test_old_tokens_are_recognised(backend: Backend, operations: Operations) -> None:
+    """A token that was replaced several rotations ago is still reuse, up to the documented number."""
     login = await log_in(operations)
     tokens = [login.token]
     for _ in range(ROTATED_TOKENS_MAX + 1):
         tokens.append(await rotated(operations, tokens[-1]))
         await backend.travel(GRACE + 1)
-    assert (await validated(operations, tokens[0])).reason is InvalidReason.NOT_FOUND, "forgotten, and never valid"
+    assert (await validated(operations, tokens[0])).reason is InvalidReason.NOT_FOUND, "too old to recognise"
     assert (await validated(operations, tokens[-1])).stored is not None
     assert (await validated(operations, tokens[1])).reason is InvalidReason.TOKEN_REUSED
     assert (await validated(operations, tokens[-1])).stored is None
 
 
-async def test_without_a_grace_the_old_token_is_old_at_once(backend: Backend) -> None:
-    """A grace of zero: presenting the old token right after is reuse."""
+async def test_without_a_grace_the_old_token_is_reused_at_once(backend: Backend) -> None:
+    """With a grace of zero, presenting the old token right after the rotation is reuse."""
     async with stores(backend) as opened:
         operations = Operations.over(opened, rotation_grace_ms=0)
         login = await log_in(operations)
@@ -172,8 +172,8 @@ async def test_rotate_and_revoke_cannot_both_win(operations: Operations) -> None
             assert (await validated(operations, token)).stored is None
 
 
-async def test_who_logs_out_with_an_old_token_is_logged_out(backend: Backend, operations: Operations) -> None:
-    """Revoking by a token that was rotated out ends the session, inside the grace and after."""
+async def test_logging_out_with_an_old_token(backend: Backend, operations: Operations) -> None:
+    """Revoking by a rotated token ends the session, within the grace and after."""
     for wait in (0, GRACE + 1):
         login = await log_in(operations)
         new = await rotated(operations, login.token)
@@ -183,13 +183,13 @@ async def test_who_logs_out_with_an_old_token_is_logged_out(backend: Backend, op
 
 
 async def test_neither_the_store_nor_the_old_token_yields_the_new_one(backend: Backend, operations: Operations) -> None:
-    """The record has a salt for the grace, and no longer; without it the old token leads nowhere."""
+    """It takes both, and the record has the salt only until the end of the grace."""
     login = await log_in(operations)
     new = await rotated(operations, login.token)
     key = f"session:{login.stored.session.session_id}"
     record = json.loads(await backend.command("GET", key))
-    (retired,) = record["retired"]
-    assert Tokens(bytes).renew(login.token, retired["salt"]) == new
+    (rotated_token,) = record["retired"]
+    assert Tokens(bytes).renew(login.token, rotated_token["salt"]) == new
     assert Tokens(bytes).renew(login.token, "another salt") != new
     assert new[26:69] not in json.dumps(record)
     assert login.token[26:69] not in json.dumps(record)
@@ -197,8 +197,8 @@ async def test_neither_the_store_nor_the_old_token_yields_the_new_one(backend: B
     assert (await validated(operations, new)).stored is not None
 
     async def salt_is_dropped() -> bool:
-        (retired,) = json.loads(await backend.command("GET", key))["retired"]
-        return "salt" not in retired
+        (rotated_token,) = json.loads(await backend.command("GET", key))["retired"]
+        return "salt" not in rotated_token
 
     await eventually_async(salt_is_dropped, "the salt is dropped")
     assert (await validated(operations, new)).stored is not None
@@ -213,8 +213,8 @@ async def test_what_cannot_be_rotated(operations: Operations) -> None:
             await rotated(operations, token)
 
 
-async def test_a_forged_token_is_no_reuse(operations: Operations) -> None:
-    """The id is public: who knows it and no secret can neither rotate nor end the session, nor have it ended."""
+async def test_a_forged_token_is_not_reuse(operations: Operations) -> None:
+    """The id is public: whoever knows it but no secret can neither rotate nor end the session."""
     login = await log_in(operations)
     await rotated(operations, login.token)
     forged = Tokens(bytes).renew(login.token, "made up")

@@ -1,4 +1,4 @@
-"""The whole API against a plain model, over long random lives, on every backend."""
+"""All operations against a simple model, in long random sequences, on every backend."""
 
 import asyncio
 import os
@@ -41,7 +41,7 @@ class SessionMachine(RuleBasedStateMachine):
     backend: ClassVar[Backend]
     runner: ClassVar[asyncio.Runner]
     moves_past: ClassVar[bool]
-    """Whether time passes by moving what is stored into the past."""
+    """Whether time passes by moving stored data into the past."""
 
     made = Bundle("made")
 
@@ -61,7 +61,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @property
     def offset(self) -> int:
-        """What to add to a moment from the store to get the model's."""
+        """What to add to a moment of the store to get the model's."""
         return self.travelled if self.moves_past else 0
 
     @property
@@ -88,7 +88,7 @@ class SessionMachine(RuleBasedStateMachine):
         brought=st.sampled_from(("", "", *BROUGHT)),
     )
     def create(self, user_id: str, ttl_ms: int, idle_timeout_ms: int, brought: str) -> Expected | None:
-        """Logs somebody in, sometimes with a token that is in use, sometimes over the limit."""
+        """Logs a user in, sometimes with a token that is in use, sometimes over the limit."""
         new = NewSession(user_id, ttl_ms, idle_timeout_ms, {"user": user_id}, brought)
         holder = next((each for each in reversed(self.users.all) if brought and self.was_brought(each, brought)), None)
         before = self.now()
@@ -103,7 +103,7 @@ class SessionMachine(RuleBasedStateMachine):
             return None
         now = (before, self.now())
         if holder is not None:
-            assert holder.life(now) is not Life.ALIVE, "a live session's token was given to another"
+            assert holder.life(now) is not Life.ALIVE, "a token of a live session was accepted again"
             holder.over = True
         session = login.stored.session
         expected = Expected(
@@ -155,16 +155,16 @@ class SessionMachine(RuleBasedStateMachine):
             assert all(mine.index(self.users.by_id(session_id)) < mine.index(each) for each in kept)
 
     @rule(
-        asked=st.lists(
+        chosen=st.lists(
             st.tuples(made, st.sampled_from(["nobody", "owner", "other"]), st.booleans(), st.integers(0, 3)),
             min_size=1,
             max_size=4,
         )
     )
-    def validate(self, asked: list[tuple[Expected | None, str, bool, int]]) -> None:
-        """Asks about tokens, current and rotated out, for the right user and for another, several at once."""
+    def validate(self, chosen: list[tuple[Expected | None, str, bool, int]]) -> None:
+        """Validates tokens, current and rotated, for the right user and for another, several at once."""
         requests, about = [], []
-        for made, whose, skip_touch, age in asked:
+        for made, whose, skip_touch, age in chosen:
             if made is not None:
                 expected = self.users.by_id(made.session_id)
                 other = USERS[1 - USERS.index(expected.user_id)]
@@ -174,13 +174,13 @@ class SessionMachine(RuleBasedStateMachine):
         before = self.now()
         validations = self.run(self.do.sessions.validate(requests, self.call))
         now = (before, self.now())
-        # In one batch a check may be answered before or after another one of the same session had its effect.
+        # In one batch, requests about the same session may be validated before or after one of them has its effect.
         were_active = {each.session_id: each.active for each in about}
         reused = {each.session_id for each, validation in zip(about, validations, strict=True) if _is_reuse(validation)}
-        for check, expected, validation in zip(requests, about, validations, strict=True):
-            self.learn(check, expected, validation, now, in_doubt=expected.session_id in reused)
-        for check, expected, validation in zip(requests, about, validations, strict=True):
-            if validation.stored is not None and not check.skip_touch:
+        for request, expected, validation in zip(requests, about, validations, strict=True):
+            self.learn(request, expected, validation, now, in_doubt=expected.session_id in reused)
+        for request, expected, validation in zip(requests, about, validations, strict=True):
+            if validation.stored is not None and not request.skip_touch:
                 expected.active = now
             if expected.session_id in reused:
                 expected.over = True
@@ -196,28 +196,28 @@ class SessionMachine(RuleBasedStateMachine):
         return tokens[min(age, len(tokens) - 1)]
 
     def learn(
-        self, check: ValidationRequest, expected: Expected, validation: Validation, now: Moment, *, in_doubt: bool
+        self, request: ValidationRequest, expected: Expected, validation: Validation, now: Moment, *, in_doubt: bool
     ) -> None:
-        """Checks an answer against what the model knows, and learns from it what it could not know."""
-        life, grace = expected.life(now), expected.grace(check.token, now)
+        """Checks a validation against the model, which learns from it what it cannot know."""
+        life, grace = expected.life(now), expected.grace(request.token, now)
         if validation.reason is InvalidReason.NOT_FOUND:
             assert life is not Life.ALIVE or in_doubt, "a live session was denied"
-            if not in_doubt:  # else it is over once all of the batch has been looked at
+            if not in_doubt:  # else it is over after the whole batch
                 expected.over = True
         elif _is_reuse(validation):
             assert life is not Life.DEAD
-            assert grace in (Life.DEAD, Life.EITHER), "a good token was taken for a stolen one"
+            assert grace in (Life.DEAD, Life.EITHER), "a token within its grace counted as reused"
         else:
-            assert life is not Life.DEAD, "a dead session was let through"
-            assert grace is not Life.DEAD, "a token was let through after its grace"
-            if check.user_id not in ("", expected.user_id):
+            assert life is not Life.DEAD, "an ended session was valid"
+            assert grace is not Life.DEAD, "a token was valid after its grace"
+            if request.user_id not in ("", expected.user_id):
                 assert validation == Validation(None, InvalidReason.USER_MISMATCH)
             else:
                 assert validation.stored is not None
-                assert validation.token_rotated == (check.token != expected.token)
+                assert validation.token_rotated == (request.token != expected.token)
 
     def agrees(self, expected: Expected, stored: StoredSession, was_active: Moment) -> None:
-        """Checks what is told of a live session that was last active at `was_active` or at what is known now."""
+        """Checks a live session that was last active at `was_active`, or as is known now."""
         session = stored.session
         assert (session.session_id, session.user_id) == (expected.session_id, expected.user_id)
         assert session.attributes == expected.attributes
@@ -226,13 +226,13 @@ class SessionMachine(RuleBasedStateMachine):
         assert session.absolute_expire_time_ms + self.offset == expected.end
         assert session.idle_timeout_ms == expected.idle_timeout_ms
         assert stored.expiry_ms <= stored.expire_time_ms <= session.absolute_expire_time_ms
-        told = stored.last_active_time_ms + self.offset
-        if expected.end - expected.active[1] > expected.mark:
-            assert was_active[0] - expected.mark - 1 <= told <= expected.active[1]
+        recorded = stored.last_active_time_ms + self.offset
+        if expected.end - expected.active[1] > expected.precision_ms:
+            assert was_active[0] - expected.precision_ms - 1 <= recorded <= expected.active[1]
 
     @rule(made=made)
     def get(self, made: Expected | None) -> None:
-        """Reads a session by its id, which is no activity."""
+        """Reads a session by its id, which is not activity."""
         if made is None:
             return
         expected = self.users.by_id(made.session_id)
@@ -246,7 +246,7 @@ class SessionMachine(RuleBasedStateMachine):
             self.agrees(expected, stored, expected.active)
 
     def ended(self, expected: Expected, now: Moment) -> None:
-        """Learns that a session is not there."""
+        """Learns that a session has ended."""
         assert expected.life(now) is not Life.ALIVE, "a live session was not found"
         expected.over = True
 
@@ -265,7 +265,7 @@ class SessionMachine(RuleBasedStateMachine):
         idle_timeout_ms: int | None,
         stale: bool,
     ) -> None:
-        """Changes attributes and times, sometimes with an etag that is no longer right."""
+        """Changes attributes and times, sometimes with the etag of another version."""
         if made is None:
             return
         expected = self.users.by_id(made.session_id)
@@ -281,7 +281,7 @@ class SessionMachine(RuleBasedStateMachine):
         except EtagMismatch:
             assert stale
         except InvalidRequest:
-            # It has been idle for longer already, or the end is no longer ahead.
+            # It has been idle for longer, or the deadline is no longer in the future.
             assert idle_timeout_ms is not None or end is not None
         else:
             now = (before, self.now())
@@ -290,10 +290,10 @@ class SessionMachine(RuleBasedStateMachine):
             expected.versions += 1
             expected.end = expected.end if end is None else end
             expected.idle_timeout_ms = expected.idle_timeout_ms if idle_timeout_ms is None else idle_timeout_ms
-            # What is known of the activity is what was written down of it.
-            told = stored.last_active_time_ms + self.offset
-            assert told <= expected.active[1] or expected.end - told < expected.mark
-            expected.active = (min(told, expected.active[0]), expected.active[1])
+            # The activity is known as it was recorded.
+            recorded = stored.last_active_time_ms + self.offset
+            assert recorded <= expected.active[1] or expected.end - recorded < expected.precision_ms
+            expected.active = (min(recorded, expected.active[0]), expected.active[1])
             for key, value in entries.items():
                 expected.attributes.pop(key, None)
                 if value is not None:
@@ -302,7 +302,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule(made=made, age=st.integers(0, 3))
     def rotate(self, made: Expected | None, age: int) -> None:
-        """Rotates a token, current or rotated out."""
+        """Rotates a token, current or rotated."""
         if made is None:
             return
         expected = self.users.by_id(made.session_id)
@@ -329,7 +329,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule(made=made, by_token=st.booleans(), age=st.integers(0, 3))
     def revoke(self, made: Expected | None, by_token: bool, age: int) -> None:
-        """Ends a session; whether there was one must be true."""
+        """Revokes a session; the result must say whether there was one."""
         if made is None:
             return
         expected = self.users.by_id(made.session_id)
@@ -343,7 +343,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule(user_id=st.sampled_from(USERS), spared=made)
     def revoke_user(self, user_id: str, spared: Expected | None) -> None:
-        """Ends all sessions of a user but perhaps one."""
+        """Revokes all sessions of a user, or all but one."""
         before = self.now()
         least, most = self.users.count(user_id, (before, before))
         except_id = spared.session_id if spared is not None else ""
@@ -356,7 +356,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule(user_id=st.sampled_from(USERS), size=st.integers(1, 5))
     def list(self, user_id: str, size: int) -> None:
-        """Lists a user's sessions page by page: all that live, none that do not, newest first."""
+        """Lists a user's sessions page by page: all live ones and no others, newest first."""
         before = self.now()
         found: list[str] = []
         cursor = None
@@ -375,7 +375,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule(made=made, revoking=st.booleans())
     def forge(self, made: Expected | None, revoking: bool) -> None:
-        """Presents the public id with a made-up secret: that opens nothing, and ends nothing."""
+        """Presents the public id with a made-up secret, which neither is valid nor ends the session."""
         if made is None:
             return
         body = made.session_id + _base62(secrets.randbits(256), 43)
@@ -396,7 +396,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule(made=made, distance=st.sampled_from([-70 * SECOND, -1 * SECOND, -1, 1, 2 * SECOND]), grace=st.booleans())
     def wait_for_a_deadline(self, made: Expected | None, distance: int, grace: bool) -> None:
-        """Lets time pass until about the end of a session, or of a grace."""
+        """Lets time pass until about the end of a session or of a grace."""
         if made is None:
             return
         end = made.end
@@ -433,7 +433,7 @@ def machine(unopened_backend: Backend) -> Iterator[type[SessionMachine]]:
 
 
 def test_sessions_do_what_the_model_says(machine: type[SessionMachine]) -> None:
-    """Whatever is done in whatever order: no live session is denied, no dead one let through."""
+    """Whatever is done in whatever order: no live session is denied, and no ended one is valid."""
     run_state_machine_as_test(
         machine,
         settings=settings(

@@ -60,8 +60,8 @@ async def read(store: SessionStore, session_id: str = ID) -> StoredSession | Non
     return stored
 
 
-async def test_an_answer_carries_the_stores_clock(backend: Backend, store: SessionStore) -> None:
-    """`now` of a reading is what TIME answers."""
+async def test_a_read_returns_the_stores_clock(backend: Backend, store: SessionStore) -> None:
+    """`now_ms` is what TIME replies."""
     before = await backend.now()
     ((now, _, _),) = await store.read([ID], a_call())
     assert before <= now <= await backend.now()
@@ -74,7 +74,7 @@ async def test_a_created_session_is_read_as_it_was_written(backend: Backend, sto
     assert found is not None
     assert found.session == stored.session
     assert found.record == stored.record
-    # Where the store tells only the time left, the milliseconds that it took to answer are missing.
+    # Without PEXPIRETIME the expiry is early by the time that the reply took.
     assert stored.expiry_ms - 1000 < found.expiry_ms <= stored.expiry_ms
 
 
@@ -89,7 +89,7 @@ async def test_text_of_any_kind_survives(backend: Backend, store: SessionStore) 
 
 
 async def test_the_record_is_json_that_a_person_can_read(backend: Backend, store: SessionStore) -> None:
-    """GET session:<id> shows who, since when and until when, and no more of the token than its digest."""
+    """GET session:<id> shows the user and the times, and of the token only its digest."""
     session = await a_session(backend)
     await created(store, session)
     record = json.loads(await backend.command("GET", f"session:{ID}"))
@@ -100,7 +100,7 @@ async def test_the_record_is_json_that_a_person_can_read(backend: Backend, store
     assert record["attributes"] == {"device": "phone"}
 
 
-async def test_an_id_is_taken_once(backend: Backend, store: SessionStore) -> None:
+async def test_an_id_can_be_taken_once(backend: Backend, store: SessionStore) -> None:
     """A second creation under a taken id says so and changes nothing, however many try at once."""
     sessions = [await a_session(backend, user_id=f"user-{at}") for at in range(20)]
     outcomes = await asyncio.gather(
@@ -125,8 +125,8 @@ async def test_every_key_expires(backend: Backend, store: SessionStore) -> None:
     assert all(0 < ttl <= HOUR for ttl in ttls.values())
 
 
-async def test_a_session_ends_by_itself(backend: Backend, store: SessionStore) -> None:
-    """After its expiry the store has nothing left of it."""
+async def test_a_session_expires(backend: Backend, store: SessionStore) -> None:
+    """After that the store has nothing of it."""
     session = await a_session(backend)
     await created(store, replace(session, idle_timeout_ms=50))
     await backend.travel(60)
@@ -138,7 +138,7 @@ async def test_a_session_ends_by_itself(backend: Backend, store: SessionStore) -
 
 
 async def test_even_the_shortest_session_has_an_expiry(backend: Backend, store: SessionStore) -> None:
-    """An expiry a millisecond away, or already past, is never taken for none."""
+    """Also one that is a millisecond away, or past."""
     for distance in (1, 0, -HOUR):
         session = await a_session(backend)
         await created(store, replace(session, absolute_expire_time_ms=session.create_time_ms + distance))
@@ -152,13 +152,13 @@ async def _is_gone(store: SessionStore) -> bool:
 
 
 async def test_many_are_read_at_once_in_order(backend: Backend, store: SessionStore) -> None:
-    """Each answer is for the id at its place: found, not there, or asked for twice."""
+    """Each result belongs to the id at its position: present, absent, or repeated."""
     for at in range(50):
         await created(store, await a_session(backend, f"{at:022}", user_id=f"user-{at}"))
     ids = [f"{at:022}" for at in (*range(0, 100, 3), 3, 3)]
     results = await store.read(ids, a_call())
-    for session_id, (_, stored, gone) in zip(ids, results, strict=True):
-        assert gone is (stored is None)
+    for session_id, (_, stored, absent) in zip(ids, results, strict=True):
+        assert absent is (stored is None)
         if int(session_id) < 50:
             assert stored is not None
             assert (stored.session.session_id, stored.session.user_id) == (session_id, f"user-{int(session_id)}")
@@ -179,14 +179,14 @@ async def test_a_touch_moves_the_expiry_later(backend: Backend, store: SessionSt
 
 
 async def test_a_late_touch_never_shortens(backend: Backend, store: SessionStore) -> None:
-    """Of two touches that overtake each other the later expiry stays."""
+    """Of two touches that overtake each other, the later expiry stays."""
     session = await a_session(backend, idle_timeout_ms=20_000)
     stored = await created(store, session)
     assert await store.touch([replace(stored, expiry_ms=session.create_time_ms + 10_000)], a_call()) == [True]
     assert await backend.command("PEXPIRETIME", f"session:{ID}") == session.create_time_ms + 20_000
 
 
-async def test_a_touch_never_brings_back(backend: Backend, store: SessionStore) -> None:
+async def test_a_touch_never_brings_a_session_back(backend: Backend, store: SessionStore) -> None:
     """Touching a session that is gone says so and leaves nothing behind."""
     stored = await created(store, await a_session(backend))
     assert await store.delete(ID, a_call())
@@ -203,8 +203,8 @@ async def test_a_touch_of_what_has_changed_does_nothing(backend: Backend, store:
     assert await backend.command("PEXPIRETIME", f"session:{ID}") == session.create_time_ms + 10_000
 
 
-async def test_touches_go_together_and_are_judged_apart(backend: Backend, store: SessionStore) -> None:
-    """One touch among many that comes too late says so for itself only."""
+async def test_each_touch_of_a_batch_has_its_own_result(backend: Backend, store: SessionStore) -> None:
+    """One that comes too late fails alone."""
     first = await created(store, await a_session(backend))
     second = await created(store, await a_session(backend, OTHER_ID))
     await store.delete(ID, a_call())
@@ -214,15 +214,15 @@ async def test_touches_go_together_and_are_judged_apart(backend: Backend, store:
     assert done == [False, True, False]
 
 
-async def test_a_deletion_is_told_once(backend: Backend, store: SessionStore) -> None:
-    """Of many deletions of one session exactly one did it."""
+async def test_a_deletion_is_reported_once(backend: Backend, store: SessionStore) -> None:
+    """Of many deletions of one session, exactly one reports it."""
     await created(store, await a_session(backend))
     assert sum(await asyncio.gather(*(store.delete(ID, a_call()) for _ in range(20)))) == 1
     assert await read(store) is None
 
 
-async def test_a_late_attempt_writes_nothing(backend: Backend, store: SessionStore) -> None:
-    """An attempt to create that got stuck past its time is told so, and leaves nothing behind."""
+async def test_a_late_login_writes_nothing(backend: Backend, store: SessionStore) -> None:
+    """A login that got stuck for too long fails, and leaves nothing behind."""
     session = await a_session(backend, create_time_ms=await backend.now() - WRITE_WINDOW_MS - 1)
     outcome, _ = await create(store, session)
     assert outcome is Creation.LATE
@@ -258,7 +258,7 @@ async def test_a_replacement_with_another_expiry(backend: Backend, store: Sessio
     assert await backend.command("PEXPIRETIME", f"session:{ID}") == session.create_time_ms + 30_000
 
 
-async def test_a_replacement_never_brings_back(backend: Backend, store: SessionStore) -> None:
+async def test_a_replacement_never_brings_a_session_back(backend: Backend, store: SessionStore) -> None:
     """Replacing a session that is gone, with or without a new expiry, leaves nothing behind."""
     before = await created(store, await a_session(backend))
     await store.delete(ID, a_call())
@@ -269,43 +269,43 @@ async def test_a_replacement_never_brings_back(backend: Backend, store: SessionS
     assert await backend.keys() == {}
 
 
-async def test_killing_ends_only_that_users_sessions(backend: Backend, store: SessionStore) -> None:
+async def test_ending_ends_only_that_users_sessions(backend: Backend, store: SessionStore) -> None:
     """An entry of an index that names another user's session ends nothing."""
     await created(store, await a_session(backend))
-    settled = IndexEntries(await backend.now(), [IndexEntry(ID, 1), IndexEntry(OTHER_ID, 2)])
-    assert await store.end("somebody else", settled, a_call()) == []
-    assert await store.end("12345", settled, a_call()) == [ID]
-    assert await store.end("12345", settled, a_call()) == []
+    entries = IndexEntries(await backend.now(), [IndexEntry(ID, 1), IndexEntry(OTHER_ID, 2)])
+    assert await store.end("somebody else", entries, a_call()) == []
+    assert await store.end("12345", entries, a_call()) == [ID]
+    assert await store.end("12345", entries, a_call()) == []
     assert await backend.keys() == {}
 
 
-async def test_killing_what_is_about_to_be_written(backend: Backend, store: SessionStore) -> None:
-    """An attempt that was ended before it wrote finds out, others do not mind, and the note of it goes by itself."""
+async def test_ending_a_login_that_is_under_way(backend: Backend, store: SessionStore) -> None:
+    """A login that was ended before it wrote is refused, later ones are not, and its tombstone expires."""
     session = await a_session(backend)
     now_ms = session.create_time_ms
     sequence = sequence_at(now_ms * 1000)
     under_way = IndexEntries(now_ms, [IndexEntry(ID, sequence)])
     assert await store.end("12345", under_way, a_call()) == [ID]
-    assert await store.end("12345", under_way, a_call()) == [], "told once"
+    assert await store.end("12345", under_way, a_call()) == [], "reported once"
     assert await read(store) is None
     outcome, _ = await create(store, session, sequence)
     assert outcome is Creation.REVOKED
     assert await read(store) is None
     outcome, _ = await create(store, session, sequence + 2)
-    assert outcome is Creation.CREATED, "another attempt, as with a brought token"
+    assert outcome is Creation.CREATED, "a later login, as with a brought token"
     await store.delete(ID, a_call())
     await store.end("12345", under_way, a_call())
     await backend.travel(ATTEMPT_LIFETIME_MS + 1)
     assert await backend.keys() == {}
 
 
-async def test_of_many_who_end_a_session_one_did(backend: Backend, store: SessionStore) -> None:
-    """Whether it has just been written or long ago: exactly one of those who end it is told so."""
+async def test_an_end_is_reported_once(backend: Backend, store: SessionStore) -> None:
+    """Whether it was written just now or long ago, exactly one of the calls that end it reports it."""
     for score in (committed_score(0), sequence_at(await backend.now() * 1000)):
         await created(store, await a_session(backend))
         entries = IndexEntries(await backend.now(), [IndexEntry(ID, score)])
-        told = await asyncio.gather(*(store.end("12345", entries, a_call()) for _ in range(20)))
-        assert sum(map(len, told)) == 1
+        results = await asyncio.gather(*(store.end("12345", entries, a_call()) for _ in range(20)))
+        assert sum(map(len, results)) == 1
 
 
 async def test_prefixes_keep_services_apart(backend: Backend) -> None:
@@ -317,7 +317,7 @@ async def test_prefixes_keep_services_apart(backend: Backend) -> None:
         assert list(await backend.keys()) == [f"a:session:{ID}"]
 
 
-async def test_a_deadline_that_has_passed_is_no_answer(store: SessionStore) -> None:
-    """Too late is "unknown", not "not there"."""
+async def test_a_deadline_that_has_passed_is_unavailable(store: SessionStore) -> None:
+    """That is not the same as an absent session."""
     with pytest.raises(StoreUnavailable):
         await store.read([ID], a_call(seconds=-1))

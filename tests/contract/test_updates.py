@@ -1,4 +1,4 @@
-"""Updating sessions: atomic, by etag, and never by accident shorter, longer or alive again; on every backend."""
+"""Updating sessions: atomic, by etag, never shortening, prolonging or reviving by accident; on every backend."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -35,7 +35,7 @@ async def update(operations: Operations, login: Login, **changes: Any) -> Stored
 
 
 async def test_attributes_are_replaced_or_set_one_by_one(operations: Operations) -> None:
-    """All at once, one, one removed, and both in one update: what is read is what was answered."""
+    """All at once, one, one removed, and both in one update: reading returns what the update did."""
     login = await log_in(operations)
     steps: list[tuple[dict[str, Any], dict[str, str]]] = [
         ({"entries": {"device": "tablet"}}, {"device": "tablet", "app": "shop"}),
@@ -53,8 +53,8 @@ async def test_attributes_are_replaced_or_set_one_by_one(operations: Operations)
     assert validation.stored.session.attributes == {"a.b": "c"}
 
 
-async def test_attributes_do_not_move_the_end(backend: Backend, operations: Operations) -> None:
-    """Writing data neither shortens nor stretches a session, and is no activity."""
+async def test_attributes_do_not_change_the_expiry(backend: Backend, operations: Operations) -> None:
+    """Writing attributes neither shortens nor prolongs a session, and is not activity."""
     login = await log_in(operations)
     key = f"session:{login.stored.session.session_id}"
     await backend.travel(10 * MINUTE)
@@ -65,7 +65,7 @@ async def test_attributes_do_not_move_the_end(backend: Backend, operations: Oper
 
 
 async def test_a_session_is_extended(backend: Backend, operations: Operations) -> None:
-    """A later absolute deadline: it lives on, and its user's index with it."""
+    """It lives until the later deadline, and its user's index as well."""
     login = await log_in(operations, ttl_ms=HOUR, idle_timeout_ms=0)
     end = await backend.now() + 3 * HOUR
     stored = await update(operations, login, absolute_expire_time_ms=end)
@@ -90,7 +90,7 @@ async def test_a_session_is_shortened(backend: Backend, operations: Operations) 
 
 
 async def test_the_idle_timeout_counts_from_the_last_activity(backend: Backend, operations: Operations) -> None:
-    """Longer, shorter, none, and again one: the activity that is known stays what it was."""
+    """Longer, shorter and none: the recorded activity stays the same."""
     login = await log_in(operations)
     await backend.travel(10 * MINUTE)
     now = await backend.now()
@@ -104,7 +104,7 @@ async def test_the_idle_timeout_counts_from_the_last_activity(backend: Backend, 
     assert abs(stored.last_active_time_ms - active) < 2 * MINUTE
 
 
-async def test_an_idle_timeout_that_has_passed_already_is_refused(backend: Backend, operations: Operations) -> None:
+async def test_an_idle_timeout_that_has_passed_is_refused(backend: Backend, operations: Operations) -> None:
     """It would end the session: that is what revoking is for."""
     login = await log_in(operations)
     await backend.travel(10 * MINUTE)
@@ -115,7 +115,7 @@ async def test_an_idle_timeout_that_has_passed_already_is_refused(backend: Backe
 
 
 async def test_concurrent_updates_are_all_applied(operations: Operations) -> None:
-    """Two updates at once never lose one silently: each is applied to what the other left."""
+    """No update is lost: each is applied to the result of the other."""
     login = await log_in(operations)
     lives = await asyncio.gather(*(update(operations, login, entries={f"key-{at}": "v"}) for at in range(20)))
     final = (await operations.sessions.get(login.stored.session.session_id, a_call())).session
@@ -125,7 +125,7 @@ async def test_concurrent_updates_are_all_applied(operations: Operations) -> Non
 
 
 async def test_of_updates_with_one_etag_one_is_applied(operations: Operations) -> None:
-    """The others are told that the session has changed."""
+    """The others fail: the session has changed."""
     login = await log_in(operations)
     etag = login.stored.session.etag
     outcomes = await asyncio.gather(
@@ -140,7 +140,7 @@ async def test_of_updates_with_one_etag_one_is_applied(operations: Operations) -
 
 
 async def test_activity_does_not_change_the_etag(backend: Backend, operations: Operations) -> None:
-    """A touch is no version: an update decided before it still applies."""
+    """An update with the etag from before a touch succeeds."""
     login = await log_in(operations)
     await backend.travel(5 * MINUTE)
     (validation,) = await operations.sessions.validate([ValidationRequest(login.token)], a_call())
@@ -149,8 +149,8 @@ async def test_activity_does_not_change_the_etag(backend: Backend, operations: O
     assert abs(stored.last_active_time_ms - await backend.now()) < 2 * SECOND, "the touch was not lost"
 
 
-async def test_what_is_gone_cannot_be_updated(operations: Operations) -> None:
-    """An update never revives a revoked session, also when both come at once (express-session#632)."""
+async def test_a_revoked_session_cannot_be_updated(operations: Operations) -> None:
+    """An update never revives it, also if both come at once (express-session#632)."""
     for _ in range(20):
         login = await log_in(operations)
         await asyncio.gather(
@@ -181,7 +181,7 @@ async def test_every_key_keeps_an_expiry(backend: Backend, operations: Operation
 
 
 async def test_limits_hold_for_updates(backend: Backend, operations: Operations) -> None:
-    """The result of an update is within the limits of a creation, or nothing is written."""
+    """The updated session is within the limits of a new one, or nothing is written."""
     login = await log_in(operations, attributes={str(at): "v" for at in range(64)})
     now = await backend.now()
     for changes, field in (

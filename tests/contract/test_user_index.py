@@ -55,11 +55,11 @@ async def reserved(index: UserIndex, backend: Backend, count: int) -> list[Index
     return entries
 
 
-async def test_numbers_grow(backend: Backend, index: UserIndex) -> None:
-    """Each entry has a larger number than all before it, also within one tick of the clock."""
-    numbers = [entry.score for entry in await reserved(index, backend, 20)]
-    assert numbers == sorted(set(numbers))
-    assert abs(numbers[0] - sequence_at(await backend.now() * 1000)) < sequence_at(HOUR * 1000)
+async def test_sequences_grow(backend: Backend, index: UserIndex) -> None:
+    """Each login has a larger sequence than all before it, also within one tick of the clock."""
+    scores = [entry.score for entry in await reserved(index, backend, 20)]
+    assert scores == sorted(set(scores))
+    assert abs(scores[0] - sequence_at(await backend.now() * 1000)) < sequence_at(HOUR * 1000)
 
 
 async def test_newest_first_page_by_page(backend: Backend, index: UserIndex) -> None:
@@ -72,8 +72,8 @@ async def test_newest_first_page_by_page(backend: Backend, index: UserIndex) -> 
     assert (await index.newest("nobody", None, 3, a_call())).entries == []
 
 
-async def test_at_the_limit_nothing_is_entered(backend: Backend, index: UserIndex) -> None:
-    """The sessions that make it full are told."""
+async def test_at_the_limit_nothing_is_reserved(backend: Backend, index: UserIndex) -> None:
+    """The reservation names the sessions that are there."""
     entries = await reserved(index, backend, 3)
     full = await reserve(index, await a_session(backend, 3), limit=3)
     assert full.entry is None
@@ -81,8 +81,8 @@ async def test_at_the_limit_nothing_is_entered(backend: Backend, index: UserInde
     assert len((await index.newest(USER, None, 9, a_call())).entries) == 3
 
 
-async def test_the_oldest_are_marked_to_make_room(backend: Backend, index: UserIndex) -> None:
-    """They stay in the index, so that none is missed, but count no longer; until they are forgotten all are told."""
+async def test_the_oldest_become_evicting_to_make_room(backend: Backend, index: UserIndex) -> None:
+    """They no longer count, but stay in the index; each login names them until they are removed."""
     entries = await reserved(index, backend, 3)
     fourth = await reserve(index, await a_session(backend, 3), limit=3, evict_oldest=True)
     assert [(each.session_id, each.score) for each in fourth.evicting.entries] == [(an_id(0), -entries[0].score)]
@@ -95,25 +95,25 @@ async def test_the_oldest_are_marked_to_make_room(backend: Backend, index: UserI
     ]
     everything = await index.session_ids(USER, a_call())
     assert sorted(everything) == [an_id(at) for at in range(5)]
-    told = await index.entries(USER, [*everything, "another"], a_call())
-    assert {each.session_id for each in told.entries if each.score < 0} == {an_id(0), an_id(1)}
-    assert len(told.entries) == 5
+    entries_found = await index.entries(USER, [*everything, "another"], a_call())
+    assert {each.session_id for each in entries_found.entries if each.score < 0} == {an_id(0), an_id(1)}
+    assert len(entries_found.entries) == 5
     await index.remove(USER, fifth.evicting.entries, a_call())
     sixth = await reserve(index, await a_session(backend, 5), limit=4)
     assert sixth.entry is not None
     assert sixth.evicting.entries == []
 
 
-async def test_many_at_once_mark_as_many(backend: Backend, index: UserIndex) -> None:
-    """Under concurrent logins each marks another session: neither too few nor too many."""
+async def test_concurrent_logins_evict_exactly(backend: Backend, index: UserIndex) -> None:
+    """Each makes another session evicting: neither too few nor too many."""
     await reserved(index, backend, 5)
     sessions = [await a_session(backend, 100 + at) for at in range(30)]
     await asyncio.gather(*(reserve(index, each, limit=5, evict_oldest=True) for each in sessions))
     assert len((await index.newest(USER, None, 99, a_call())).entries) == 5
 
 
-async def test_a_session_entered_again_counts_once(backend: Backend, index: UserIndex) -> None:
-    """A brought token's session that begins anew moves to the front and takes no second place."""
+async def test_a_session_that_is_reserved_again_counts_once(backend: Backend, index: UserIndex) -> None:
+    """The session of a brought token that is brought again becomes the newest, and takes no second place."""
     await reserved(index, backend, 3)
     again = await reserve(index, await a_session(backend, 0), limit=3)
     assert again.entry is not None
@@ -121,8 +121,8 @@ async def test_a_session_entered_again_counts_once(backend: Backend, index: User
     assert [each.session_id for each in newest.entries] == [an_id(0), an_id(2), an_id(1)]
 
 
-async def test_what_was_entered_anew_is_not_forgotten(backend: Backend, index: UserIndex) -> None:
-    """Forgetting an ended session leaves the entry of a new one with the same id, marked or not."""
+async def test_an_entry_that_was_reserved_anew_is_not_removed(backend: Backend, index: UserIndex) -> None:
+    """Removing an ended session leaves the entry of a new one with the same id, evicting or not."""
     (old,) = await reserved(index, backend, 1)
     new = (await reserve(index, await a_session(backend, 0))).entry
     assert new is not None
@@ -133,26 +133,26 @@ async def test_what_was_entered_anew_is_not_forgotten(backend: Backend, index: U
     assert await backend.keys() == {}, "an empty index is gone"
 
 
-async def test_what_was_settled_meanwhile_is_not_forgotten(backend: Backend, index: UserIndex) -> None:
-    """Whoever read an entry of an attempt does not know that the session was written since."""
+async def test_an_entry_that_was_committed_meanwhile_is_not_removed(backend: Backend, index: UserIndex) -> None:
+    """A caller that read a reserved entry does not know that its session has been written since."""
     (entry,) = await reserved(index, backend, 1)
     assert await index.commit(USER, entry, a_call())
     await index.remove(USER, [entry], a_call())
-    settled = await index.entry(USER, an_id(0), a_call())
-    assert settled is not None
-    await index.remove(USER, [settled], a_call())
+    committed = await index.entry(USER, an_id(0), a_call())
+    assert committed is not None
+    await index.remove(USER, [committed], a_call())
     assert not await index.commit(USER, entry, a_call())
     assert await backend.keys() == {}
 
 
 async def test_a_login_that_comes_too_late_leaves_nothing(backend: Backend, index: UserIndex) -> None:
-    """An index has an expiry at every instant, also that of a session that would have ended before it began."""
+    """An index always has an expiry, also with a session that would have ended before it began."""
     await reserve(index, await a_session(backend, 0, ttl=-HOUR))
     assert all(ttl > 0 for ttl in (await backend.keys()).values())
 
 
 async def test_the_index_lasts_as_long_as_its_last_session(backend: Backend, index: UserIndex) -> None:
-    """It expires with the latest deadline, whatever the order of entering; extending moves it further, never nearer."""
+    """It expires with the latest deadline, whatever the order of logins; extending never makes that earlier."""
     await reserve(index, await a_session(backend, 0, ttl=HOUR))
     await reserve(index, await a_session(backend, 1, ttl=HOUR // 2))
     (ttl,) = (await backend.keys()).values()
@@ -160,11 +160,11 @@ async def test_the_index_lasts_as_long_as_its_last_session(backend: Backend, ind
     await index.extend(await a_session(backend, 1, ttl=2 * HOUR), a_call())
     await index.extend(await a_session(backend, 0, ttl=HOUR), a_call())
     (ttl,) = (await backend.keys()).values()
-    # A millisecond more, because Redis counts what is left from when it began the command.
+    # A millisecond more, because Redis counts from the beginning of the command.
     assert 2 * HOUR - 60_000 < ttl <= 2 * HOUR + 1
 
 
-async def test_extending_heals(backend: Backend, index: UserIndex) -> None:
+async def test_extending_restores_an_entry(backend: Backend, index: UserIndex) -> None:
     """A session that the index does not have is in it again, with an expiry."""
     await index.extend(await a_session(backend, 7), a_call())
     assert [each.session_id for each in (await index.newest(USER, None, 9, a_call())).entries] == [an_id(7)]

@@ -33,21 +33,9 @@ async def log_in(operations: Operations, user_id: str = "ana", **fields: object)
 
 
 async def is_valid(operations: Operations, login: Login) -> bool:
-    """Whether a login's token is good."""
+    """Whether a login's token is valid."""
     (validation,) = await operations.sessions.validate([ValidationRequest(login.token)], a_call())
     return validation.stored is not None
-
-
-async def listed(operations: Operations, user_id: str = "ana", size: int = 500) -> list[str]:
-    """Returns the ids of a user's sessions, page by page."""
-    found: list[str] = []
-    before = None
-    while True:
-        page = await operations.users.page(user_id, before, size, a_call())
-        found += [stored.session.session_id for stored in page.sessions]
-        before = page.next_before
-        if before is None:
-            return found
 
 
 def ids(*logins: Login) -> list[str]:
@@ -61,65 +49,65 @@ async def test_a_user_sees_their_sessions_newest_first(made: Stores) -> None:
     logins = [await log_in(operations) for _ in range(5)]
     await log_in(operations, "bia")
     for size in (1, 2, 5, 500):
-        assert await listed(operations, size=size) == ids(*logins[::-1])
+        assert await operations.listed("ana", size) == ids(*logins[::-1])
 
 
 async def test_a_page_of_large_sessions_ends_early(made: Stores) -> None:
-    """A page is not larger than clients accept; the next one goes on where it ended."""
+    """A page is not larger than clients accept; the next one continues where it ended."""
     operations = Operations.over(made)
     attributes = {str(at): "x" * 4000 for at in range(4)}
     logins = [await log_in(operations, attributes=attributes) for _ in range(200)]
     page = await operations.users.page("ana", None, 500, a_call())
     assert page.next_before is not None
     assert PAGE_MAX_BYTES < sum(len(stored.record) for stored in page.sessions) < 1.5 * PAGE_MAX_BYTES
-    assert await listed(operations) == ids(*logins[::-1])
+    assert await operations.listed("ana") == ids(*logins[::-1])
 
 
-async def test_what_cannot_be_read_stays_in_the_index(backend: Backend, made: Stores) -> None:
-    """It may be a session of a newer catraca, beside which this one runs for the time of an upgrade."""
+async def test_an_unreadable_session_stays_in_the_index(backend: Backend, made: Stores) -> None:
+    """It may be of a newer version, which runs beside this one during an upgrade."""
     operations = Operations.over(made)
     login = await log_in(operations)
     (session_id,) = ids(login)
     await backend.command("SET", f"session:{session_id}", '{"user_id":"ana","format":2}', "KEEPTTL")
-    assert await listed(operations) == []
+    assert await operations.listed("ana") == []
     assert await made.index.entry("ana", session_id, a_call())
     assert await operations.users.revoke("ana", "", a_call()) == 1
     assert await backend.command("GET", f"session:{session_id}") != b'{"user_id":"ana","format":2}'
 
 
-async def test_what_has_ended_is_not_listed(backend: Backend, made: Stores) -> None:
-    """Revoked and expired sessions are gone from the list at once, and later from the index."""
+async def test_ended_sessions_are_not_listed(backend: Backend, made: Stores) -> None:
+    """Revoked and expired sessions are not in the list, which removes them from the index."""
     operations = Operations.over(made)
     stays = await log_in(operations)
     await log_in(operations, idle_timeout_ms=MINUTE)
     revoked = await log_in(operations)
     await operations.sessions.revoke_token(revoked.token, a_call())
     await backend.travel(2 * MINUTE)
-    assert await listed(operations) == ids(stays)
-    assert len((await made.index.newest("ana", None, 9, a_call())).entries) == 1, "the listing has tidied up"
+    assert await operations.listed("ana") == ids(stays)
+    assert len((await made.index.newest("ana", None, 9, a_call())).entries) == 1, "the listing has removed them"
 
 
 async def test_one_session_per_user(made: Stores) -> None:
-    """A limit of one with eviction: each login ends the one before, and says so."""
+    """With a limit of one, each login evicts the one before, and says so."""
     operations = Operations.over(made, max_sessions_per_user=1)
     first = await log_in(operations)
     second = await log_in(operations)
     assert list(second.evicted_session_ids) == ids(first)
     assert not await is_valid(operations, first)
     assert await is_valid(operations, second)
-    assert (await log_in(operations, "bia")).evicted_session_ids == ()
+    assert (await log_in(operations, "bia")).evicted_session_ids == []
 
 
-async def test_only_as_many_as_it_takes_are_evicted(made: Stores) -> None:
+async def test_no_more_are_evicted_than_needed(made: Stores) -> None:
     """At the limit one login ends one session, the oldest, and not all (keycloak#16068)."""
     operations = Operations.over(made, max_sessions_per_user=3)
     logins = [await log_in(operations) for _ in range(5)]
     assert [list(login.evicted_session_ids) for login in logins] == [[], [], [], ids(logins[0]), ids(logins[1])]
-    assert await listed(operations) == ids(*logins[:1:-1])
+    assert await operations.listed("ana") == ids(*logins[:1:-1])
 
 
-async def test_reject(backend: Backend, made: Stores) -> None:
-    """The other policy: nobody is logged out, the new login is refused, and works once there is room."""
+async def test_logins_over_the_limit_are_rejected(backend: Backend, made: Stores) -> None:
+    """With that policy nobody is logged out, the new login is refused, and succeeds once there is room."""
     operations = Operations.over(made, max_sessions_per_user=2, evict_oldest=False)
     first = await log_in(operations)
     await log_in(operations, idle_timeout_ms=MINUTE)
@@ -132,44 +120,44 @@ async def test_reject(backend: Backend, made: Stores) -> None:
         await log_in(operations)
     await backend.travel(2 * MINUTE)
     fourth = await log_in(operations)
-    assert fourth.evicted_session_ids == ()
-    assert set(await listed(operations)) == set(ids(third, fourth))
+    assert fourth.evicted_session_ids == []
+    assert set(await operations.listed("ana")) == set(ids(third, fourth))
 
 
-async def test_what_has_expired_takes_no_room(backend: Backend, made: Stores) -> None:
-    """Sessions that ended by themselves are neither counted nor evicted before live ones."""
+async def test_expired_sessions_take_no_room(backend: Backend, made: Stores) -> None:
+    """They are neither counted nor evicted in place of live ones."""
     operations = Operations.over(made, max_sessions_per_user=2)
     stays = await log_in(operations, idle_timeout_ms=0)
     await log_in(operations, idle_timeout_ms=MINUTE)
     await backend.travel(2 * MINUTE)
     new = await log_in(operations)
-    assert new.evicted_session_ids == ()
+    assert new.evicted_session_ids == []
     assert await is_valid(operations, stays)
 
 
 async def test_a_lowered_limit_holds_from_the_next_login(made: Stores) -> None:
-    """A user with more sessions than a new limit allows is brought down to it."""
+    """A login of a user with more sessions than a new limit allows evicts down to it."""
     logins = [await log_in(Operations.over(made)) for _ in range(6)]
     limited = Operations.over(made, max_sessions_per_user=2)
     login = await log_in(limited)
     assert set(login.evicted_session_ids) == set(ids(*logins[:5]))
-    assert await listed(limited) == ids(login, logins[5])
+    assert await limited.listed("ana") == ids(login, logins[5])
 
 
 @pytest.mark.parametrize("limit", [1, 5])
 async def test_many_logins_at_once_evict_exactly(made: Stores, limit: int) -> None:
-    """100 logins at once at the limit: never more than it afterwards, each eviction told once (keycloak#14689)."""
+    """100 logins at once at the limit: never more than it afterwards, each eviction reported once (keycloak#14689)."""
     operations = Operations.over(made, max_sessions_per_user=limit)
     logins = await asyncio.gather(*(log_in(operations) for _ in range(100)))
     alive = [login for login in logins if await is_valid(operations, login)]
     assert len(alive) == limit
-    assert sorted(await listed(operations)) == sorted(ids(*alive))
+    assert sorted(await operations.listed("ana")) == sorted(ids(*alive))
     evicted = [session_id for login in logins for session_id in login.evicted_session_ids]
     assert sorted(evicted) == sorted(set(ids(*logins)) - set(ids(*alive)))
 
 
 async def test_many_logins_at_once_are_rejected_exactly(made: Stores) -> None:
-    """100 logins at once under `reject`: as many succeed as there is room, and all of those stay."""
+    """With `reject`, of 100 logins at once as many succeed as there is room, and all of those stay."""
     operations = Operations.over(made, max_sessions_per_user=5, evict_oldest=False)
     outcomes = await asyncio.gather(*(log_in(operations) for _ in range(100)), return_exceptions=True)
     logins = [each for each in outcomes if isinstance(each, Login)]
@@ -178,8 +166,8 @@ async def test_many_logins_at_once_are_rejected_exactly(made: Stores) -> None:
     assert sum(isinstance(each, SessionLimitReached) for each in outcomes) == 95
 
 
-async def test_at_no_moment_are_there_more(backend: Backend, made: Stores) -> None:
-    """While logins race, whoever looks sees at most as many live sessions as the limit allows."""
+async def test_the_limit_holds_at_every_moment(backend: Backend, made: Stores) -> None:
+    """While logins race, there are never more live sessions than the limit allows."""
     operations = Operations.over(made, max_sessions_per_user=3)
     count_sessions = """
         local count = 0
@@ -207,11 +195,11 @@ async def test_log_out_everywhere(made: Stores) -> None:
     assert await operations.users.revoke("ana", "", a_call()) == 0
     assert not any([await is_valid(operations, login) for login in logins])
     assert await is_valid(operations, other)
-    assert await listed(operations) == []
+    assert await operations.listed("ana") == []
 
 
-async def test_log_out_everywhere_reaches_what_had_to_make_room(made: Stores) -> None:
-    """Also a session that a login has marked to end, and whose end that login did not live to see."""
+async def test_log_out_everywhere_reaches_evicting_sessions(made: Stores) -> None:
+    """Also a session that a login chose to evict before it crashed."""
     login = await log_in(Operations.over(made))
     another = replace(login.stored.session, session_id="0" * 22)
     reservation = await made.index.reserve(another, limit=1, evict_oldest=True, call=a_call())
@@ -221,20 +209,20 @@ async def test_log_out_everywhere_reaches_what_had_to_make_room(made: Stores) ->
 
 
 async def test_log_out_my_other_devices(made: Stores) -> None:
-    """The session that asks may stay."""
+    """The session of the request stays."""
     operations = Operations.over(made)
     logins = [await log_in(operations) for _ in range(5)]
     assert await operations.users.revoke("ana", ids(logins[2])[0], a_call()) == 4
-    assert await listed(operations) == ids(logins[2])
+    assert await operations.listed("ana") == ids(logins[2])
     assert await is_valid(operations, logins[2])
 
 
 async def test_thousands_are_ended_in_bounded_steps(made: Stores) -> None:
-    """More sessions than one step takes, the spared one in the middle."""
+    """More sessions than one step takes, with the one that stays in the middle."""
     operations = Operations.over(made)
     logins = await asyncio.gather(*(log_in(operations) for _ in range(450)))
     assert await operations.users.revoke("ana", ids(logins[225])[0], a_call()) == 449
-    assert await listed(operations) == ids(logins[225])
+    assert await operations.listed("ana") == ids(logins[225])
 
 
 async def test_a_brought_token_of_another_user_is_not_theirs_to_end(made: Stores) -> None:
@@ -245,8 +233,8 @@ async def test_a_brought_token_of_another_user_is_not_theirs_to_end(made: Stores
     before = await log_in(operations, "bia")
     with pytest.raises(TokenInUse):
         await log_in(operations, "bia", token=token)
-    assert await is_valid(operations, before), "nobody is logged out for nothing"
-    # As if two had raced past the first look: the other user's index names this session.
+    assert await is_valid(operations, before), "nobody is logged out in vain"
+    # As if two logins had raced past the first read: the other user's index names this session.
     await made.index.reserve(
         replace(theirs.stored.session, user_id="bia"),
         limit=0,
@@ -255,7 +243,7 @@ async def test_a_brought_token_of_another_user_is_not_theirs_to_end(made: Stores
     )
     assert await operations.users.revoke("bia", "", a_call()) == 1
     assert await is_valid(operations, theirs)
-    assert await listed(operations, "bia") == []
+    assert await operations.listed("bia") == []
 
 
 async def test_a_brought_token_can_be_brought_again(backend: Backend, made: Stores) -> None:
@@ -269,11 +257,11 @@ async def test_a_brought_token_can_be_brought_again(backend: Backend, made: Stor
     await backend.travel(2 * MINUTE)
     login = await log_in(operations, token="brought-again-and-again")
     assert await is_valid(operations, login)
-    assert await listed(operations) == ids(login)
+    assert await operations.listed("ana") == ids(login)
 
 
 async def test_a_login_under_way_ends_with_the_others(made: Stores) -> None:
-    """Also one that brings a token whose last session has only just ended, and of which a note is left."""
+    """Also one that brings a token whose last session has just ended and left a tombstone."""
     operations = Operations.over(made)
     token = "brought-again-at-once"
     session = (await log_in(operations, token=token)).stored.session
@@ -285,26 +273,26 @@ async def test_a_login_under_way_ends_with_the_others(made: Stores) -> None:
     assert outcome is Creation.REVOKED
     assert await operations.users.revoke("ana", "", a_call()) == 0
     login = await log_in(operations, token=token)
-    assert await is_valid(operations, login), "the next one is none of those"
-    assert await listed(operations) == ids(login)
+    assert await is_valid(operations, login), "a later login is not affected"
+    assert await operations.listed("ana") == ids(login)
 
 
 async def test_a_clock_that_was_set_back_ends_no_login(backend: Backend, made: Stores) -> None:
-    """A note of a time to come says nothing of logins since, neither to them nor to who ends them."""
+    """A tombstone from the future says nothing about later logins, neither to them nor to calls that end them."""
     operations = Operations.over(made)
     token = "brought-again-in-the-past"
     session = (await log_in(operations, token=token)).stored.session
     assert await operations.sessions.revoke_token(token, a_call())
-    note = tombstone(sequence_at((await backend.now() + HOUR) * 1000), "ana")
-    await backend.command("SET", f"session:{session.session_id}", note, "PX", ATTEMPT_LIFETIME_MS)
+    future = tombstone(sequence_at((await backend.now() + HOUR) * 1000), "ana")
+    await backend.command("SET", f"session:{session.session_id}", future, "PX", ATTEMPT_LIFETIME_MS)
     await made.index.reserve(session, limit=0, evict_oldest=False, call=a_call())
     assert await operations.users.revoke("ana", "", a_call()) == 1
-    await backend.command("SET", f"session:{session.session_id}", note, "PX", ATTEMPT_LIFETIME_MS)
+    await backend.command("SET", f"session:{session.session_id}", future, "PX", ATTEMPT_LIFETIME_MS)
     assert await is_valid(operations, await log_in(operations, token=token))
 
 
-async def test_an_attempt_that_got_stuck_ends_with_later_ones(made: Stores) -> None:
-    """Two logins bring one token at once; whoever ends the one that won keeps the other from being written."""
+async def test_a_login_that_got_stuck_ends_with_later_ones(made: Stores) -> None:
+    """Two logins bring one token at once: ending the one that won keeps the other from being written."""
     operations = Operations.over(made)
     token = "brought-twice-at-once"
     session = (await log_in(operations, token=token)).stored.session
@@ -317,8 +305,8 @@ async def test_an_attempt_that_got_stuck_ends_with_later_ones(made: Stores) -> N
     assert outcome is Creation.REVOKED
 
 
-async def test_what_was_written_is_in_the_index(made: Stores) -> None:
-    """Also if its entry was taken out as that of an attempt that had ended."""
+async def test_a_written_session_is_in_the_index(made: Stores) -> None:
+    """Also if its entry was removed as that of a login that was over."""
 
     async def reserve(session: Session, **options: Any) -> Reservation:
         reservation = await RedisUserIndex.reserve(made.index, session, **options)
@@ -330,35 +318,35 @@ async def test_what_was_written_is_in_the_index(made: Stores) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(made.index, "reserve", reserve)
         login = await log_in(operations)
-    assert await listed(operations) == ids(login)
+    assert await operations.listed("ana") == ids(login)
 
 
-async def test_log_out_everywhere_reaches_what_is_marked_meanwhile(made: Stores) -> None:
-    """A login that comes while all sessions are being ended may mark many to make room, and then end none of them."""
+async def test_log_out_everywhere_reaches_what_is_evicted_meanwhile(made: Stores) -> None:
+    """A login meanwhile may choose many sessions to evict, and then crash before it ends any."""
     operations = Operations.over(made)
     logins = await asyncio.gather(*(log_in(operations) for _ in range(3 * STEP_SESSIONS)))
     another = replace(logins[0].stored.session, session_id="0" * 22)
 
-    async def mark() -> None:
+    async def evict() -> None:
         reservation = await made.index.reserve(another, limit=10, evict_oldest=True, call=a_call())
         assert len(reservation.evicting.entries) > STEP_SESSIONS
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(made.index, "entries", before_the_first(made.index.entries, mark))
+        patch.setattr(made.index, "entries", before_the_first(made.index.entries, evict))
         await operations.users.revoke("ana", "", a_call())
     assert not any([await is_valid(operations, login) for login in logins])
 
 
-async def test_log_out_everywhere_reaches_what_is_entered_again_meanwhile(made: Stores) -> None:
+async def test_log_out_everywhere_reaches_what_is_reserved_again_meanwhile(made: Stores) -> None:
     """A second login with a brought token does not hide the session that the first one made."""
     operations = Operations.over(made)
     login = await log_in(operations, token="brought-twice-at-once")
 
-    async def enter() -> None:
+    async def reserve() -> None:
         await made.index.reserve(login.stored.session, limit=0, evict_oldest=False, call=a_call())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(made.index, "entries", before_the_first(made.index.entries, enter))
+        patch.setattr(made.index, "entries", before_the_first(made.index.entries, reserve))
         assert await operations.users.revoke("ana", "", a_call()) == 1
     assert not await is_valid(operations, login)
 
@@ -366,7 +354,7 @@ async def test_log_out_everywhere_reaches_what_is_entered_again_meanwhile(made: 
 def before_the_first(
     method: Callable[..., Awaitable[IndexEntries]], step: Callable[[], Awaitable[None]]
 ) -> Callable[..., Awaitable[IndexEntries]]:
-    """Returns the method, before whose first call another's step comes."""
+    """Returns the method, with a step of another caller before its first call."""
     steps = [step]
 
     async def call(*arguments: Any) -> IndexEntries:
@@ -378,7 +366,7 @@ def before_the_first(
 
 
 async def test_the_index_stays_small(backend: Backend, made: Stores) -> None:
-    """A user who logs in every day and never out leaves no trail of ended sessions (spring-session#2230)."""
+    """Many logins without a logout leave few entries of ended sessions (spring-session#2230)."""
     operations = Operations.over(made)
     for _ in range(120):
         await log_in(operations, ttl_ms=30 * DAY, idle_timeout_ms=MINUTE)

@@ -24,30 +24,30 @@ BROUGHT = "a-token-that-was-brought"
 
 
 class Crash(BaseException):
-    """The server's end: nothing of its own catches it."""
+    """The server has crashed. A BaseException, so that the server itself does not catch it."""
 
 
 class Crashing(Link):
-    """A link whose server crashes when the store has answered so many questions, be it in the middle of an exchange."""
+    """A link whose server crashes after the store has replied to so many requests, also within one exchange."""
 
-    def __init__(self, inner: Link, questions: int) -> None:
+    def __init__(self, inner: Link, requests: int) -> None:
         self._inner = inner
-        self._left = questions
+        self._left = requests
 
     async def execute(
-        self, questions: Sequence[Request], deadline: float, *, durable: bool = False
+        self, requests: Sequence[Request], deadline: float, *, durable: bool = False
     ) -> Sequence[Replies]:
-        """Asks, or crashes."""
-        asked, self._left = questions[: max(self._left, 0)], self._left - len(questions)
-        answers = await self._inner.execute(asked, deadline, durable=durable) if asked else []
+        """Executes requests, or crashes."""
+        sent, self._left = requests[: max(self._left, 0)], self._left - len(requests)
+        replies = await self._inner.execute(sent, deadline, durable=durable) if sent else []
         if self._left < 0:
             raise Crash
-        return answers
+        return replies
 
 
 @dataclass
 class Scene:
-    """What there is before an operation: three sessions of a user at the limit, one of them rotated; one of another."""
+    """The sessions before an operation: three of a user at the limit, one of them rotated, and one of another user."""
 
     logins: list[Login]
     rotated: str
@@ -76,7 +76,7 @@ STEPS: dict[str, Step] = {
     "log in below the limit": lambda do, _: do.users.create(NewSession("bia"), a_call()),
     "bring a token": lambda do, _: do.users.create(NewSession("ana", token=BROUGHT), a_call()),
     "validate and touch": lambda do, scene: do.sessions.validate([ValidationRequest(scene.logins[0].token)], a_call()),
-    "present a rotated-out token": lambda do, scene: do.sessions.validate(
+    "present a rotated token": lambda do, scene: do.sessions.validate(
         [ValidationRequest(scene.logins[1].token)], a_call()
     ),
     "rotate": lambda do, scene: do.sessions.rotate(scene.logins[0].token, a_call()),
@@ -95,7 +95,7 @@ STEPS: dict[str, Step] = {
 MAY_END = {
     "log in at the limit": {0},
     "bring a token": {0},
-    "present a rotated-out token": {1},
+    "present a rotated token": {1},
     "revoke by id": {0},
     "revoke by token": {0},
     "log out everywhere": {0, 1},
@@ -110,13 +110,13 @@ async def live_sessions(backend: Backend) -> dict[str, str]:
         try:
             session = decode(await backend.command("GET", key))
         except UnreadableRecord:
-            continue  # a note that a session must not be written
+            continue  # a tombstone
         found[session.session_id] = session.user_id
     return found
 
 
 async def everything_holds(backend: Backend, link: Link) -> None:
-    """Checks the promises about what is stored."""
+    """Asserts the promises about what is stored."""
     assert all(ttl >= 0 for ttl in (await backend.keys()).values()), "a key without an expiry"
     live = await live_sessions(backend)
     index = RedisUserIndex(link, Keys())
@@ -128,28 +128,28 @@ async def everything_holds(backend: Backend, link: Link) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_crash_at_any_point_breaks_no_promise(backend: Backend, step: str) -> None:
-    """Crash, look, start again: nothing is lost, nothing comes back, nothing is missed."""
+    """After a crash and a restart nothing is lost, nothing comes back, and nothing is missed."""
     async with backend.link() as link:
         healthy = operations_over(link)
-        for questions in count():
+        for requests in count():
             await backend.command("FLUSHALL")
             scene = await set_the_scene(backend, healthy)
             try:
-                await STEPS[step](operations_over(Crashing(link, questions)), scene)
+                await STEPS[step](operations_over(Crashing(link, requests)), scene)
             except Crash:
                 await everything_holds(backend, link)
             else:
-                assert questions > 0, "an operation that asks the store nothing"
+                assert requests > 0, "an operation without a request to the store"
                 return
 
-            # Sessions that were acknowledged, and that nobody asked to end, live on.
+            # Acknowledged sessions that nobody has ended live on.
             tokens = [scene.logins[0].token, scene.rotated, scene.logins[2].token]
             kept = [token for place, token in enumerate(tokens) if place not in MAY_END.get(step, set())]
             for token in (*kept, scene.other.token):
                 (validation,) = await healthy.sessions.validate([ValidationRequest(token)], a_call())
                 assert validation.stored is not None, "a session was lost"
 
-            # More logins keep to the limit, and whoever logs out everywhere reaches everything.
+            # The limit holds for more logins, and logging out everywhere reaches all sessions.
             await healthy.users.create(NewSession("ana"), a_call())
             await healthy.users.create(NewSession("bia"), a_call())
             await everything_holds(backend, link)
@@ -159,16 +159,16 @@ async def test_a_crash_at_any_point_breaks_no_promise(backend: Backend, step: st
 
 @pytest.mark.parametrize("step", STEPS)
 async def test_repeating_what_crashed_is_safe(backend: Backend, step: str) -> None:
-    """The operation, begun again after a crash at any point, comes to its end, and everything holds."""
+    """The operation is repeated after a crash at any point: it succeeds, and everything holds."""
     async with backend.link() as link:
         healthy = operations_over(link)
-        for questions in count():
+        for requests in count():
             await backend.command("FLUSHALL")
             scene = await set_the_scene(backend, healthy)
             try:
-                await STEPS[step](operations_over(Crashing(link, questions)), scene)
+                await STEPS[step](operations_over(Crashing(link, requests)), scene)
             except Crash:
-                # What was done before the crash shows; a lost reply does not undo it.
+                # What was done before the crash stays done.
                 with contextlib.suppress(TokenInUse, SessionNotFound):
                     await STEPS[step](healthy, scene)
                 await everything_holds(backend, link)
@@ -176,16 +176,16 @@ async def test_repeating_what_crashed_is_safe(backend: Backend, step: str) -> No
                 return
 
 
-async def test_a_login_that_crashed_does_not_keep_others_out_for_long(backend: Backend) -> None:
-    """Under `reject`, an attempt that died takes up room only until it could not write any more."""
+async def test_a_crashed_login_does_not_keep_others_out_for_long(backend: Backend) -> None:
+    """With `reject`, a crashed login takes up room only until it could no longer write."""
     async with backend.link() as link:
         healthy = operations_over(link, evict_oldest=False)
-        for questions in count():
+        for requests in count():
             await backend.command("FLUSHALL")
             for _ in range(LIMIT - 1):
                 await healthy.users.create(NewSession("ana"), a_call())
             try:
-                await operations_over(Crashing(link, questions), evict_oldest=False).users.create(
+                await operations_over(Crashing(link, requests), evict_oldest=False).users.create(
                     NewSession("ana"), a_call()
                 )
             except Crash:

@@ -1,4 +1,4 @@
-"""With `replica_acks`, what is acknowledged is on a replica; what is not is reported as not durable, in time."""
+"""With `replica_acks`, what is acknowledged is on a replica; what is not is NOT_DURABLE, in time."""
 
 import asyncio
 import contextlib
@@ -7,10 +7,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
-from tests.support.asking import Asking, Service, service_on
 from tests.support.cluster import Cluster
 from tests.support.inprocess import serving
+from tests.support.load import load_in_process
 from tests.support.nodes import DataNode
+from tests.support.operations import Service, service_on
 from tests.support.sentinel import Sentinels
 from tests.support.valkey import Valkey
 from tests.support.waiting import eventually_async
@@ -20,17 +21,17 @@ from catraca_server.domain.commands import Update
 from catraca_server.operations.users import Login
 from catraca_server.store import NotDurable, StoreUnavailable
 
-TIMEOUT = 0.25
-NOTICE = 0.05
-"""Seconds beyond the store's timeout within which a caller hears of it."""
+STORE_TIMEOUT_SECONDS = 0.25
+MARGIN_SECONDS = 0.05
+"""Within which a call has to end after the store's timeout."""
 
 ATTEMPTS = 3
-"""Times that a call is measured where the machine may be busy."""
+"""How often a call is measured, because the machine may be busy."""
 
 
 @pytest.fixture
 async def sentinels(valkey_sentinel: Sentinels) -> AsyncIterator[Sentinels]:
-    """A primary and its replicas, empty and healthy, which wait for a replica that sleeps."""
+    """A primary and its replicas, empty and healthy."""
     await asyncio.to_thread(valkey_sentinel.renew)
     yield valkey_sentinel
     for node in valkey_sentinel.data:
@@ -39,13 +40,13 @@ async def sentinels(valkey_sentinel: Sentinels) -> AsyncIterator[Sentinels]:
 
 @pytest.fixture
 async def service(sentinels: Sentinels) -> AsyncIterator[Service]:
-    """The operations over them, where one replica has to have a change."""
+    """Operations that wait for one replica."""
     async with service_on(sentinels.url, replica_acks="1") as made:
         yield made
 
 
-def replicas_sleep(sentinels: Sentinels) -> list[DataNode]:
-    """Stops both replicas."""
+def pause_replicas(sentinels: Sentinels) -> list[DataNode]:
+    """Pauses both replicas."""
     replicas = sentinels.replicas
     for replica in replicas:
         replica.pause()
@@ -82,82 +83,82 @@ WRITES: dict[str, Callable[[Service, Login], Awaitable[object]]] = {
 
 
 async def test_changes_wait_for_a_replica_and_validations_do_not(service: Service, sentinels: Sentinels) -> None:
-    """While all replicas sleep every change is reported as not durable, in time; validations are answered as ever."""
+    """While all replicas are paused every change is NOT_DURABLE, in time, and validations are as fast as before."""
     logins = [await service.create(f"user-{number}") for number in range(2 * len(WRITES))]
-    async with Asking(service, [(await service.create()).token]) as asking:
-        await asking.go_on()
-        replicas = replicas_sleep(sentinels)
-        slept = time.monotonic()
+    async with load_in_process(service, [(await service.create()).token]) as load:
+        await load.go_on()
+        replicas = pause_replicas(sentinels)
+        paused = time.monotonic()
         for (name, write), login in zip(WRITES.items(), logins[: len(WRITES)], strict=True):
-            took = []
+            durations = []
             for _ in range(ATTEMPTS):
                 begun = time.monotonic()
                 with pytest.raises(NotDurable):
                     await write(service, login)
-                took.append(time.monotonic() - begun)
-                if took[-1] <= TIMEOUT + NOTICE:
+                durations.append(time.monotonic() - begun)
+                if durations[-1] <= STORE_TIMEOUT_SECONDS + MARGIN_SECONDS:
                     break
-            assert min(took) <= TIMEOUT + NOTICE, name
-        await asking.go_on()
-        awake = time.monotonic()
+            assert min(durations) <= STORE_TIMEOUT_SECONDS + MARGIN_SECONDS, name
+        await load.go_on()
+        resumed = time.monotonic()
         for replica in replicas:
             replica.resume()
         for write, login in zip(WRITES.values(), logins[len(WRITES) :], strict=True):
             await acknowledged(service)
             await write(service, login)
         during, before = (
-            statistics.median(each.answered - each.asked for each in asking.told if begun <= each.asked < ended)
-            for begun, ended in ((slept, awake), (0, slept))
+            statistics.median(each.seconds for each in load.outcomes if begun <= each.began < ended)
+            for begun, ended in ((paused, resumed), (0, paused))
         )
-        assert asking.errors() == []
+        assert load.failures() == []
         assert during < max(3 * before, 0.02)
         assert service.changes == [True]
     for login in logins[4:7]:
         assert not await service.is_valid(login.token)
 
 
-async def test_all_at_once_are_told_in_time(service: Service, sentinels: Sentinels) -> None:
-    """A caller that comes while another change waits for replicas hears of its own in time as well."""
+async def test_many_changes_at_once_fail_in_time(service: Service, sentinels: Sentinels) -> None:
+    """A change that comes while another waits for replicas fails in time as well."""
     logins = [await service.create() for _ in range(40)]
-    replicas_sleep(sentinels)
-    took: list[float] = []
-    told: list[type[BaseException]] = []
+    pause_replicas(sentinels)
+    durations: list[float] = []
+    raised: list[type[BaseException]] = []
 
     async def revoke(login: Login, after: float) -> None:
         await asyncio.sleep(after)
         begun = time.monotonic()
         with pytest.raises(StoreUnavailable) as caught:
             await service.revoke(login)
-        took.append(time.monotonic() - begun)
-        told.append(caught.type)
+        durations.append(time.monotonic() - begun)
+        raised.append(caught.type)
 
     await asyncio.gather(*(revoke(login, number * 0.01) for number, login in enumerate(logins)))
-    assert statistics.median(took) <= TIMEOUT + NOTICE
-    assert told.count(NotDurable) > len(told) / 2
+    assert statistics.median(durations) <= STORE_TIMEOUT_SECONDS + MARGIN_SECONDS
+    assert raised.count(NotDurable) > len(raised) / 2
 
 
-async def test_activity_waits_for_nobody(sentinels: Sentinels) -> None:
-    """A validation that writes activity, or drops a salt whose grace is over, is answered all the same."""
+async def test_activity_does_not_wait_for_replicas(sentinels: Sentinels) -> None:
+    """A validation that touches a session, or drops a salt whose grace is over, is answered all the same."""
     async with service_on(sentinels.url, replica_acks="1", rotation_grace="100ms") as service:
-        login = await service.create(idle_timeout=20_000)
+        login = await service.create(idle_timeout_ms=20_000)
         rotation = await service.operations.sessions.rotate(login.token, service.call)
         key = f"session:{login.stored.session.session_id}"
-        replicas_sleep(sentinels)
+        pause_replicas(sentinels)
         assert b'"salt"' in sentinels.command("GET", key)
 
-        async def is_written_down() -> bool:
+        async def is_recorded() -> bool:
             before = sentinels.command("PEXPIRETIME", key)
             assert await service.is_valid(rotation.token)
             return b'"salt"' not in sentinels.command("GET", key) and sentinels.command("PEXPIRETIME", key) > before
 
-        await eventually_async(is_written_down, "activity is written down")
+        await eventually_async(is_recorded, "activity is recorded")
 
 
 # Changes made by others
 
 
 async def repeat_extension(service: Service, login: Login) -> None:
-    """Makes the index last for a session, which it may do already."""
+    """Makes the index last for a session, as it may already."""
     await service.stores.index.extend(login.stored.session, service.call)
 
 
@@ -167,14 +168,14 @@ REPEATED = {"extend": repeat_extension} | {
 
 
 @pytest.mark.parametrize("write", REPEATED)
-async def test_what_is_found_done_is_confirmed(write: str, sentinels: Sentinels) -> None:
-    """A change that a replica may not have is not acknowledged by a call that finds it done, on any server."""
-    async with service_on(sentinels.url, replica_acks="1") as first:
+async def test_a_repeated_change_waits_for_replicas_as_well(write: str, sentinels: Sentinels) -> None:
+    """A call that finds its change already made does not acknowledge it before a replica has it, on any server."""
+    async with service_on(sentinels.url, replica_acks="1", store_timeout="1s") as first:
         login = await first.create()
-        replicas = replicas_sleep(sentinels)
+        replicas = pause_replicas(sentinels)
         with pytest.raises(NotDurable):
             await REPEATED[write](first, login)
-        async with service_on(sentinels.url, replica_acks="1") as second:
+        async with service_on(sentinels.url, replica_acks="1", store_timeout="1s") as second:
             for _ in range(2):
                 with pytest.raises(NotDurable):
                     await REPEATED[write](second, login)
@@ -184,10 +185,10 @@ async def test_what_is_found_done_is_confirmed(write: str, sentinels: Sentinels)
             await REPEATED[write](second, login)
 
 
-async def test_an_end_that_may_come_undone_stays_in_the_index(service: Service, sentinels: Sentinels) -> None:
-    """Listing a user's sessions does not remove one whose end no replica has: ending all of them has to find it."""
+async def test_an_end_that_a_failover_could_undo_stays_in_the_index(service: Service, sentinels: Sentinels) -> None:
+    """Listing does not remove the entry of a session whose end no replica has: revoking all has to find it."""
     login = await service.create()
-    replicas = replicas_sleep(sentinels)
+    replicas = pause_replicas(sentinels)
     with pytest.raises(NotDurable):
         await service.revoke(login)
     page = await service.operations.users.page("ana", None, 10, service.call)
@@ -201,7 +202,7 @@ async def test_an_end_that_may_come_undone_stays_in_the_index(service: Service, 
     assert (await service.operations.users.page("ana", None, 10, service.call)).sessions == []
 
 
-async def test_revoking_does_not_take_memory(valkey: Valkey) -> None:
+async def test_revoking_needs_no_memory(valkey: Valkey) -> None:
     """A session can be ended, however new it is, when the store has run out of memory."""
     valkey.command("FLUSHALL")
     async with service_on(valkey.url) as service:
@@ -241,7 +242,7 @@ async def test_without_replicas_nothing_is_durable(valkey: Valkey) -> None:
 
 
 async def test_each_primary_of_a_cluster_has_its_own_replicas(valkey_cluster: Cluster) -> None:
-    """If the replica of one primary sleeps, the sessions of others are changed as ever."""
+    """If the replica of one primary is paused, sessions on the others are changed as before."""
     await asyncio.to_thread(valkey_cluster.renew)
     async with service_on(valkey_cluster.url, replica_acks="1") as service:
         one, *_ = valkey_cluster.primaries

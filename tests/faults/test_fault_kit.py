@@ -1,19 +1,16 @@
-"""The fault kit itself: it can take things away and give them back, and it notices what is wrong."""
-
-import contextlib
-from pathlib import Path
+"""The fault kit itself: it can stop nodes and bring them back, and it notices broken promises."""
 
 import pytest
 from redis.exceptions import AskError, MovedError
 from tests.support.cluster import Cluster
+from tests.support.mixed_load import MixedLoad
 from tests.support.promises import Breach, Fate
 from tests.support.proxy import Proxy
-from tests.support.recorder import Recorder
 from tests.support.sentinel import Sentinels
 from tests.support.service import ServeProcess
-from tests.support.valkey import BINARY, WHY_NONE, Valkey
+from tests.support.valkey import BINARY, WHY_MISSING, Valkey
 
-pytestmark = pytest.mark.skipif(BINARY is None, reason=WHY_NONE)
+pytestmark = pytest.mark.skipif(BINARY is None, reason=WHY_MISSING)
 
 
 def test_a_cluster_fails_over_and_heals(valkey_cluster: Cluster) -> None:
@@ -23,11 +20,11 @@ def test_a_cluster_fails_over_and_heals(valkey_cluster: Cluster) -> None:
     valkey_cluster.command("key", "WAIT", 1, 0)
     lost = valkey_cluster.node_of("key")
     lost.kill()
-    heir = valkey_cluster.wait_for_takeover(lost)
-    assert heir is valkey_cluster.node_of("key")
+    successor = valkey_cluster.wait_for_takeover(lost)
+    assert successor is valkey_cluster.node_of("key")
     assert valkey_cluster.command("key", "GET", "key") == b"value"
     valkey_cluster.heal()
-    assert valkey_cluster.replicas_of(heir) == [lost]
+    assert valkey_cluster.replicas_of(successor) == [lost]
 
 
 def test_a_slot_moves_step_by_step(valkey_cluster: Cluster) -> None:
@@ -55,40 +52,37 @@ def test_sentinels_fail_over_and_heal(valkey_sentinel: Sentinels) -> None:
     valkey_sentinel.command("WAIT", 2, 0)
     lost = valkey_sentinel.primary
     lost.kill()
-    heir = valkey_sentinel.wait_for_takeover(lost)
-    assert heir.command("GET", "key") == b"value"
+    successor = valkey_sentinel.wait_for_takeover(lost)
+    assert successor.command("GET", "key") == b"value"
     valkey_sentinel.heal()
-    assert valkey_sentinel.primary is heir
+    assert valkey_sentinel.primary is successor
 
 
-async def test_the_recorder_finds_nothing_where_nothing_is_wrong(valkey_sentinel: Sentinels) -> None:
-    """Over a proxy, whose connections break in the meantime."""
+async def test_the_mixed_load_finds_nothing_if_nothing_is_wrong(valkey_sentinel: Sentinels) -> None:
+    """Over a proxy that breaks its connections."""
     valkey_sentinel.renew()
     async with Proxy(valkey_sentinel.primary.port) as proxy, ServeProcess(store_url=proxy.url) as process:
-        async with Recorder(process.target) as recorder:
+        async with MixedLoad(process.target) as load:
             for _ in range(3):
-                await recorder.go_on()
+                await load.go_on()
                 proxy.reset()
-            await recorder.go_on()
-        assert not await recorder.check()
-    assert {each.fate for each in recorder.sessions} >= {Fate.ALIVE, Fate.ENDED}
+            await load.go_on()
+        assert not await load.check_all()
+    assert {each.fate for each in load.sessions} >= {Fate.ALIVE, Fate.ENDED}
 
 
-async def test_the_recorder_sees_what_is_wrong(tmp_path: Path) -> None:
-    """Sessions as they were before, those of others, and none at all."""
-    store = Valkey(tmp_path)
-    store.start()
-    with contextlib.closing(store):
-        async with ServeProcess(store_url=store.url) as process:
-            async with Recorder(process.target, update=8, rotate=0) as recorder:
-                await recorder.go_on()
-                backup = {key: store.command("DUMP", key) for key in store.command("KEYS", "session:*")}
-                await recorder.go_on(400)
-            for key, dumped in backup.items():
-                store.command("RESTORE", key, 60_000, dumped, "REPLACE")
-            assert {each.breach for each in await recorder.check()} == {Breach.REVIVED, Breach.OUTDATED}
-            one, other, *_ = (each for each in recorder.sessions if each.fate is Fate.ALIVE)
-            one.token, other.token = other.token, one.token
-            assert {each.breach for each in await recorder.check()} == {Breach.REVIVED, Breach.OUTDATED, Breach.OTHERS}
-            store.command("FLUSHALL")
-            assert {each.breach for each in await recorder.check()} == {*Breach} - {Breach.FAILED}
+async def test_the_mixed_load_finds_broken_promises(own_valkey: Valkey) -> None:
+    """Sessions in an earlier state, sessions of others, and sessions that are gone."""
+    async with ServeProcess(store_url=own_valkey.url) as process:
+        async with MixedLoad(process.target, update=8, rotate=0) as load:
+            await load.go_on()
+            backup = {key: own_valkey.command("DUMP", key) for key in own_valkey.command("KEYS", "session:*")}
+            await load.go_on(400)
+        for key, dumped in backup.items():
+            own_valkey.command("RESTORE", key, 60_000, dumped, "REPLACE")
+        assert {each.breach for each in await load.check_all()} == {Breach.REVIVED, Breach.OUTDATED}
+        one, other, *_ = (each for each in load.sessions if each.fate is Fate.ALIVE)
+        one.token, other.token = other.token, one.token
+        assert {each.breach for each in await load.check_all()} == {Breach.REVIVED, Breach.OUTDATED, Breach.OTHERS}
+        own_valkey.command("FLUSHALL")
+        assert {each.breach for each in await load.check_all()} == {*Breach} - {Breach.FAILED}

@@ -1,4 +1,4 @@
-"""Garbage instead of tokens and of requests, by the million: refused or answered, never a defect, no growth."""
+"""Millions of garbage tokens and requests: refused or answered, never a defect, and memory does not grow."""
 
 import asyncio
 import gc
@@ -34,11 +34,11 @@ from catraca_server.store import Creation, IndexEntries, IndexEntry, ReadResult,
 TOKENS = 1_000_000
 BODIES = 1_000_000
 WIRE_BODIES = 20_000
-GROWTH_MAX = 4 << 20
-"""Bytes by which a process may be larger after the second half than after the first; noise, far below a leak."""
+GROWTH_MAX_BYTES = 4 << 20
+"""How much larger a process may be after the second half than after the first: noise, far below a leak."""
 
 HARMLESS = {"OK", "INVALID_ARGUMENT", "NOT_FOUND"}
-"""What garbage may be answered with; NOT_FOUND by GetSession, UpdateSession and RotateSession."""
+"""The statuses that garbage may get; NOT_FOUND from GetSession, UpdateSession and RotateSession."""
 
 Handler = Callable[[bytes], Awaitable[tuple[grpc.StatusCode, bytes]]]
 
@@ -58,18 +58,18 @@ LIVE = StoredSession(
     NOW + 1_800_000,
     b"",
 )
-"""The session that requests are about where they make sense."""
+"""The session that well-formed requests are about."""
 
 
 class EmptyStore:
-    """A store that never has any other session, and takes every new one."""
+    """A store that has this one session, and accepts every new one without keeping it."""
 
     async def create(self, session: Session, _entry: IndexEntry, _call: Call) -> tuple[Creation, StoredSession]:
-        """Forgets it."""
+        """Does not keep it."""
         return Creation.CREATED, StoredSession(session, session.absolute_expire_time_ms, b"")
 
     async def read(self, session_ids: Sequence[str], _call: Call) -> Sequence[ReadResult]:
-        """Finds none but that one."""
+        """Finds only that one."""
         there, absent = ReadResult(NOW, LIVE, absent=False), ReadResult(NOW, None, absent=True)
         return [there if each == LIVE.session.session_id else absent for each in session_ids]
 
@@ -82,7 +82,7 @@ class EmptyStore:
         return [True] * len(touched)
 
     async def replace(self, replacement: Replacement, _call: Call, *, exclusive: bool = False) -> StoredSession | None:
-        """Forgets what it becomes."""
+        """Does not keep it."""
         return replacement.after
 
     async def tidy(self, replacements: Sequence[Replacement], call: Call) -> None:
@@ -104,7 +104,7 @@ class EmptyIndex:
     """The index of such a store."""
 
     async def reserve(self, session: Session, *, limit: int, evict_oldest: bool, call: Call) -> Reservation:
-        """Forgets it."""
+        """Does not keep it."""
         nothing = IndexEntries(NOW, [])
         return Reservation(IndexEntry(session.session_id, 2), nothing, nothing)
 
@@ -116,18 +116,18 @@ class EmptyIndex:
         """Extends nothing."""
 
     async def entry(self, _user_id: str, _session_id: str, _call: Call) -> IndexEntry | None:
-        """Has none."""
+        """Has nothing."""
 
     async def newest(self, _user_id: str, _before: int | None, _count: int, _call: Call) -> IndexEntries:
-        """Has none."""
+        """Has nothing."""
         return IndexEntries(NOW, [])
 
     async def session_ids(self, _user_id: str, _call: Call) -> Sequence[str]:
-        """Has none."""
+        """Has nothing."""
         return []
 
     async def entries(self, _user_id: str, _session_ids: Sequence[str], _call: Call) -> IndexEntries:
-        """Has none."""
+        """Has nothing."""
         return IndexEntries(NOW, [])
 
     async def remove(self, user_id: str, entries: Sequence[IndexEntry], call: Call) -> None:
@@ -138,6 +138,7 @@ class FakeCall:
     """What handlers use of a call."""
 
     deadline = inf
+    cancelled = False
 
     def __init__(self, request: bytes) -> None:
         self.request = request
@@ -186,8 +187,8 @@ async def outcome(handler: Handler, body: bytes, response_type: type[Message]) -
     return code.name
 
 
-def resident() -> int:
-    """Returns how much memory this process has."""
+def resident_bytes() -> int:
+    """Returns the resident memory of this process, in bytes."""
     gc.collect()
     return psutil.Process().memory_info().rss
 
@@ -196,7 +197,7 @@ def resident() -> int:
 
 
 def random_tokens(chance: random.Random, count: int) -> list[bytes]:
-    """Returns byte strings of one kind out of four; all but those of the last are text."""
+    """Returns byte strings of one of four kinds; all but the last kind are UTF-8."""
     kind = chance.randrange(4)
     if kind == 0:
         return [chance.randbytes(chance.randrange(1, 100)).decode("latin-1").encode() for _ in range(count)]
@@ -208,36 +209,36 @@ def random_tokens(chance: random.Random, count: int) -> list[bytes]:
 
 
 async def test_a_million_random_tokens(handlers: dict[str, Handler]) -> None:
-    """In batches of 1,000: not one is valid; a batch that is no text is refused whole; and memory does not grow."""
+    """In batches of 1,000: none is valid, a batch that is not UTF-8 is refused as a whole, and memory does not grow."""
     chance = random.Random(1)  # noqa: S311
     outcomes: Counter[str] = Counter()
     sizes = []
     for _ in range(2):
         for _ in range(TOKENS // BATCH_MAX_REQUESTS // 2):
             body = b"".join(field(1, field(1, token)) for token in random_tokens(chance, BATCH_MAX_REQUESTS))
-            code, answer = await handlers["BatchValidateSessions"](body)
+            code, response = await handlers["BatchValidateSessions"](body)
             if code is not grpc.StatusCode.OK:
                 outcomes[code.name] += BATCH_MAX_REQUESTS
             else:
-                for response in pb.BatchValidateSessionsResponse.FromString(answer).responses:
-                    outcomes["VALID" if response.valid else pb.InvalidReason.Name(response.invalid_reason)] += 1
-        sizes.append(resident())
+                for each in pb.BatchValidateSessionsResponse.FromString(response).responses:
+                    outcomes["VALID" if each.valid else pb.InvalidReason.Name(each.invalid_reason)] += 1
+        sizes.append(resident_bytes())
     assert outcomes.total() == TOKENS
     refused = {"INVALID_REASON_NOT_FOUND", "INVALID_REASON_MALFORMED", "INVALID_ARGUMENT"}
     assert outcomes.keys() == refused, outcomes
     assert all(outcomes[name] > TOKENS // 20 for name in refused), outcomes
-    assert sizes[1] - sizes[0] < GROWTH_MAX, sizes
+    assert sizes[1] - sizes[0] < GROWTH_MAX_BYTES, sizes
 
 
 # Request bodies
 
 
 def good_bodies() -> dict[str, list[bytes]]:
-    """Returns requests of each method with everything in them, for garbage that begins as sense."""
+    """Returns well-formed requests of each method with all fields set, from which garbage is made."""
     create = pb.CreateSessionRequest(user_id="12345", attributes={"device": "phone", "app": "shop"}, token="t" * 40)
     create.ttl.FromSeconds(60)
     create.idle_timeout.FromSeconds(30)
-    check = pb.ValidateSessionRequest(token=TOKEN, user_id="12345", skip_touch=True)
+    validate = pb.ValidateSessionRequest(token=TOKEN, user_id="12345", skip_touch=True)
     page = pb.ListSessionsRequest(user_id="12345", page_size=10, page_token=write_page_token(2, "12345"))
     update = pb.UpdateSessionRequest()
     update.session.session_id = LIVE.session.session_id
@@ -248,8 +249,8 @@ def good_bodies() -> dict[str, list[bytes]]:
     session_id = LIVE.session.session_id
     return {
         "CreateSession": [create.SerializeToString()],
-        "ValidateSession": [check.SerializeToString()],
-        "BatchValidateSessions": [pb.BatchValidateSessionsRequest(requests=[check] * 3).SerializeToString()],
+        "ValidateSession": [validate.SerializeToString()],
+        "BatchValidateSessions": [pb.BatchValidateSessionsRequest(requests=[validate] * 3).SerializeToString()],
         "GetSession": [pb.GetSessionRequest(session_id=session_id).SerializeToString()],
         "ListSessions": [page.SerializeToString()],
         "UpdateSession": [update.SerializeToString()],
@@ -265,7 +266,7 @@ def good_bodies() -> dict[str, list[bytes]]:
 
 
 def random_bodies(seed: int) -> Iterator[tuple[str, bytes]]:
-    """Returns methods and bodies for them without end: noise, and requests with a few bytes or their end changed."""
+    """Yields methods and bodies for them without end: noise, and requests with a few bytes changed or cut off."""
     chance = random.Random(seed)  # noqa: S311
     good = good_bodies()
     methods = list(METHODS)
@@ -288,7 +289,7 @@ def random_bodies(seed: int) -> Iterator[tuple[str, bytes]]:
 async def test_random_request_bodies(handlers: dict[str, Handler]) -> None:
     """Whatever the body, it is answered or INVALID_ARGUMENT, and memory does not grow."""
     outcomes: Counter[str] = Counter()
-    answered: set[str] = set()
+    accepted: set[str] = set()
     bodies = random_bodies(2)
     sizes = []
     for _ in range(2):
@@ -298,15 +299,15 @@ async def test_random_request_bodies(handlers: dict[str, Handler]) -> None:
             assert status in HARMLESS, (method, body.hex())
             outcomes[status] += 1
             if status == "OK":
-                answered.add(method)
-        sizes.append(resident())
+                accepted.add(method)
+        sizes.append(resident_bytes())
     assert all(outcomes[status] > BODIES // 100 for status in HARMLESS), outcomes
-    assert answered == METHODS.keys()
-    assert sizes[1] - sizes[0] < GROWTH_MAX, sizes
+    assert accepted == METHODS.keys()
+    assert sizes[1] - sizes[0] < GROWTH_MAX_BYTES, sizes
 
 
 async def test_random_request_bodies_over_the_wire() -> None:
-    """The same through a running server, 64 at a time: it goes on, as large as it was, and its log tells no defect."""
+    """The same through a running server, 64 at a time: it goes on, as large as it was, and its log has no defect."""
     outcomes: Counter[str] = Counter()
     bodies = random_bodies(3)
     async with ServeProcess(store_url="memory:", store_timeout="20s") as process:
@@ -328,8 +329,8 @@ async def test_random_request_bodies_over_the_wire() -> None:
                 await asyncio.gather(*(caller(numbers) for _ in range(64)))
                 sizes.append(psutil.Process(process.pid).memory_info().rss)
         assert process.stop() == 0
-    # ALREADY_EXISTS: what was changed in a good request was not its token.
+    # ALREADY_EXISTS: a good request was changed, but not in its token.
     assert HARMLESS <= outcomes.keys() <= HARMLESS | {"ALREADY_EXISTS"}, outcomes
-    assert sizes[1] - sizes[0] < 2 * GROWTH_MAX, sizes
+    assert sizes[1] - sizes[0] < 2 * GROWTH_MAX_BYTES, sizes
     assert "defect" not in process.log
     assert "Traceback" not in process.log

@@ -12,7 +12,7 @@ from tests.support.fake_redis import OK, FakeRedis, bulk
 from tests.support.multiplexers import RunningMultiplexer, running_multiplexer
 from tests.support.proxy import Proxy
 from tests.support.valkey import Valkey
-from tests.support.waiting import PATIENCE, eventually_async
+from tests.support.waiting import TIMEOUT_SECONDS, eventually_async
 
 from catraca_server.redis.multiplexer import BATCH_LIMIT, HEARTBEAT_SECONDS, QUEUE_LIMIT
 from catraca_server.redis.replies import Replies
@@ -27,7 +27,7 @@ async def proxy(valkey: Valkey, tmp_path: Path) -> AsyncIterator[Proxy]:
 
 
 def echoing(reply: bytes) -> Callable[[list[bytes]], bytes | None]:
-    """Returns how a fake Redis replies that gives this reply to every ECHO."""
+    """Replies this to every ECHO."""
     return lambda command: reply if command[0] == b"ECHO" else None
 
 
@@ -35,17 +35,17 @@ def echoing(reply: bytes) -> Callable[[list[bytes]], bytes | None]:
 
 
 async def storm(running: RunningMultiplexer, seed: int, callers: int, requests: int) -> tuple[int, int, int]:
-    """Has callers make requests, a third of which are cancelled at any moment, and some have hardly any time.
+    """Makes requests by many callers, a third of which are cancelled at random moments, and some have hardly any time.
 
-    Asserts that every reply is the one to its request. Returns how many were answered, cancelled and refused.
+    Asserts that every reply belongs to its request. Returns how many were answered, cancelled and refused.
     """
     chance = random.Random(seed)  # noqa: S311
     answered = cancelled = refused = 0
 
     async def request(number: int) -> None:
         words = [f"{number}.{part}" for part in range(chance.randint(1, 5))]
-        within = 0.001 if chance.random() < 0.1 else PATIENCE
-        replies = await running.execute(*(("ECHO", word) for word in words), within=within)
+        within_seconds = 0.001 if chance.random() < 0.1 else TIMEOUT_SECONDS
+        replies = await running.execute(*(("ECHO", word) for word in words), within_seconds=within_seconds)
         assert replies.values == [word.encode() for word in words]
 
     async def caller(first: int) -> None:
@@ -61,7 +61,7 @@ async def storm(running: RunningMultiplexer, seed: int, callers: int, requests: 
                 cancelled += 1
             except StoreUnavailable:
                 refused += 1
-                await asyncio.sleep(0.005)  # or all requests would be spent on a store that is known to be disconnected
+                await asyncio.sleep(0.005)  # or all requests would be spent while the store is disconnected
 
     await asyncio.gather(*(caller(first) for first in range(callers)))
     return answered, cancelled, refused
@@ -96,20 +96,20 @@ async def test_replies_never_shift_across_connections(proxy: Proxy) -> None:
         answered, _, refused = await storm(running, seed=3, callers=100, requests=20_000)
         breaking.cancel()
 
-        async def answers() -> bool:
+        async def is_available() -> bool:
             with contextlib.suppress(StoreUnavailable):
                 return (await running.execute(("ECHO", "after"))).values == [b"after"]
             return False
 
         # The last break may still be on its way.
-        await eventually_async(answers, "the store answers again")
+        await eventually_async(is_available, "the store replies again")
     assert proxy.accepted > 3
     assert answered > 100
     assert refused > 100
 
 
 async def test_the_queue_is_bounded(proxy: Proxy) -> None:
-    """A request that finds the queue full is refused at once, and what was accepted is answered in the end."""
+    """A request that finds the queue full is refused at once; all that were accepted are answered in the end."""
     async with running_multiplexer(proxy.url) as running:
         proxy.hold()
         in_flight = asyncio.create_task(running.execute(*[("PING",)] * BATCH_LIMIT))
@@ -126,17 +126,17 @@ async def test_the_queue_is_bounded(proxy: Proxy) -> None:
 
 
 async def test_a_deadline_is_kept(proxy: Proxy) -> None:
-    """A caller with little time hears when it is over; one with more is answered when the store is back."""
+    """A request with little time fails when that is over; one with more is answered when the store is back."""
     async with running_multiplexer(proxy.url) as running:
         proxy.hold()
-        patient = asyncio.create_task(running.execute(("ECHO", "patient")))
+        long = asyncio.create_task(running.execute(("ECHO", "long")))
         before = asyncio.get_running_loop().time()
         with pytest.raises(StoreUnavailable, match="by the deadline"):
-            await running.execute(("ECHO", "hasty"), within=0.05)
-        assert 0.05 <= asyncio.get_running_loop().time() - before < PATIENCE / 2
-        assert not patient.done()
+            await running.execute(("ECHO", "short"), within_seconds=0.05)
+        assert 0.05 <= asyncio.get_running_loop().time() - before < TIMEOUT_SECONDS / 2
+        assert not long.done()
         proxy.release()
-        assert (await patient).values == [b"patient"]
+        assert (await long).values == [b"long"]
         assert running.changes == [True]
 
 
@@ -149,7 +149,7 @@ async def test_each_deadline_is_kept(proxy: Proxy) -> None:
 
         async def request(within: float) -> None:
             with pytest.raises(StoreUnavailable, match="by the deadline"):
-                await running.execute(("ECHO", "word"), within=within)
+                await running.execute(("ECHO", "word"), within_seconds=within)
             ended[within] = clock() - begin
 
         await asyncio.gather(*map(request, (0.3, 0.1, 0.4, 0.2, 0.1001, 0.1002)))
@@ -160,8 +160,8 @@ async def test_each_deadline_is_kept(proxy: Proxy) -> None:
         assert (await running.execute(("ECHO", "after"))).values == [b"after"]
 
 
-async def test_what_nobody_waits_for_is_not_sent(tmp_path: Path) -> None:
-    """A request whose caller has gone, or whose deadline has passed, before it was its turn never reaches the store."""
+async def test_a_request_without_a_caller_is_not_sent(tmp_path: Path) -> None:
+    """Cancelled, or past its deadline, before its turn, it never reaches the store."""
     async with (
         FakeRedis(tmp_path / "fake.sock", echoing(OK)) as fake,
         Proxy(tmp_path / "fake.sock", tmp_path / "proxy.sock") as proxy,
@@ -171,12 +171,12 @@ async def test_what_nobody_waits_for_is_not_sent(tmp_path: Path) -> None:
         first = asyncio.create_task(running.execute(("ECHO", "first")))
         await proxy.holding(b"first")
         gone = asyncio.create_task(running.execute(("ECHO", "gone")))
-        late = asyncio.create_task(running.execute(("ECHO", "late"), within=0.01))
+        late = asyncio.create_task(running.execute(("ECHO", "late"), within_seconds=0.01))
         last = asyncio.create_task(running.execute(("ECHO", "last")))
         await asyncio.wait([late])
         gone.cancel()
         with pytest.raises(StoreUnavailable):
-            await running.execute(("ECHO", "too late"), within=0)
+            await running.execute(("ECHO", "too late"), within_seconds=0)
         proxy.release()
         await asyncio.gather(first, last)
         assert [command[1] for command in fake.commands if command[0] == b"ECHO"] == [b"first", b"last"]
@@ -184,7 +184,7 @@ async def test_what_nobody_waits_for_is_not_sent(tmp_path: Path) -> None:
 
 
 async def test_stopping_leaves_nobody_waiting(proxy: Proxy) -> None:
-    """Callers that wait when it stops hear of it at once, whether their requests were sent or not."""
+    """Callers that wait when it stops fail at once, whether their requests were sent or not."""
     async with running_multiplexer(proxy.url) as running:
         proxy.hold()
         in_flight = asyncio.create_task(running.execute(("ECHO", "in flight")))
@@ -239,7 +239,7 @@ async def test_a_broken_connection_is_replaced(fault: str, proxy: Proxy) -> None
 
 
 async def test_a_dead_store_is_noticed_without_a_request(proxy: Proxy) -> None:
-    """An idle multiplexer notices the store go and come back, reports it, and meanwhile refuses without waiting."""
+    """An idle multiplexer notices that the store is lost and back, reports it, and refuses at once meanwhile."""
     async with running_multiplexer(proxy.url, timeout_seconds=0.1) as running:
         proxy.refuse(True)
         proxy.hold()
@@ -256,7 +256,7 @@ async def test_a_dead_store_is_noticed_without_a_request(proxy: Proxy) -> None:
         await eventually_async(lambda: reported(True, False, True), "the store is reported connected")
 
 
-async def test_every_new_connection_is_examined(tmp_path: Path) -> None:
+async def test_every_new_connection_is_checked(tmp_path: Path) -> None:
     """A store that became a replica while it was away is not used until it is a primary again."""
     async with (
         FakeRedis(tmp_path / "fake.sock", echoing(b"")) as fake,
@@ -264,7 +264,7 @@ async def test_every_new_connection_is_examined(tmp_path: Path) -> None:
     ):
         fake.info["role"] = "slave"
         with pytest.raises(StoreUnavailable):
-            await running.execute(("ECHO", "no answer"))
+            await running.execute(("ECHO", "no reply"))
 
         async def is_disconnected() -> bool:
             return running.changes == [True, False]
@@ -280,33 +280,30 @@ async def test_every_new_connection_is_examined(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
-async def test_a_primary_that_becomes_a_replica_is_noticed(busy: bool, tmp_path: Path) -> None:
+async def test_a_primary_that_becomes_a_replica_is_noticed(busy: bool, own_valkey: Valkey) -> None:
     """It goes on replying, and lags behind: within a heartbeat it is no longer used."""
-    store = Valkey(tmp_path)
-    store.start()
-    with contextlib.closing(store):
-        async with running_multiplexer(store.url) as running:
-            assert (await running.execute(("GET", "key"))).values == [None]
-            store.command("REPLICAOF", "127.0.0.1", "1")
-            demoted = time.monotonic()
+    async with running_multiplexer(own_valkey.url) as running:
+        assert (await running.execute(("GET", "key"))).values == [None]
+        own_valkey.command("REPLICAOF", "127.0.0.1", "1")
+        demoted = time.monotonic()
 
-            async def is_noticed() -> bool:
-                if busy:
-                    with contextlib.suppress(StoreUnavailable):
-                        await running.execute(("GET", "key"))
-                return running.changes == [True, False]
+        async def is_noticed() -> bool:
+            if busy:
+                with contextlib.suppress(StoreUnavailable):
+                    await running.execute(("GET", "key"))
+            return running.changes == [True, False]
 
-            await eventually_async(is_noticed, "the replica is noticed")
-            assert time.monotonic() - demoted < HEARTBEAT_SECONDS + 0.75
-            with pytest.raises(StoreUnavailable, match="is a replica"):
-                await running.execute(("GET", "key"))
-            store.command("REPLICAOF", "NO", "ONE")
-            await running.recovered()
-            assert running.changes == [True, False, True]
+        await eventually_async(is_noticed, "the replica is noticed")
+        assert time.monotonic() - demoted < HEARTBEAT_SECONDS + 0.75
+        with pytest.raises(StoreUnavailable, match="is a replica"):
+            await running.execute(("GET", "key"))
+        own_valkey.command("REPLICAOF", "NO", "ONE")
+        await running.recovered()
+        assert running.changes == [True, False, True]
 
 
 @pytest.mark.parametrize("of_script", [b"", b"ERR Error running script: @user_script: 1: -"], ids=["", "Redis 6.2"])
-async def test_a_replica_gives_itself_away(of_script: bytes, tmp_path: Path) -> None:
+async def test_a_refused_write_shows_a_replica(of_script: bytes, tmp_path: Path) -> None:
     """If a server refuses a write because it is a replica, the connection is invalidated."""
     replies = [b"-%sREADONLY You can't write against a read only replica.\r\n" % of_script, bulk(b"OK")]
     async with (
@@ -320,8 +317,8 @@ async def test_a_replica_gives_itself_away(of_script: bytes, tmp_path: Path) -> 
         assert fake.connected == 2
 
 
-async def test_a_user_who_may_not_run_role_goes_without(tmp_path: Path) -> None:
-    """Other replies have to show then that a primary became a replica."""
+async def test_a_user_may_lack_the_right_to_run_role(tmp_path: Path) -> None:
+    """Other replies then have to show that a primary became a replica."""
     refused = b"-NOPERM this user has no permissions to run the 'role' command\r\n"
     async with (
         FakeRedis(tmp_path / "fake.sock", lambda command: refused if command[0] == b"ROLE" else None) as fake,
@@ -346,11 +343,11 @@ async def test_a_user_who_may_not_run_role_goes_without(tmp_path: Path) -> None:
     ],
 )
 async def test_how_many_replicas_have_it(reply: bytes, expected: type[Exception] | None, tmp_path: Path) -> None:
-    """A write that too few replicas have is not durable; a reply that is not a number says nothing."""
+    """A write that too few replicas have is not durable; any other reply is a failure of the store."""
     async with (
         FakeRedis(tmp_path / "fake.sock", lambda command: reply if command[0] == b"WAIT" else None) as fake,
         running_multiplexer(fake.url, replica_acks=2) as running,
     ):
-        asked = asyncio.gather(running.execute(("GET", "key")), running.execute(("GET", "key")), return_exceptions=True)
-        assert [type(each) for each in await asked] == [expected or Replies] * 2
+        both = asyncio.gather(running.execute(("GET", "key")), running.execute(("GET", "key")), return_exceptions=True)
+        assert [type(each) for each in await both] == [expected or Replies] * 2
         assert [command[1:2] for command in fake.commands if command[0] == b"WAIT"] == [[b"2"]]

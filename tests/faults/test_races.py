@@ -37,8 +37,8 @@ class State(NamedTuple):
     entries: frozenset[str] = frozenset()
 
 
-class Seen(NamedTuple):
-    """What an answer tells of a session."""
+class View(NamedTuple):
+    """A session as a response shows it."""
 
     version: int
     entries: frozenset[str]
@@ -47,89 +47,89 @@ class Seen(NamedTuple):
 def model(state: State, call: Call) -> State | None:  # noqa: C901, PLR0911  one case per operation
     """What a session does if everything happens one after the other."""
     gone = not state.alive
-    seen = Seen(state.version, state.entries)
+    seen = View(state.version, state.entries)
     match call.name:
         case "create":
-            return State(alive=True, tokens=(call.answer,)) if state == State() else None
+            return State(alive=True, tokens=(call.result,)) if state == State() else None
         case "validate":
             expected = (GONE,) if gone else (seen, call.argument != state.tokens[-1])
-            return state if call.answer == expected else None
+            return state if call.result == expected else None
         case "get":
-            return state if call.answer == (GONE if gone else seen) else None
+            return state if call.result == (GONE if gone else seen) else None
         case "rotate" if gone:
-            return state if call.answer == GONE else None
+            return state if call.result == GONE else None
         case "rotate" if call.argument == state.tokens[-1]:
-            # The new token is anybody's guess, but it is new.
-            if call.answer in (GONE, *state.tokens):
+            # The model cannot know the new token, only that it is new.
+            if call.result in (GONE, *state.tokens):
                 return None
-            return state._replace(tokens=(*state.tokens, call.answer), version=state.version + 1)
+            return state._replace(tokens=(*state.tokens, call.result), version=state.version + 1)
         case "rotate":
-            return state if call.answer == state.tokens[-1] else None
+            return state if call.result == state.tokens[-1] else None
         case "update":
             key, only_first = call.argument
             if gone:
-                return state if call.answer == GONE else None
+                return state if call.result == GONE else None
             if only_first and state.version != 1:
-                return state if call.answer == MISMATCH else None
+                return state if call.result == MISMATCH else None
             after = state._replace(version=state.version + 1, entries=state.entries | {key})
-            return after if call.answer == Seen(after.version, after.entries) else None
+            return after if call.result == View(after.version, after.entries) else None
         case "revoke":
-            return state._replace(alive=False) if call.answer is state.alive else None
+            return state._replace(alive=False) if call.result is state.alive else None
         case "log out everywhere":
             return state._replace(alive=False)
         case _:
             raise AssertionError(call.name)
 
 
-def is_look(call: Call) -> bool:
+def is_read(call: Call) -> bool:
     """Whether a call changed nothing."""
-    return call.name in ("validate", "get") or call.answer in (GONE, MISMATCH)
+    return call.name in ("validate", "get") or call.result in (GONE, MISMATCH)
 
 
-class Shaken(Link):
-    """A link whose callers are held up for a random number of turns, before and after each exchange."""
+class Delaying(Link):
+    """A link that delays its callers by a random number of turns of the loop, before and after each exchange."""
 
     def __init__(self, inner: Link, dice: random.Random) -> None:
         self._inner = inner
         self._dice = dice
 
     async def execute(
-        self, questions: Sequence[Request], deadline: float, *, durable: bool = False
+        self, requests: Sequence[Request], deadline: float, *, durable: bool = False
     ) -> Sequence[Replies]:
-        """Asks, sooner or later."""
-        await self._dawdle()
-        answers = await self._inner.execute(questions, deadline, durable=durable)
-        await self._dawdle()
-        return answers
+        """Executes them, sooner or later."""
+        await self._delay()
+        replies = await self._inner.execute(requests, deadline, durable=durable)
+        await self._delay()
+        return replies
 
-    async def _dawdle(self) -> None:
+    async def _delay(self) -> None:
         for _ in range(self._dice.choice((0, 0, 1, 3, 20))):
             await asyncio.sleep(0)
 
 
 @dataclass
 class Race:
-    """Operations over several servers, and what was seen of them."""
+    """Operations over several servers, and their results."""
 
     servers: list[Operations]
     dice: random.Random
     calls: dict[str, list[Call]] = field(default_factory=dict)
-    """Those about one session, by its id."""
+    """Calls about one session, by its id."""
     user_wide: list[Call] = field(default_factory=list)
     ended: int = 0
-    """How many ends were told."""
+    """How many ends were reported."""
 
-    async def see(self, calls: list[Call], name: str, argument: object, work: Awaitable[object]) -> None:
-        """Waits for an operation and writes down what came of it."""
+    async def record(self, calls: list[Call], name: str, argument: object, work: Awaitable[object]) -> None:
+        """Waits for an operation and records its result."""
         called = time.monotonic()
-        answer: object
+        result: object
         try:
-            answer = await work
+            result = await work
         except SessionNotFound:
-            answer = GONE
+            result = GONE
         except EtagMismatch:
-            answer = MISMATCH
-        calls.append(Call(name, argument, answer, called, time.monotonic()))
+            result = MISMATCH
+        calls.append(Call(name, argument, result, called, time.monotonic()))
 
     async def create(self) -> Login:
         """Creates a session."""
@@ -138,7 +138,7 @@ class Race:
         self.calls[login.stored.session.session_id] = [Call("create", None, login.token, called, time.monotonic())]
         return login
 
-    async def look_around(self) -> dict[str, Seen]:
+    async def list_sessions(self) -> dict[str, View]:
         """Lists the user's sessions."""
         page = await self.dice.choice(self.servers).users.page("ana", None, 100, a_call())
         return {stored.session.session_id: _seen(stored) for stored in page.sessions}
@@ -149,13 +149,13 @@ class Race:
         self.ended += ended
 
     def history(self, session_id: str) -> list[Call]:
-        """Returns all that was seen of a session; to it, a listing is a look at it alone."""
-        looks = [
-            replace(call, name="get", answer=call.answer.get(session_id, GONE)) if call.name == "list" else call
+        """Returns all calls about a session; a listing counts as a read of this session alone."""
+        listings = [
+            replace(call, name="get", result=call.result.get(session_id, GONE)) if call.name == "list" else call
             for call in self.user_wide
             if call.argument != session_id
         ]
-        return self.calls[session_id] + looks
+        return self.calls[session_id] + listings
 
     def on_session(self, login: Login) -> Awaitable[None]:
         """Returns a random operation on one session."""
@@ -180,11 +180,11 @@ class Race:
                 ),
             ]
         )
-        return self.see(self.calls[session_id], name, argument, work())
+        return self.record(self.calls[session_id], name, argument, work())
 
 
-def _seen(stored: StoredSession) -> Seen:
-    return Seen(stored.session.version, frozenset(stored.session.attributes))
+def _seen(stored: StoredSession) -> View:
+    return View(stored.session.version, frozenset(stored.session.attributes))
 
 
 def _validated(do: Operations, token: str) -> Callable[[], Awaitable[object]]:
@@ -222,43 +222,43 @@ def _updated(do: Operations, update: Update) -> Callable[[], Awaitable[object]]:
 @pytest.mark.parametrize("seed", range(SEEDS))
 async def test_every_history_is_linearizable(backend: Backend, seed: int) -> None:
     """As if each operation had happened at one moment, one after the other; and each session ended once."""
-    dice = random.Random(seed)  # noqa: S311  repeatable is what it has to be
+    dice = random.Random(seed)  # noqa: S311  it has to be repeatable
     async with AsyncExitStack() as stack:
         servers = []
         for _ in range(SERVERS):
-            shaken = Shaken(await stack.enter_async_context(backend.link()), dice)
-            servers.append(Operations.over(Stores.over(shaken)))
+            delaying = Delaying(await stack.enter_async_context(backend.link()), dice)
+            servers.append(Operations.over(Stores.over(delaying)))
         race = Race(servers, dice)
         logins = [await race.create() for _ in range(SESSIONS)]
         spared = logins[0].stored.session.session_id
         work: list[Awaitable[object]] = [race.on_session(login) for login in logins for _ in range(PER_SESSION)]
         work += [race.create() for _ in range(LOGINS)]
-        work += [race.see(race.user_wide, "list", None, race.look_around()) for _ in range(LISTS)]
+        work += [race.record(race.user_wide, "list", None, race.list_sessions()) for _ in range(LISTS)]
         if dice.random() < 0.5:
             work += [
-                race.see(race.user_wide, "log out everywhere", spared, race.log_out(spared)) for _ in range(LOGOUTS)
+                race.record(race.user_wide, "log out everywhere", spared, race.log_out(spared)) for _ in range(LOGOUTS)
             ]
         dice.shuffle(work)
         await asyncio.gather(*work)
-        await race.see(race.user_wide, "list", None, race.look_around())
+        await race.record(race.user_wide, "list", None, race.list_sessions())
 
         alive = 0
         for session_id, calls in race.calls.items():
-            await race.see(calls, "get", None, _got(servers[0], session_id)())
-            alive += calls[-1].answer != GONE
+            await race.record(calls, "get", None, _got(servers[0], session_id)())
+            alive += calls[-1].result != GONE
             history = race.history(session_id)
-            assert Checker(model, State(), is_look).is_linearizable(history), history
-            race.ended += sum(call.name == "revoke" and call.answer for call in calls)
-        assert race.ended + alive == SESSIONS + LOGINS, "an end that was told twice, or not at all"
+            assert Checker(model, State(), is_read).is_linearizable(history), history
+            race.ended += sum(call.name == "revoke" and call.result for call in calls)
+        assert race.ended + alive == SESSIONS + LOGINS, "an end that was reported twice, or not at all"
 
 
-def test_the_checker_sees_what_is_wrong() -> None:
-    """A validation that is told valid after the revocation had returned; one that overlaps it may be either."""
+def test_the_checker_finds_impossible_histories() -> None:
+    """A token that is valid after its revocation had returned; while they overlap, either result is possible."""
     start = State(alive=True, tokens=("t",))
-    valid = (Seen(1, frozenset()), False)
-    revoke = Call("revoke", None, answer=True, called=1, returned=2)
-    for called, answer, possible in ((1.5, valid, True), (1.5, (GONE,), True), (3, valid, False), (3, (GONE,), True)):
-        history = [revoke, Call("validate", "t", answer, called, 4)]
-        assert Checker(model, start, is_look).is_linearizable(history) is possible
-    lost = [Call("update", (key, False), Seen(2, frozenset({key})), 1, 2) for key in "ab"]
-    assert not Checker(model, start, is_look).is_linearizable(lost)
+    valid = (View(1, frozenset()), False)
+    revoke = Call("revoke", None, result=True, called=1, returned=2)
+    for called, result, possible in ((1.5, valid, True), (1.5, (GONE,), True), (3, valid, False), (3, (GONE,), True)):
+        history = [revoke, Call("validate", "t", result, called, 4)]
+        assert Checker(model, start, is_read).is_linearizable(history) is possible
+    lost = [Call("update", (key, False), View(2, frozenset({key})), 1, 2) for key in "ab"]
+    assert not Checker(model, start, is_read).is_linearizable(lost)

@@ -1,4 +1,4 @@
-"""What a repeated request finds, whose first sending was executed or was not: the work it did, or an unknown."""
+"""What a repeated request finds, whether its first sending was executed or not: its own work, or something unknown."""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -23,9 +23,9 @@ ENSURE_REPLICATED = scripts.load("ensure_replicated")
 
 
 class Repeating(Link):
-    """A link whose every connection is closed once before the reply: each request is executed, lost, and repeated.
+    """A link that repeats every request, as if the connection had been closed before the reply.
 
-    With `executed` False it was lost on its way there.
+    Without `executed` the first sending was lost before it was executed.
     """
 
     def __init__(self, inner: Link, *, executed: bool) -> None:
@@ -36,11 +36,11 @@ class Repeating(Link):
     async def execute(
         self, requests: Sequence[Request], deadline: float, *, durable: bool = False
     ) -> Sequence[Replies]:
-        """Executes requests, and answers as to repeated ones."""
+        """Executes requests and marks the replies as repeated."""
         if self._executed:
             await self._inner.execute(requests, deadline, durable=durable)
-        answered = await self._inner.execute(requests, deadline, durable=durable)
-        return [replace(replies, repeated=True) for replies in answered]
+        all_replies = await self._inner.execute(requests, deadline, durable=durable)
+        return [replace(replies, repeated=True) for replies in all_replies]
 
 
 @pytest.fixture(params=[True, False], ids=["reply lost", "request lost"])
@@ -50,10 +50,10 @@ async def repeating(request: pytest.FixtureRequest, backend: Backend) -> AsyncIt
         yield Repeating(link, executed=request.param)
 
 
-async def revoked_once(operations: Operations, session_id: str, *, told: bool) -> None:
-    """Revokes a session. If its own work cannot be told from another call's, it is unknown, and done all the same."""
+async def revoked_once(operations: Operations, session_id: str, *, known: bool) -> None:
+    """Revokes a session. If it is not `known` which call ended it, the call fails, and the session ends as well."""
     sessions = operations.sessions
-    if told:
+    if known:
         assert await sessions.revoke(session_id, a_call())
     else:
         with pytest.raises(StoreUnavailable, match="does not tell what it did"):
@@ -63,7 +63,7 @@ async def revoked_once(operations: Operations, session_id: str, *, told: bool) -
 
 
 async def test_a_whole_life(repeating: Repeating) -> None:
-    """Logging in, being validated, changing and rotating come to the same; ending does, or says that it is unknown."""
+    """Logging in, validating, updating and rotating work as without repeats; revoking does, or fails as unknown."""
     operations = Operations.over(Stores.over(repeating))
     sessions = operations.sessions
     login = await operations.users.create(NewSession("ana"), a_call())
@@ -77,13 +77,13 @@ async def test_a_whole_life(repeating: Repeating) -> None:
     assert validation.stored is not None
     page = await operations.users.page("ana", None, 10, a_call())
     assert [stored.session.session_id for stored in page.sessions] == [session_id]
-    await revoked_once(operations, session_id, told=not repeating._executed)
+    await revoked_once(operations, session_id, known=not repeating._executed)
     page = await operations.users.page("ana", None, 10, a_call())
     assert not page.sessions
 
 
 async def test_an_update_with_an_etag(repeating: Repeating) -> None:
-    """Of two updates with one etag one wins, also if they write the same: one that may be the other is unknown."""
+    """Of two updates with one etag one wins, also if both write the same: one that cannot know whether it won fails."""
     operations = Operations.over(Stores.over(repeating))
     login = await operations.users.create(NewSession("ana"), a_call())
     update = Update(login.stored.session.session_id, entries={"count": "2"}, etag=login.stored.session.etag)
@@ -97,15 +97,15 @@ async def test_an_update_with_an_etag(repeating: Repeating) -> None:
 
 
 async def test_a_session_that_its_index_does_not_name(repeating: Repeating, backend: Backend) -> None:
-    """It is ended by its key alone, which is told once or not at all."""
+    """It is ended by its key alone, which is reported once or not at all."""
     operations = Operations.over(Stores.over(repeating))
     login = await operations.users.create(NewSession("ana"), a_call())
     await backend.command("DEL", "user-sessions:ana")
-    await revoked_once(operations, login.stored.session.session_id, told=not repeating._executed)
+    await revoked_once(operations, login.stored.session.session_id, known=not repeating._executed)
 
 
 async def test_a_token_that_was_brought(repeating: Repeating) -> None:
-    """Exactly one of two creations with one token wins: one that may be the other does not say that it has."""
+    """Exactly one of two creations with one token wins: one that cannot know whether it won fails."""
     users = Operations.over(Stores.over(repeating)).users
     if repeating._executed:
         with pytest.raises(StoreUnavailable, match="another call may have used the token"):
@@ -117,7 +117,7 @@ async def test_a_token_that_was_brought(repeating: Repeating) -> None:
 
 
 async def test_the_same_record_twice(backend: Backend) -> None:
-    """Two creations in one millisecond write the same: only one did it, and the other, not repeated, knows that."""
+    """Two creations in one millisecond write the same record: the second is told that the id is taken."""
     async with backend.link() as link:
         store = Stores.over(link).sessions
         session = a_session(await backend.now())
@@ -126,7 +126,7 @@ async def test_the_same_record_twice(backend: Backend) -> None:
 
 
 async def test_what_a_repeated_write_finds_may_have_come_after_it(backend: Backend) -> None:
-    """Another record says nothing of whether the first sending was executed, before it was there."""
+    """Another record does not say whether the first sending was executed before it was written."""
     async with backend.link() as link:
         store, repeating = Stores.over(link).sessions, Stores.over(Repeating(link, executed=False)).sessions
         session = a_session(await backend.now())
@@ -153,7 +153,7 @@ def a_session(now: int) -> Session:
 
 
 async def test_a_login_at_the_limit(repeating: Repeating) -> None:
-    """It makes room once, and never for nothing; where it cannot tell whom it logged out, it does not log in."""
+    """It evicts once, and never in vain; if it does not know which session it ended, it fails."""
     users = Operations.over(Stores.over(repeating), max_sessions_per_user=1).users
     first = await users.create(NewSession("ana"), a_call())
     if repeating._executed:
@@ -168,7 +168,7 @@ async def test_a_login_at_the_limit(repeating: Repeating) -> None:
 
 
 async def test_logging_out_everywhere(repeating: Repeating) -> None:
-    """All sessions end; how many, is told right or not at all."""
+    """All sessions end; their number is right, or the call fails."""
     users = Operations.over(Stores.over(repeating)).users
     for _ in range(3):
         await users.create(NewSession("ana"), a_call())
@@ -182,7 +182,7 @@ async def test_logging_out_everywhere(repeating: Repeating) -> None:
 
 
 class Recording(Link):
-    """A link that waits for replicas, and writes down which commands are to be durable."""
+    """A link that waits for replicas and records which scripts have to be durable."""
 
     replicates = True
 
@@ -193,18 +193,18 @@ class Recording(Link):
     async def execute(
         self, requests: Sequence[Request], deadline: float, *, durable: bool = False
     ) -> Sequence[Replies]:
-        """Executes requests; the replicas lag behind what a later script confirms."""
-        answered = await self._inner.execute(requests, deadline)
+        """Executes requests; no replica ever has what `ensure_replicated` waits for."""
+        all_replies = await self._inner.execute(requests, deadline)
         if durable:
             sent = [command[1] for _, commands in requests for command in commands]
             self.durable += sent
             if ENSURE_REPLICATED in sent:
                 raise NotDurable("no replica has it")
-        return answered
+        return all_replies
 
 
 async def test_a_repeated_write_that_finds_its_work_done_waits_for_replicas(backend: Backend) -> None:
-    """WAIT says nothing on a connection over which nothing was written: the work of the first sending is confirmed."""
+    """WAIT says nothing on a connection that has written nothing: the record is written again for the replicas."""
     async with backend.link() as link:
         login = await Operations.over(Stores.over(link)).users.create(NewSession("ana"), a_call())
         operations = Operations.over(Stores.over(Repeating(Recording(link), executed=True)))

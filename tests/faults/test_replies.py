@@ -1,4 +1,4 @@
-"""Replies that are errors, or make no sense, or belong to another request: none is taken for an answer."""
+"""Replies that are errors, malformed, or of another request: none is taken for a result."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,7 +10,7 @@ from tests.support.backends import Stores, a_call
 from tests.support.fake_redis import NIL, OK, FakeRedis, array, bulk, integer
 from tests.support.multiplexers import running_multiplexer
 from tests.support.proxy import Proxy
-from tests.support.waiting import PATIENCE, eventually_async
+from tests.support.waiting import TIMEOUT_SECONDS, eventually_async
 
 from catraca_server.domain.call import Call
 from catraca_server.domain.session import Session, StoredSession
@@ -36,15 +36,15 @@ ENTRIES = IndexEntries(1_790_000_000_000, [ENTRY])
 
 
 def replying(name: bytes, *replies: bytes) -> Callable[[list[bytes]], bytes | None]:
-    """Returns how a fake Redis with one session replies: with one reply after the other, and then with the last one."""
+    """Replies to one command with these replies in turn, then always with the last; there is one session."""
     rest = list(replies)
 
-    def answer(command: list[bytes]) -> bytes | None:
+    def reply_to(command: list[bytes]) -> bytes | None:
         if command[0].upper() == name:
             return rest.pop(0) if len(rest) > 1 else rest[0]
         return bulk(RECORD) if command[0].upper() == b"GET" else None
 
-    return answer
+    return reply_to
 
 
 ERRORS = [
@@ -72,16 +72,16 @@ REPLIES = {
     "an empty array": array(),
     "a pair": array(bulk(b"1"), bulk(b"2")),
     "half a pair": array(bulk(b"1")),
-    "an id without a number": array(bulk(b"1"), bulk(b"what?")),
+    "an id without a score": array(bulk(b"1"), bulk(b"what?")),
     "a pair of numbers": array(integer(1), integer(2)),
     "a pair of nils": array(NIL, NIL),
     "an error in a pair": array(bulk(b"1"), b"-ERR what?\r\n"),
     "arrays in an array": array(array(), array()),
-    "an entrance without a number": array(bulk(b"what?"), array(), array()),
-    "an entrance with half a mark": array(bulk(b"2"), array(bulk(b"1")), array()),
-    "an entrance with half another": array(bulk(b"2"), array(), array(bulk(b"1"))),
-    "an entrance without others": array(bulk(b"2"), array()),
-    "a truth": b"#t\r\n",
+    "a reservation without a score": array(bulk(b"what?"), array(), array()),
+    "a reservation with half an evicted entry": array(bulk(b"2"), array(bulk(b"1")), array()),
+    "a reservation with half another entry": array(bulk(b"2"), array(), array(bulk(b"1"))),
+    "a reservation without others": array(bulk(b"2"), array()),
+    "a boolean": b"#t\r\n",
     "a fraction": b",1.5\r\n",
     "a push": b">1\r\n$5\r\nwhat?\r\n",
     "garbage": b"?what\r\n",
@@ -91,7 +91,7 @@ REPLIES = {
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation of the store, the command that it depends on, and a right reply to that."""
+    """An operation of the store, the command that it depends on, and a right reply."""
 
     command: bytes
     run: Callable[[Stores, Call], Awaitable[object]]
@@ -103,7 +103,7 @@ class Operation:
 
 NUMBER = frozenset({"a number"})
 PAIRS = frozenset({"an empty array", "a pair"})
-IDS = frozenset({"an empty array", "a pair", "half a pair", "an id without a number"})
+IDS = frozenset({"an empty array", "a pair", "half a pair", "an id without a score"})
 SCORES = frozenset({"half a pair"})
 OPERATIONS = {
     "the time": Operation(
@@ -158,7 +158,7 @@ OPERATIONS = {
 
 
 async def run(operation: Operation, reply: bytes, directory: Path, *, invalidates: bool = False) -> None:
-    """Runs an operation whose command has this reply; if it `invalidates`, waits for another connection."""
+    """Runs an operation whose command gets this reply; with `invalidates`, waits for another connection."""
     async with (
         FakeRedis(directory / "fake.sock", replying(operation.command, reply)) as fake,
         running_multiplexer(fake.url, timeout_seconds=0.2) as running,
@@ -169,33 +169,33 @@ async def run(operation: Operation, reply: bytes, directory: Path, *, invalidate
 
         made = Stores.over(Server(running.multiplexer), has_pexpiretime=operation.has_pexpiretime)
         try:
-            await operation.run(made, a_call(PATIENCE))
+            await operation.run(made, a_call(TIMEOUT_SECONDS))
         finally:
             assert operation.command in {command[0] for command in fake.commands}
             if invalidates:
-                await eventually_async(another, "the connection is given up")
+                await eventually_async(another, "the connection is invalidated")
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-async def test_a_right_reply_is_an_answer(operation: str, tmp_path: Path) -> None:
-    """Each operation depends on the command that the table says."""
+async def test_a_right_reply_is_a_result(operation: str, tmp_path: Path) -> None:
+    """Each operation depends on the command that the table names."""
     await run(OPERATIONS[operation], OPERATIONS[operation].right, tmp_path)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.split()[0].decode())
-async def test_an_error_reply_is_no_answer(error: bytes, operation: str, tmp_path: Path) -> None:
-    """Whatever error Redis replies to an operation, nothing is known: not "gone", not "taken", not "done"."""
+async def test_an_error_reply_is_not_a_result(error: bytes, operation: str, tmp_path: Path) -> None:
+    """Whatever the error, nothing is known: not "gone", not "taken", not "done"."""
     with pytest.raises(StoreUnavailable):
         await run(OPERATIONS[operation], b"-" + error + b"\r\n", tmp_path)
 
 
-NO_SENSE = [(name, reply) for name, each in OPERATIONS.items() for reply in REPLIES if reply not in each.plausible]
+MALFORMED = [(name, reply) for name, each in OPERATIONS.items() for reply in REPLIES if reply not in each.plausible]
 
 
-@pytest.mark.parametrize(("operation", "reply"), NO_SENSE)
-async def test_a_reply_that_makes_no_sense_is_no_answer(operation: str, reply: str, tmp_path: Path) -> None:
-    """A reply that cannot belong to the request is not taken for one, nor is anything that comes after it."""
+@pytest.mark.parametrize(("operation", "reply"), MALFORMED)
+async def test_a_malformed_reply_is_not_a_result(operation: str, reply: str, tmp_path: Path) -> None:
+    """A reply that cannot belong to the request invalidates the connection."""
     with pytest.raises(StoreUnavailable):
         await run(OPERATIONS[operation], REPLIES[reply], tmp_path, invalidates=True)
 
@@ -203,8 +203,8 @@ async def test_a_reply_that_makes_no_sense_is_no_answer(operation: str, reply: s
 @pytest.mark.parametrize(
     "stray", [bulk(b"OK"), bulk(RECORD), integer(1), NIL, OK], ids=["text", "record", "1", "nil", "OK"]
 )
-async def test_a_reply_too_many_is_seen(stray: bytes, tmp_path: Path) -> None:
-    """A surplus reply does not shift those that follow: the connection is closed, and the next one is right."""
+async def test_a_surplus_reply_is_noticed(stray: bytes, tmp_path: Path) -> None:
+    """It does not shift those that follow: the connection is closed, and the next one is right."""
     async with (
         FakeRedis(tmp_path / "fake.sock", replying(b"PEXPIRETIME", integer(EXPIRY) + stray, integer(EXPIRY))) as fake,
         running_multiplexer(fake.url) as running,
@@ -212,7 +212,7 @@ async def test_a_reply_too_many_is_seen(stray: bytes, tmp_path: Path) -> None:
         store = Stores.over(Server(running.multiplexer)).sessions
         for _ in range(20):
             try:
-                ((_, found, _),) = await store.read([ID], a_call(PATIENCE))
+                ((_, found, _),) = await store.read([ID], a_call(TIMEOUT_SECONDS))
             except StoreUnavailable:
                 await running.recovered()
             else:
@@ -221,8 +221,8 @@ async def test_a_reply_too_many_is_seen(stray: bytes, tmp_path: Path) -> None:
         assert fake.connected == 2
 
 
-async def test_an_answer_about_another_session_is_none(tmp_path: Path) -> None:
-    """A record that names another session closes the connection, and requests behind it there fail."""
+async def test_a_record_of_another_session_is_not_a_result(tmp_path: Path) -> None:
+    """It closes the connection, and requests behind it there fail."""
     other = "0000000000000000000002"
     async with (
         FakeRedis(tmp_path / "fake.sock", replying(b"GET", bulk(RECORD))) as fake,
@@ -233,7 +233,7 @@ async def test_an_answer_about_another_session_is_none(tmp_path: Path) -> None:
         proxy.hold()
         first = asyncio.create_task(running.execute())
         await proxy.holding(b"TIME")
-        shifted = asyncio.create_task(store.read([other], a_call(PATIENCE)))
+        shifted = asyncio.create_task(store.read([other], a_call(TIMEOUT_SECONDS)))
         proxy.release()
         await first
         with pytest.raises(StoreUnavailable, match="another session"):

@@ -1,4 +1,4 @@
-"""A rolling restart: every server of a service is stopped and started again, and no caller notices."""
+"""A rolling restart: every server is stopped and started again, one after the other, and no call fails."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import psutil
 import pytest
-from tests.support.clients import OWN_CONNECTIONS, Clients
+from tests.support.load import OWN_CONNECTIONS, load_over_clients
 from tests.support.processes import connections_of, workers_of
 from tests.support.service import ServeProcess
 from tests.support.valkey import Valkey
@@ -21,7 +21,7 @@ ROUNDS = 5 if os.environ.get("CATRACA_TEST_LONG") else 1
 
 
 class Fleet:
-    """Servers that share a store, and what a client calls them."""
+    """Servers that share a store, and the target that names them all."""
 
     def __init__(self, servers: int, *, store_url: str, workers: str) -> None:
         self._store_url = store_url
@@ -42,16 +42,16 @@ class Fleet:
                 await asyncio.to_thread(each.end)
 
     async def restart(self, number: int, clients: int) -> None:
-        """Restarts one as a supervisor does, and returns once so many clients are connected to it again."""
+        """Restarts one, and returns once this many clients are connected to it again."""
         assert await asyncio.to_thread(self._servers[number].stop) == 0
         self._servers[number] = server = self._server(self._ports[number])
         await asyncio.to_thread(server.start)
 
-        async def found() -> bool:
+        async def are_connected() -> bool:
             processes = [psutil.Process(server.pid), *workers_of(server)]
             return sum(len(connections_of(each)) for each in processes) >= clients
 
-        await eventually_async(found, "clients are connected again")
+        await eventually_async(are_connected, "clients are connected again")
 
     def _server(self, port: str) -> ServeProcess:
         return ServeProcess(port=port, store_url=self._store_url, workers=self._workers, store_timeout="5s")
@@ -74,8 +74,8 @@ async def test_a_rolling_restart_fails_no_call(workers: str, valkey: Valkey, mon
     async with fleet.running():
         async with AsyncSessionClient(fleet.target, timeout=10) as sessions:
             token = (await sessions.create("12345")).token
-        async with Clients(fleet.target, token, clients=4, callers=4) as clients:
+        async with load_over_clients(fleet.target, {token: "12345"}, clients=4, callers=4) as load:
             for number in [0, 1, 2] * ROUNDS:
                 await fleet.restart(number, clients=4)
-                await clients.go_on()
-        assert not clients.failures
+                await load.go_on(times=200)
+        assert not load.failures()

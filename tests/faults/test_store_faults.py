@@ -1,7 +1,7 @@
-"""The store stalls, dies, vanishes and returns under load: unknown in time, good again by itself, never wrong.
+"""The store stalls, dies, vanishes and returns under load: UNAVAILABLE in time, good again by itself, never wrong.
 
-Each scenario is played up to three times where it is about how long something takes: the machine may be busy. What may
-never happen at all may not happen in any of them.
+Scenarios that measure how long something takes are played up to three times, because the machine may be busy. What must
+never happen must not happen in any of them.
 """
 
 import asyncio
@@ -14,34 +14,32 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import grpc
 import psutil
 import pytest
 import redis
-from tests.support.load import Load
+from tests.support.load import OK, UNAVAILABLE, load_over_stub
 from tests.support.proxy import Proxy
 from tests.support.service import ServeProcess
-from tests.support.valkey import BINARY, WHY_NONE, Valkey
+from tests.support.valkey import BINARY, WHY_MISSING, Valkey
 from tests.support.waiting import eventually_async
 
 from catraca import AsyncSessionClient, errors
 
 logger = logging.getLogger(__name__)
 
-pytestmark = pytest.mark.skipif(BINARY is None, reason=WHY_NONE)
+pytestmark = pytest.mark.skipif(BINARY is None, reason=WHY_MISSING)
 
-STORE_TIMEOUT = 0.25
-NOTICE = 0.75
-"""Seconds beyond the store's timeout within which an answer has to be there; much, because the machine is slow."""
+STORE_TIMEOUT_SECONDS = 0.25
+MARGIN_SECONDS = 0.75
+"""Within which a call has to end after the store's timeout; long, because the machine may be slow."""
 
-RECOVERY = 1.0
-"""Seconds within which the service has to be good again, from when the store answers."""
+RECOVERY_SECONDS = 1.0
+"""Within which the service has to be good again after the store is back."""
 
-OUTAGE = 5.0 if "CATRACA_TEST_LONG" in os.environ else 0.0
-"""Seconds for which the store is away, unless enough calls have failed before."""
+OUTAGE_SECONDS = 5.0 if "CATRACA_TEST_LONG" in os.environ else 0.0
+"""For at least how long the store is away; and until enough calls have failed."""
 
 ATTEMPTS = 3
-OK, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
 
 
 class Fault(ABC):
@@ -60,7 +58,7 @@ class Fault(ABC):
 
     @abstractmethod
     async def give_back(self) -> None:
-        """Gives it back, and returns once it answers."""
+        """Gives it back, and returns once it replies."""
 
 
 class OwnValkey(Fault):
@@ -117,19 +115,19 @@ class EmbeddedKilled(Fault):
         store.kill()
 
     async def give_back(self) -> None:
-        """Waits until it answers."""
+        """Waits until it replies."""
         with redis.Redis(unix_socket_path=str(self.directory / "valkey.sock")) as client:
 
-            async def answers() -> bool:
+            async def replies() -> bool:
                 with contextlib.suppress(redis.RedisError):
                     return bool(client.ping())
                 return False
 
-            await eventually_async(answers, "the embedded store answers")
+            await eventually_async(replies, "the embedded store replies")
 
 
 class WrongPassword(OwnValkey):
-    """The store's password changes from one moment to the next."""
+    """The store's password is changed."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[ServeProcess]:
@@ -148,7 +146,7 @@ class WrongPassword(OwnValkey):
         self.valkey.command("CLIENT", "KILL", "USER", "service")
 
     async def give_back(self) -> None:
-        """Takes the old one again."""
+        """Accepts the old one again."""
         self.valkey.command("ACL", "SETUSER", "service", ">right")
 
 
@@ -184,14 +182,14 @@ class BlackHole(Proxied):
 
 
 class Slow(Proxied):
-    """Replies take nearly as long as they may, and longer for those that had to wait for others."""
+    """Replies take nearly the whole timeout, and more than that behind others."""
 
     async def take(self) -> None:
-        """200 ms for every piece."""
+        """Delays every piece by 200 ms."""
         self.proxy.delay = lambda: 0.2
 
     async def give_back(self) -> None:
-        """None."""
+        """Delays nothing any more."""
         self.proxy.delay = None
 
 
@@ -234,15 +232,15 @@ class HalfClosed(Reset):
 async def play(fault: Fault) -> tuple[float, float]:
     """Takes the store away under load and gives it back.
 
-    Asserts what must hold in every attempt. Returns how long the slowest answer took meanwhile, and how long after the
-    store answered again the service was good again.
+    Asserts what must hold in every attempt. Returns how long the slowest call took, and how long after the store was
+    back the service was good again.
     """
     async with fault.running() as process:
         async with AsyncSessionClient(process.target, timeout=20) as sessions:
             users = {(await sessions.create(f"user-{n}")).token: f"user-{n}" for n in range(16)}
-        async with Load(process.target, users) as load:
+        async with load_over_stub(process.target, users) as load:
 
-            async def counted(status: grpc.StatusCode, since: float, at_least: int) -> bool:
+            async def counted(status: str, since: float, at_least: int) -> bool:
                 assert not load.wrong
                 return load.count(status, since) >= at_least
 
@@ -250,16 +248,16 @@ async def play(fault: Fault) -> tuple[float, float]:
             taken = time.monotonic()
             await fault.take()
             await eventually_async(lambda: counted(UNAVAILABLE, taken, 50), "validations are unavailable")
-            await asyncio.sleep(taken + OUTAGE - time.monotonic())
+            await asyncio.sleep(taken + OUTAGE_SECONDS - time.monotonic())
             assert not load.wrong
             await fault.give_back()
             back = time.monotonic()
             await eventually_async(lambda: counted(OK, back, 30), "validations are right again")
-            good = load.first_right_after(back)
+            good = load.first_ok_after(back)
         assert not load.wrong
         assert process.process.poll() is None
     assert good is not None
-    return max(each.seconds for each in load.answers), good - back
+    return load.slowest_seconds(), good - back
 
 
 FAULTS: list[type[Fault]] = [
@@ -283,9 +281,9 @@ async def test_the_store_goes_and_returns(fault: type[Fault], tmp_path: Path) ->
         directory = tmp_path / str(attempt)
         directory.mkdir()
         slowest, recovery = await play(fault(directory))
-        figures.append(f"slowest answer {slowest * 1000:.0f} ms, recovery {recovery * 1000:.0f} ms")
+        figures.append(f"slowest call {slowest * 1000:.0f} ms, recovery {recovery * 1000:.0f} ms")
         logger.info(figures[-1])
-        if slowest <= STORE_TIMEOUT + NOTICE and recovery <= RECOVERY:
+        if slowest <= STORE_TIMEOUT_SECONDS + MARGIN_SECONDS and recovery <= RECOVERY_SECONDS:
             return
     pytest.fail(f"not once in {ATTEMPTS} attempts in time: {'; '.join(figures)}")
 
@@ -299,7 +297,7 @@ class Churn:
         self._sessions = sessions
 
     async def run(self) -> None:
-        """Goes on for ever; of what was unavailable nothing is known."""
+        """Goes on forever; nothing is known of calls that were unavailable."""
         while True:
             with contextlib.suppress(errors.Unavailable):
                 token = (await self._sessions.create("12345")).token
@@ -308,7 +306,7 @@ class Churn:
                 elif await self._sessions.revoke(token=token):
                     self.logged_out.add(token)
 
-    async def went_on(self) -> None:
+    async def go_on(self) -> None:
         """Returns after 50 more logouts."""
         goal = len(self.logged_out) + 50
 
@@ -317,7 +315,7 @@ class Churn:
 
         await eventually_async(reached, "users log in and out")
 
-    async def stands_still(self) -> bool:
+    async def is_unavailable(self) -> bool:
         """Whether nobody can log in."""
         try:
             await self._sessions.create("12345")
@@ -326,25 +324,25 @@ class Churn:
         return False
 
     async def valid(self, tokens: set[str]) -> set[bool]:
-        """Returns which verdicts there are about these tokens."""
-        asked = list(tokens)
-        batches = [asked[at : at + 1000] for at in range(0, len(asked), 1000)]
+        """Returns whether these tokens are valid, some of them or all."""
+        ordered = list(tokens)
+        batches = [ordered[at : at + 1000] for at in range(0, len(ordered), 1000)]
         return {bool(each) for batch in batches for each in await self._sessions.validate_batch(batch)}
 
 
 @pytest.mark.parametrize("fault", [Killed, RepliesLost, Reset], ids=lambda each: each.__name__)
-async def test_what_was_acknowledged_stands(fault: type[Fault], tmp_path: Path) -> None:
-    """After the store went and returned amid logins and logouts, what was acknowledged is done."""
+async def test_what_was_acknowledged_stays(fault: type[Fault], tmp_path: Path) -> None:
+    """After the store went and returned amid logins and logouts, every acknowledged one is effective."""
     made = fault(tmp_path)
     async with made.running() as process, AsyncSessionClient(process.target, timeout=20) as sessions:
         churn = Churn(sessions)
         tasks = [asyncio.create_task(churn.run()) for _ in range(8)]
         for _ in range(3):
-            await churn.went_on()
+            await churn.go_on()
             await made.take()
-            await eventually_async(churn.stands_still, "users are told as much")
+            await eventually_async(churn.is_unavailable, "logins fail")
             await made.give_back()
-        await churn.went_on()
+        await churn.go_on()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,26 +1,11 @@
-"""What is wrong with a real store: told apart in the log and to the caller, for whoever has to mend it."""
-
-import contextlib
-from collections.abc import Iterator
-from pathlib import Path
+"""What is wrong with a real store: distinguished in the log and to the caller, for the operator who has to fix it."""
 
 import pytest
-from tests.support.asking import Service, service_on
-from tests.support.valkey import BINARY, WHY_NONE, Valkey
+from tests.support.operations import Service, service_on
+from tests.support.valkey import Valkey
 from tests.support.waiting import eventually_async
 
 from catraca_server.redis.errors import StoreProblem, StoreUnavailable
-
-
-@pytest.fixture
-def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
-    """A store that nobody else uses."""
-    if BINARY is None:
-        pytest.skip(WHY_NONE)
-    store = Valkey(tmp_path)
-    store.start()
-    with contextlib.closing(store):
-        yield store
 
 
 async def problem_of_a_login(service: Service) -> StoreProblem:
@@ -31,7 +16,7 @@ async def problem_of_a_login(service: Service) -> StoreProblem:
 
 
 async def test_a_full_store(own_valkey: Valkey, caplog: pytest.LogCaptureFixture) -> None:
-    """No login any more, and that memory is what is missing; sessions are read and ended as before."""
+    """Logins fail with the reason; sessions are validated and revoked as before."""
     async with service_on(own_valkey.url, store_timeout="5s") as service:
         login = await service.create()
         own_valkey.command("CONFIG", "SET", "maxmemory", "1")
@@ -44,7 +29,7 @@ async def test_a_full_store(own_valkey: Valkey, caplog: pytest.LogCaptureFixture
 
 
 async def test_a_store_that_accepts_no_writes(own_valkey: Valkey, caplog: pytest.LogCaptureFixture) -> None:
-    """It has too few replicas for its own taste, which is not the same as being a replica."""
+    """It has too few replicas for its configuration, which is not the same as being a replica."""
     async with service_on(own_valkey.url, store_timeout="5s") as service:
         login = await service.create()
         own_valkey.command("CONFIG", "SET", "min-replicas-to-write", "1")
@@ -54,14 +39,14 @@ async def test_a_store_that_accepts_no_writes(own_valkey: Valkey, caplog: pytest
 
 
 async def test_a_store_that_becomes_a_replica(own_valkey: Valkey) -> None:
-    """It says so when it is written to."""
+    """It is noticed at the next write."""
     async with service_on(own_valkey.url, store_timeout="5s") as service:
         own_valkey.command("REPLICAOF", "127.0.0.1", "1")
         assert await problem_of_a_login(service) in (StoreProblem.NOT_PRIMARY, StoreProblem.REFUSED)
 
 
-async def test_a_user_who_may_not(own_valkey: Valkey, caplog: pytest.LogCaptureFixture) -> None:
-    """The store refuses the command, and the log says which."""
+async def test_a_user_without_a_permission(own_valkey: Valkey, caplog: pytest.LogCaptureFixture) -> None:
+    """The store refuses the command, and the log says why."""
     own_valkey.command("ACL", "SETUSER", "limited", "on", ">word", "~*", "+@all", "-eval")
     url = own_valkey.url.replace("unix://", "unix://limited:word@")
     async with service_on(url, store_timeout="5s") as service:
@@ -70,7 +55,7 @@ async def test_a_user_who_may_not(own_valkey: Valkey, caplog: pytest.LogCaptureF
 
 
 async def test_a_store_that_stops_and_one_that_stalls(own_valkey: Valkey, caplog: pytest.LogCaptureFixture) -> None:
-    """That it cannot be connected to is told from that it does not answer in time."""
+    """One cannot be connected to, the other does not reply in time."""
     async with service_on(own_valkey.url, store_timeout="250ms") as service:
         login = await service.create()
         own_valkey.pause()
@@ -87,5 +72,5 @@ async def test_a_store_that_stops_and_one_that_stalls(own_valkey: Valkey, caplog
         async def is_logged() -> bool:
             return "store disconnected: cannot connect: " in caplog.text
 
-        await eventually_async(is_logged, "it is logged as well")
+        await eventually_async(is_logged, "it is logged")
         assert "store connection closed: disconnected: " in caplog.text

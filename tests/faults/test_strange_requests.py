@@ -1,4 +1,4 @@
-"""Requests that are large, that are no text, or that come from a later version."""
+"""Requests that are too large, not UTF-8, or from a later version."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -93,14 +93,14 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_text_that_is_none(method: str, wire: Wire) -> None:
-    """A text field that is no UTF-8 is INVALID_ARGUMENT."""
+async def test_text_that_is_not_utf8(method: str, wire: Wire) -> None:
+    """Such a text field is INVALID_ARGUMENT."""
     for body in TEXTS[method]:
         assert (await wire.call(method, body))[0] == "INVALID_ARGUMENT", body
 
 
 async def test_unknown_fields_are_ignored(wire: Wire) -> None:
-    """What a later version may add changes nothing."""
+    """Fields that a later version may add change nothing."""
     later = field(100, b"later") + varint(101 << 3) + varint(7)
     status, created = await wire.call("CreateSession", field(1, b"12345") + later)
     assert (status, created.session.user_id) == ("OK", "12345")

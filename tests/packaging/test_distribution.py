@@ -1,4 +1,4 @@
-"""What users install: the wheel as built, alone, with its server extra, and with the oldest of what it allows."""
+"""What users install: the wheel alone, with its server extra, and with the oldest dependencies that it allows."""
 
 import re
 import subprocess
@@ -66,7 +66,7 @@ def metadata(wheel: Path) -> Message:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Environment]:
-    """Makes environments with packages in them; skips where there is no index."""
+    """Makes environments with packages installed; skips if there is no index."""
     made = Environment(tmp_path_factory.mktemp("probe") / "venv")
     if why := made.why_no_index():
         pytest.skip(why)
@@ -81,7 +81,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Envir
 
 @pytest.fixture(scope="session")
 def client_alone(environment: Callable[..., Environment], wheel: Path) -> Environment:
-    """An environment with the wheel and what that brings, and nothing else."""
+    """An environment with the wheel and its dependencies, and nothing else."""
     return environment(str(wheel))
 
 

@@ -1,4 +1,4 @@
-"""The names that users may rely on. Adding one is a decision, and so is taking one away: this list changes with it."""
+"""The names that users may rely on. Adding or removing one is a decision: this list changes with it."""
 
 import importlib
 import inspect
@@ -25,7 +25,7 @@ ITERATED = ("list_sessions",)
 
 
 def test_the_names_of_the_client() -> None:
-    """`catraca` exports these and no others, and all are there."""
+    """`catraca` exports these and no others, and all exist."""
     assert sorted(catraca.__all__) == [
         "AsyncSessionClient",
         "InvalidReason",
@@ -40,7 +40,7 @@ def test_the_names_of_the_client() -> None:
 
 
 def test_the_errors() -> None:
-    """`catraca.errors` has these classes: all that is raised is CatracaError, what may be retried Unavailable."""
+    """`catraca.errors` has these classes: all exceptions are CatracaError, and those to retry are Unavailable."""
     classes = {name: each for name, each in vars(errors).items() if inspect.isclass(each)}
     own = {name: each for name, each in classes.items() if each.__module__ == errors.__name__}
     tree = {name: each.__bases__[0].__name__ for name, each in own.items() if issubclass(each, Exception)}
@@ -64,19 +64,19 @@ def test_the_errors() -> None:
 
 
 def test_the_modules() -> None:
-    """Beside these, modules of the client are private, and say so by their name."""
+    """All other modules of the client are private, by their name."""
     found = {module.name for module in pkgutil.iter_modules(catraca.__path__)}
     assert {name for name in found if not name.startswith("_")} == {"aio", "cli", "errors", "sync", "v1"}
 
 
 def test_the_methods() -> None:
-    """What a client can do."""
+    """A client has these methods."""
     assert {name for name in dir(catraca.SessionClient) if not name.startswith("_")} == {*AWAITED, *ITERATED}
 
 
 @pytest.mark.parametrize("method", [*AWAITED, *ITERATED])
 def test_the_two_clients_are_alike(method: str) -> None:
-    """Each method has the same parameters in both clients, and only one of them is awaited, or iterated with await."""
+    """Each method has the same parameters in both; only in one of them it is awaited or iterated asynchronously."""
     sync, other = getattr(catraca.SessionClient, method), getattr(catraca.AsyncSessionClient, method)
     assert inspect.iscoroutinefunction(other) == (method in AWAITED)
     assert inspect.isasyncgenfunction(other) == (method in ITERATED)
@@ -86,8 +86,8 @@ def test_the_two_clients_are_alike(method: str) -> None:
     assert parameters[0] == parameters[1]
 
 
-def test_the_two_clients_have_no_method_more() -> None:
-    """What one client can do the other can."""
+def test_the_two_clients_have_the_same_methods() -> None:
+    """Neither has one more."""
     names = [
         {name for name in dir(client) if not name.startswith("_")}
         for client in (catraca.SessionClient, catraca.AsyncSessionClient)
@@ -96,7 +96,7 @@ def test_the_two_clients_have_no_method_more() -> None:
 
 
 def test_what_is_exported_is_documented() -> None:
-    """Every exported class and each of its methods says what it is."""
+    """Every exported class has a docstring."""
     for module in (catraca, importlib.import_module("catraca.errors")):
         for name in dir(module):
             each = getattr(module, name)

@@ -1,5 +1,6 @@
-"""The import contracts leave out nothing: every file and every room of the server is placed by one of them."""
+"""The import contracts are complete: they place every file and every room of the server."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path("server/catraca_server")
 NO_ROOMS = {PACKAGE / "store/scripts"}
-"""Packages with nothing in them that imports."""
+"""Packages without code."""
+
+
+def test_no_test_imports_from_another() -> None:
+    """What several tests need is in tests/support."""
+    imports = re.compile(r"^\s*(?:from|import)\s+(tests\.(?!support\b)[\w.]+)", re.MULTILINE)
+    tests = ROOT / "tests"
+    found = {str(path.relative_to(tests)): imports.findall(path.read_text("utf-8")) for path in tests.rglob("*.py")}
+    assert len(found) > 50
+    assert {name: modules for name, modules in found.items() if modules} == {}
 
 
 def test_a_stray_file_in_any_room_breaks_a_contract(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.support.clients import OWN_CONNECTIONS, Clients
+from tests.support.load import OWN_CONNECTIONS, load_over_clients
 from tests.support.processes import connections_of
 from tests.support.proxy import Proxy
 from tests.support.service import ServeProcess
@@ -14,19 +14,19 @@ from tests.support.waiting import eventually_async
 
 from catraca import AsyncSessionClient, _core
 
-OLD_SOON = "200ms"
+SHORT_AGE = "200ms"
 
 
-async def moved_on(process: ServeProcess, times: int) -> None:
-    """Returns once the service has had that many connections."""
+async def wait_for_connections(process: ServeProcess, count: int) -> None:
+    """Waits until this many different connections have been seen at the service."""
     server = psutil.Process(process.pid)
     seen: set[tuple[str, int]] = set()
 
-    async def seen_enough() -> bool:
+    async def are_seen() -> bool:
         seen.update(connections_of(server))
-        return len(seen) >= times
+        return len(seen) >= count
 
-    await eventually_async(seen_enough, f"{times} connections")
+    await eventually_async(are_seen, f"{count} connections")
 
 
 async def session_of(process: ServeProcess) -> str:
@@ -38,38 +38,38 @@ async def session_of(process: ServeProcess) -> str:
 async def test_no_call_fails_while_connections_age(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every connection is closed again and again, and all calls of the bundled client succeed."""
     monkeypatch.setattr(_core, "CHANNEL_OPTIONS", OWN_CONNECTIONS)
-    async with ServeProcess(store_url=valkey.url, store_timeout="5s", max_connection_age=OLD_SOON) as process:
+    async with ServeProcess(store_url=valkey.url, store_timeout="5s", max_connection_age=SHORT_AGE) as process:
         token = await session_of(process)
-        async with Clients(process.target, token) as clients:
-            await moved_on(process, 50)
-            await clients.go_on()
-    assert not clients.failures
+        async with load_over_clients(process.target, {token: "12345"}) as load:
+            await wait_for_connections(process, 50)
+            await load.go_on(times=200)
+    assert not load.failures()
 
 
 async def test_a_call_may_outlast_its_connections_age(valkey: Valkey, tmp_path: Path) -> None:
-    """A call that takes longer than its connection has left is answered over it; the next takes another."""
+    """A call that takes longer than its connection may live is answered on it."""
     async with (
         Proxy(valkey.socket, tmp_path / "proxy.sock") as proxy,
-        ServeProcess(store_url=proxy.url, store_timeout="30s", max_connection_age=OLD_SOON) as process,
+        ServeProcess(store_url=proxy.url, store_timeout="30s", max_connection_age=SHORT_AGE) as process,
         AsyncSessionClient(process.target, timeout=30) as sessions,
     ):
         token = (await sessions.create("12345")).token
         proxy.hold()
         call = asyncio.create_task(sessions.validate(token))
         await proxy.holding(token[4:26].encode())
-        await moved_on(process, 5)
+        await wait_for_connections(process, 5)
         assert not call.done()
         proxy.release()
         assert await call
 
 
-async def test_connections_may_stay(valkey: Valkey) -> None:
-    """With 0s none is replaced, over a thousand calls."""
+async def test_without_a_maximum_age_connections_stay(valkey: Valkey) -> None:
+    """The client keeps its one connection."""
     async with ServeProcess(store_url=valkey.url, max_connection_age="0s") as process:
         token = await session_of(process)
         server = psutil.Process(process.pid)
-        async with Clients(process.target, token, clients=1) as clients:
+        async with load_over_clients(process.target, {token: "12345"}, clients=1) as load:
             before = connections_of(server)
-            await clients.go_on(1000)
+            await load.go_on(times=1000)
             assert connections_of(server) == before
-    assert not clients.failures
+    assert not load.failures()

@@ -10,36 +10,36 @@ import psutil
 import pytest
 import redis
 from tests.support.processes import alive, has_written, store_processes
-from tests.support.service import ServeProcess
-from tests.support.valkey import BINARY, WHY_NONE
+from tests.support.service import ServeProcess, is_known_valid
+from tests.support.valkey import BINARY, WHY_MISSING
 from tests.support.waiting import eventually
 
 from catraca import Login, SessionClient, errors
 
-pytestmark = pytest.mark.skipif(BINARY is None, reason=WHY_NONE)
+pytestmark = pytest.mark.skipif(BINARY is None, reason=WHY_MISSING)
 
 BROUGHT = "eyJhbGciOiJIUzI1NiJ9.a-token-that-users-already-have"
 
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Iterator[Path]:
-    """A data directory that is not there yet, with a space in its path."""
+    """A data directory that does not exist yet, with a space in its path."""
     path = tmp_path / "session data"
     yield path
     for stray in store_processes(path):
-        # Only a test that has failed leaves one.
+        # Only a test that failed leaves one.
         stray.kill()
 
 
 @pytest.fixture
 def connect(data_dir: Path) -> Iterator[redis.Redis]:
-    """What `redis-cli -s <data directory>/valkey.sock` would be."""
+    """A client on the store's socket, as `redis-cli -s` is."""
     with redis.Redis(unix_socket_path=str(data_dir / "valkey.sock")) as client:
         yield client
 
 
 class Logins(threading.Thread):
-    """Logs users in, one after the other, for as long as the service answers."""
+    """Logs users in, one after the other, until the service is unavailable."""
 
     def __init__(self, target: str) -> None:
         super().__init__()
@@ -65,9 +65,9 @@ def test_nothing_acknowledged_is_lost_when_the_server_is_killed(data_dir: Path) 
         eventually(lambda: len(logins.acknowledged) >= 200, "users have logged in")
         (first_store,) = store_processes(data_dir)
         first.signal(signal.SIGKILL)
-        # At once: the second has to wait for the first one's store, which is still writing.
+        # At once: the second has to wait for the store of the first, which is still writing.
         with ServeProcess(data_dir=str(data_dir)) as second:
-            assert not alive(first_store), "two stores worked on the same data"
+            assert not alive(first_store), "two stores used the same data"
             logins.join()
             with SessionClient(second.target, timeout=10) as sessions:
                 for login in logins.acknowledged:
@@ -80,7 +80,7 @@ def test_nothing_acknowledged_is_lost_when_the_server_is_killed(data_dir: Path) 
 
 
 def test_a_kill_leaves_neither_process_nor_socket(data_dir: Path) -> None:
-    """After kill -9 the store ends by itself and takes its socket with it."""
+    """After kill -9 of the server its store ends by itself and removes its socket."""
     with ServeProcess(data_dir=str(data_dir)) as process:
         family = psutil.Process(process.pid).children(recursive=True)
         assert family == store_processes(data_dir)
@@ -91,7 +91,7 @@ def test_a_kill_leaves_neither_process_nor_socket(data_dir: Path) -> None:
 
 
 def test_a_data_directory_has_one_owner(data_dir: Path) -> None:
-    """A second server on the same data directory says so and what to do, and the first goes on."""
+    """A second server on the same data directory refuses to start and says what to do; the first goes on."""
     with ServeProcess(data_dir=str(data_dir)) as first, SessionClient(first.target, timeout=10) as sessions:
         token = sessions.create("12345").token
         second = ServeProcess(data_dir=str(data_dir)).start(wait=False)
@@ -102,31 +102,24 @@ def test_a_data_directory_has_one_owner(data_dir: Path) -> None:
 
 
 def test_a_killed_store_is_started_again(data_dir: Path) -> None:
-    """When the store process dies the sessions are unknown for a moment, never invalid, and then there again."""
+    """When the store process dies, calls are UNAVAILABLE for a moment; sessions are never invalid, and are kept."""
     with ServeProcess(data_dir=str(data_dir)) as process, SessionClient(process.target, timeout=10) as sessions:
         token = sessions.create("12345").token
 
-        def valid() -> bool:
-            try:
-                assert sessions.validate(token), "a live session was denied"
-            except errors.Unavailable:
-                return False
-            return True
-
-        def noticed(deaths: int) -> bool:
-            valid()
+        def is_noticed(deaths: int) -> bool:
+            is_known_valid(sessions, token)
             return process.log.count("embedded store ended with status -9") == deaths
 
         eventually(lambda: has_written(data_dir, token), "the session is written")
         for deaths in (1, 2, 3):
             (store,) = store_processes(data_dir)
             store.kill()
-            eventually(partial(noticed, deaths), "the death is noticed")
-            eventually(valid, "the session is valid again")
+            eventually(partial(is_noticed, deaths), "the death is noticed")
+            eventually(lambda: is_known_valid(sessions, token), "the session is valid again")
 
 
-def test_a_stop_keeps_sessions_and_nothing_else(data_dir: Path) -> None:
-    """SIGTERM ends the store too; a later start has the sessions; a revoked one stays revoked."""
+def test_a_stop_keeps_sessions_and_leaves_nothing_running(data_dir: Path) -> None:
+    """SIGTERM ends the store, too; after the next start sessions are valid, and revoked ones stay revoked."""
     with ServeProcess(data_dir=str(data_dir)) as first:
         with SessionClient(first.target, timeout=10) as sessions:
             kept, revoked = sessions.create("kept"), sessions.create("revoked")
@@ -139,7 +132,7 @@ def test_a_stop_keeps_sessions_and_nothing_else(data_dir: Path) -> None:
 
 
 def test_the_store_is_for_its_owner_only(data_dir: Path) -> None:
-    """The data directory and all in it are closed to other users, and the store listens on no port."""
+    """No other user can read the data directory or anything in it, and the store listens on no port."""
     with ServeProcess(data_dir=str(data_dir)):
         open_to_others = [path for path in (data_dir, *data_dir.rglob("*")) if path.stat().st_mode & 0o077]
         assert not open_to_others
@@ -164,7 +157,7 @@ def test_the_store_holds_no_token(data_dir: Path, connect: redis.Redis) -> None:
         assert all(connect.pttl(key) > 0 for key in keys)
         assert stored.count(b'"user_id":"12345"') == 2, "the records cannot be read"
         assert process.stop() == 0
-    # Synced and complete, now that the store has stopped.
+    # Complete, now that the store has stopped.
     stored += b"\n".join(path.read_bytes() for path in data_dir.rglob("*") if path.is_file())
     assert stored.count(b'"user_id":"12345"') >= 4, "the files are not where this test looks"
     for secret in (minted, minted[26:69], minted[26:], BROUGHT):
@@ -181,9 +174,9 @@ def slow_loader(tmp_path: Path) -> str:
 
 
 def fill(data_dir: Path, connect: redis.Redis) -> str:
-    """Has a service keep a session and 16,000 other keys; returns the session's token."""
+    """Fills a store with a session and 16,000 other keys; returns the session's token."""
     with ServeProcess(data_dir=str(data_dir)) as process:
-        # So many because Valkey looks up from its loading only every 1,024 changes.
+        # So many because Valkey handles events only every 1,024 loaded changes.
         filling = "for n = 1, 16000 do redis.call('SET', KEYS[1] .. n, 'x', 'PX', 3600000) end"
         connect.eval(filling, 1, "filler:")
         with SessionClient(process.target, timeout=10) as sessions:
@@ -193,10 +186,10 @@ def fill(data_dir: Path, connect: redis.Redis) -> str:
 
 
 def test_a_start_waits_until_all_is_loaded(data_dir: Path, slow_loader: str, connect: redis.Redis) -> None:
-    """With much to load the service listens late, and then knows every session at once."""
+    """With much to load the service listens late, and every session is valid from the start."""
     token = fill(data_dir, connect)
     with ServeProcess(data_dir=str(data_dir), valkey_server=slow_loader) as process:
-        assert connect.info("persistence")["loading"] == 0, "it listened before its store was ready"
+        assert connect.info("persistence")["loading"] == 0, "the service listened before its store was ready"
         with SessionClient(process.target, timeout=10) as sessions:
             assert sessions.validate(token)
         assert process.log.count("store connected") == 1
@@ -205,7 +198,7 @@ def test_a_start_waits_until_all_is_loaded(data_dir: Path, slow_loader: str, con
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda each: each.name)
 def test_a_start_can_be_stopped(number: signal.Signals, data_dir: Path, slow_loader: str, connect: redis.Redis) -> None:
-    """Told to stop while its store still loads, the service stops, and so does the store; nothing is lost."""
+    """A signal while the store still loads stops the service and the store; nothing is lost."""
     token = fill(data_dir, connect)
     process = ServeProcess(data_dir=str(data_dir), valkey_server=slow_loader).start(wait=False)
     eventually(lambda: bool(store_processes(data_dir)), "the store has been started")

@@ -1,22 +1,20 @@
-"""The running `catraca serve`, called from outside with nothing but what reflection tells: as the README shows it."""
+"""The running `catraca serve`, called from outside by reflection alone, as the README shows it."""
 
-import contextlib
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.support.curl import CURLS, Curl
-from tests.support.service import ServeProcess
-from tests.support.valkey import BINARY, WHY_NONE, Valkey
+from tests.support.curl import Curl
+from tests.support.service import ServeProcess, is_known_valid
+from tests.support.valkey import BINARY, WHY_MISSING, Valkey
 from tests.support.waiting import eventually
 
 from catraca import SessionClient, errors
 
-pytestmark = pytest.mark.skipif(BINARY is None, reason=WHY_NONE)
+pytestmark = pytest.mark.skipif(BINARY is None, reason=WHY_MISSING)
 
 CREATE = "catraca.v1.SessionService/CreateSession"
 VALIDATE = "catraca.v1.SessionService/ValidateSession"
@@ -35,25 +33,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
         yield process
 
 
-@pytest.fixture(params=CURLS, ids=lambda each: each.name)
-def curl(request: pytest.FixtureRequest) -> Curl:
-    """Each program that can do it."""
-    made: Curl = request.param()
-    if made.why_none:
-        pytest.skip(made.why_none)
-    return made
-
-
-@pytest.fixture
-def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
-    """A Valkey that a test may kill."""
-    with contextlib.closing(Valkey(tmp_path)) as server:
-        server.start()
-        yield server
-
-
 def test_a_newcomer_creates_and_validates_a_session(service: ServeProcess, curl: Curl) -> None:
-    """CreateSession and ValidateSession answer with the API's JSON; the token is returned once."""
+    """CreateSession and ValidateSession return the API's JSON; only the first has the token."""
     created = curl.call(service.target, CREATE, {"user_id": "12345", "ttl": "60s"})
     assert created.status == "OK"
     assert created.json.keys() == {"token", "session"}
@@ -77,18 +58,18 @@ def test_a_newcomer_creates_and_validates_a_session(service: ServeProcess, curl:
 
 
 def test_an_invalid_token_is_not_an_error(service: ServeProcess, curl: Curl) -> None:
-    """The response for a malformed, an unknown and a revoked token is OK, not valid, with the reason."""
+    """For a malformed, an unknown and a revoked token the status is OK, and the response has the reason."""
     token = curl.call(service.target, CREATE, {"user_id": "12345"}).json["token"]
     assert curl.call(service.target, REVOKE, {"token": token}).json == {"revoked": True}
     assert curl.call(service.target, REVOKE, {"token": token}).json == {}
     reasons = {token: "NOT_FOUND", "never-seen-before": "NOT_FOUND", "ctr_": "MALFORMED", "short": "MALFORMED"}
     for presented, reason in reasons.items():
-        answer = curl.call(service.target, VALIDATE, {"token": presented})
-        assert (answer.status, answer.json) == ("OK", {"invalidReason": f"INVALID_REASON_{reason}"})
+        response = curl.call(service.target, VALIDATE, {"token": presented})
+        assert (response.status, response.json) == ("OK", {"invalidReason": f"INVALID_REASON_{reason}"})
 
 
 def test_errors_have_their_status(service: ServeProcess, curl: Curl) -> None:
-    """A mistake of the caller is a status with a message that names the field."""
+    """The status says what is wrong, and the message names the field."""
     missing = curl.call(service.target, VALIDATE)
     assert (missing.status, missing.message) == ("INVALID_ARGUMENT", "token: must be set")
     assert curl.call(service.target, GET, {"session_id": "0" * 22}).status == "NOT_FOUND"
@@ -111,7 +92,7 @@ def test_reflection_documents_the_services(service: ServeProcess, curl: Curl) ->
 
 
 def test_reflection_can_be_turned_off(curl: Curl) -> None:
-    """With reflection off nobody can list the API, and the service serves all the same."""
+    """With reflection off the API is not described, and the service works."""
     with ServeProcess(store_url="memory:", reflection="false") as process:
         with pytest.raises(AssertionError, match=r"(?i)reflection|unimplemented"):
             curl.services(process.target)
@@ -120,15 +101,15 @@ def test_reflection_can_be_turned_off(curl: Curl) -> None:
 
 
 def test_health_by_name(service: ServeProcess, curl: Curl) -> None:
-    """The server as a whole, the service and the store have a status; any other name is not found."""
+    """The server as a whole, the service and the store have a health; any other name is not found."""
     for name in ("", "catraca.v1.SessionService", "store"):
-        answer = curl.call(service.target, HEALTH, {"service": name})
-        assert (answer.status, answer.json) == ("OK", {"status": "SERVING"}), name
+        response = curl.call(service.target, HEALTH, {"service": name})
+        assert (response.status, response.json) == ("OK", {"status": "SERVING"}), name
     assert curl.call(service.target, HEALTH, {"service": "catraca"}).status == "NOT_FOUND"
 
 
 def test_health_of_the_store_follows_the_store(own_valkey: Valkey) -> None:
-    """`store` changes when the store dies and when it returns, for Check and for Watch; the rest stays SERVING."""
+    """`store` changes when the store dies and returns, for Check and for Watch; the others stay SERVING."""
     serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
     with ServeProcess(store_url=own_valkey.url) as process, grpc.insecure_channel(process.target) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)  # its types omit the methods
@@ -147,7 +128,7 @@ def test_health_of_the_store_follows_the_store(own_valkey: Valkey) -> None:
 
 
 def test_the_store_may_die_and_return_while_serving(own_valkey: Valkey) -> None:
-    """While the store is gone calls are UNAVAILABLE, never "not valid"; once it is back the session is valid again."""
+    """While the store is down calls are UNAVAILABLE, never "not valid"; when it is back the session is valid again."""
     with ServeProcess(store_url=own_valkey.url) as process, SessionClient(process.target, timeout=10) as sessions:
         token = sessions.create("12345").token
         own_valkey.kill()
@@ -155,14 +136,6 @@ def test_the_store_may_die_and_return_while_serving(own_valkey: Valkey) -> None:
             sessions.validate(token)
         assert caught.value.reason == "STORE_UNAVAILABLE"
         own_valkey.start()
-
-        def valid() -> bool:
-            try:
-                assert sessions.validate(token), "a live session was denied"
-            except errors.Unavailable:
-                return False
-            return True
-
-        eventually(valid, "the session is valid again")
+        eventually(lambda: is_known_valid(sessions, token), "the session is valid again")
     assert "store disconnected" in process.log
     assert process.log.count("store connected") == 2

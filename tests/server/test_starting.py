@@ -1,4 +1,4 @@
-"""What keeps `catraca serve` from starting; each time it says why, and what to do."""
+"""What `catraca serve` refuses to start with, with the reason and the remedy."""
 
 import asyncio
 import os
@@ -6,7 +6,6 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -14,7 +13,7 @@ import pytest
 from tests.support.command import catraca
 from tests.support.fake_redis import FakeRedis, bulk
 from tests.support.service import ServeProcess
-from tests.support.valkey import BINARY, WHY_NONE, Valkey
+from tests.support.valkey import BINARY, WHY_MISSING, Valkey
 
 from catraca import SessionClient
 
@@ -22,35 +21,24 @@ USAGE, UNAVAILABLE = 2, 3
 
 
 def serve(*flags: str, **settings: str) -> CompletedProcess[str]:
-    """Runs `catraca serve` where it is expected not to start; with a store in memory unless set otherwise."""
+    """Runs `catraca serve` where it is expected not to start; by default with a store in memory."""
     environment = {"CATRACA_STORE_URL": "memory:", "CATRACA_PORT": "0"}
     environment |= {f"CATRACA_{name.upper()}": value for name, value in settings.items()}
     return catraca("serve", *flags, environment=environment)
 
 
-def assert_refused(done: CompletedProcess[str], status: int, *told: str) -> None:
-    """Asserts that it did not start, and why: in the last line, without a traceback."""
+def assert_refused(done: CompletedProcess[str], status: int, *messages: str) -> None:
+    """Asserts that it did not start, and that the last line says why, without a traceback."""
     assert done.returncode == status, done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("catraca: ")
-    for text in told:
+    for text in messages:
         assert text in last
     assert "Traceback" not in done.stderr
 
 
-@pytest.fixture
-def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
-    """A Valkey that a test may spoil."""
-    if BINARY is None:
-        pytest.skip(WHY_NONE)
-    server = Valkey(tmp_path)
-    server.start()
-    yield server
-    server.close()
-
-
 def test_port_in_use() -> None:
-    """A port that another program has is reported at once, with how to choose another."""
+    """It fails at once, and says how to choose another."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         refused = serve(port=str(port))
@@ -58,7 +46,7 @@ def test_port_in_use() -> None:
 
 
 def test_port_of_another_catraca() -> None:
-    """Two servers never share a port, which would split the callers between them."""
+    """Two servers never share a port: each caller would reach either of them."""
     with ServeProcess(store_url="memory:") as first:
         assert_refused(serve(port=first.target.rpartition(":")[2]), UNAVAILABLE, "another program has that port")
 
@@ -70,14 +58,14 @@ def test_an_address_of_another_machine() -> None:
 
 
 def test_a_host_that_cannot_be_resolved() -> None:
-    """A name that does not exist is reported as that, and not as a port in use."""
+    """The reason is not confused with a port in use."""
     refused = serve("--insecure", "--host", "catraca.invalid")
     assert_refused(refused, UNAVAILABLE, "catraca.invalid:0", "the name cannot be resolved", "--host")
 
 
 @pytest.mark.parametrize("host", ["LOCALHOST", "localhost.", "127.1", "::ffff:127.0.0.1", " 127.0.0.1 ", "[::1]"])
-def test_loopback_in_any_spelling(host: str) -> None:
-    """The service listens there, and logs the address in a form that clients understand."""
+def test_loopback_works_however_it_is_written(host: str) -> None:
+    """The service listens there, and prints the address in a form that clients understand."""
     with ServeProcess(store_url="memory:", host=host) as process, SessionClient(process.target, timeout=10) as sessions:
         assert sessions.validate(sessions.create("12345").token)
 
@@ -87,7 +75,7 @@ def test_a_unix_socket_to_listen_on() -> None:
     assert_refused(serve(host="unix:/tmp/catraca.sock"), USAGE, "CATRACA_HOST must be", "not supported yet")
 
 
-def test_without_a_home_there_is_no_default_data_directory(tmp_path: Path) -> None:
+def test_without_a_home_directory_there_is_no_default_data_directory(tmp_path: Path) -> None:
     """Where the user has no home directory, the data directory has to be set."""
     code = "import os, runpy; os.getuid = lambda: 2**31 - 7; runpy.run_module('catraca', run_name='__main__')"
     done = subprocess.run(
@@ -102,8 +90,8 @@ def test_without_a_home_there_is_no_default_data_directory(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])  # noqa: S104
-def test_other_than_loopback_needs_insecure(host: str) -> None:
-    """Where others could reach it, it starts only if the operator says that this is intended."""
+def test_all_but_loopback_needs_insecure(host: str) -> None:
+    """Where others could reach it, it starts only with --insecure."""
     assert_refused(serve(host=host), USAGE, f"host {host} is not loopback", "--insecure")
 
 
@@ -115,8 +103,8 @@ def test_insecure_listens_anywhere() -> None:
             assert sessions.validate(sessions.create("12345").token)
 
 
-def test_memory_is_loud() -> None:
-    """A store in memory says that it forgets, and that this is not for production; and forgets."""
+def test_memory_warns() -> None:
+    """A store in memory says that it is not for production, and loses its sessions with the process."""
     with ServeProcess(store_url="memory:") as process:
         assert "WARNING SESSIONS ARE KEPT IN MEMORY" in process.log
         assert "not for production" in process.log
@@ -127,8 +115,8 @@ def test_memory_is_loud() -> None:
         assert not sessions.validate(token)
 
 
-def test_data_directory_that_cannot_be(tmp_path: Path) -> None:
-    """A data directory under a file cannot be made, whoever runs it."""
+def test_data_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    """A data directory under a file cannot be made, not even by root."""
     file = tmp_path / "file"
     file.touch()
     refused = serve(store_url="embedded:", data_dir=str(file / "data"))
@@ -153,8 +141,8 @@ def test_data_directory_with_too_long_a_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["postgres://localhost", "localhost:6379", "valkey://localhost", ""])
-def test_store_url_of_no_redis(url: str) -> None:
-    """A URL of something else is refused with the schemes there are."""
+def test_store_url_of_something_else(url: str) -> None:
+    """It is refused with the schemes that can be used."""
     done = serve(store_url=url)
     assert done.returncode in (USAGE, UNAVAILABLE)
     assert "redis://" in done.stderr
@@ -162,7 +150,7 @@ def test_store_url_of_no_redis(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("redis://localhost/sessions", "names no database by number"),
         ("redis://localhost?socket_timeout=5", "(socket_timeout)"),
@@ -170,19 +158,19 @@ def test_store_url_of_no_redis(url: str) -> None:
         ("redis://localhost:port", "is not the URL of a Redis"),
     ],
 )
-def test_store_url_with_a_mistake(url: str, told: str) -> None:
-    """A URL that says something that cannot be is refused with what that is."""
-    assert_refused(serve(store_url=url), USAGE, told)
+def test_store_url_with_a_mistake(url: str, message: str) -> None:
+    """It is refused with what is wrong in it."""
+    assert_refused(serve(store_url=url), USAGE, message)
 
 
 def test_no_store_at_the_url(tmp_path: Path) -> None:
-    """Where nothing listens there is no answer."""
+    """Where nothing listens there is no reply."""
     url = f"unix://{tmp_path}/nothing.sock"
     assert_refused(serve(store_url=url), UNAVAILABLE, f"no answer at {url}", "CATRACA_STORE_URL")
 
 
-def test_a_store_that_says_nothing() -> None:
-    """Where something listens and says nothing there is no answer either, and it is not waited for for ever."""
+def test_a_store_that_does_not_reply() -> None:
+    """It is not waited for longer than the store timeout."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
         refused = serve(store_url=url)
@@ -190,7 +178,7 @@ def test_a_store_that_says_nothing() -> None:
 
 
 def test_wrong_password(own_valkey: Valkey) -> None:
-    """A store that wants another password is told as such, and no password is shown."""
+    """The message says so, and shows no password."""
     own_valkey.command("CONFIG", "SET", "requirepass", "the-right-one")
     with_another = own_valkey.url.replace("unix://", "unix://:a-wrong-one@")
     for refused in (
@@ -213,14 +201,14 @@ def test_a_store_that_may_evict_sessions(own_valkey: Valkey) -> None:
         assert "listening" in process.log
 
 
-def test_a_database_that_is_not_there(own_valkey: Valkey) -> None:
-    """A database number that the store does not have is told as such."""
+def test_a_database_that_does_not_exist(own_valkey: Valkey) -> None:
+    """The message names the database number."""
     refused = serve(store_url=f"{own_valkey.url}?db=99")
     assert_refused(refused, UNAVAILABLE, "check the database number")
 
 
-def test_a_user_who_may_not_look(own_valkey: Valkey) -> None:
-    """A user without the right to run INFO is told as such."""
+def test_a_user_who_may_not_run_info(own_valkey: Valkey) -> None:
+    """The message says which right is missing, and shows no password."""
     own_valkey.command("ACL", "SETUSER", "limited", "on", ">its-password", "~*", "+@all", "-info")
     refused = serve(store_url=own_valkey.url.replace("unix://", "unix://limited:its-password@"))
     assert_refused(refused, UNAVAILABLE, "may run INFO")
@@ -228,13 +216,13 @@ def test_a_user_who_may_not_look(own_valkey: Valkey) -> None:
 
 
 def test_a_replica(own_valkey: Valkey) -> None:
-    """A replica is refused: what it has may be old."""
+    """A replica is refused: its data may be outdated."""
     own_valkey.command("REPLICAOF", "127.0.0.1", "1")
     assert_refused(serve(store_url=own_valkey.url), UNAVAILABLE, "is a replica", "name the primary")
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "messages"),
     [
         ("redis_version", "6.0.16", ("is version 6.0.16", "needs Redis 6.2 or newer, or any Valkey")),
         ("redis_version", "2.8", ("is version 2.8", "needs Redis 6.2")),
@@ -242,27 +230,27 @@ def test_a_replica(own_valkey: Valkey) -> None:
         ("loading", "1", ("is still loading its data",)),
     ],
 )
-async def test_a_store_that_is_not_fit(name: str, value: str, told: tuple[str, ...], tmp_path: Path) -> None:
-    """A store that says of itself what it is, and that is not enough, is refused with that."""
+async def test_a_store_that_cannot_be_used(name: str, value: str, messages: tuple[str, ...], tmp_path: Path) -> None:
+    """A store whose INFO shows that it cannot be used is refused with the reason."""
     async with FakeRedis(tmp_path / "fake.sock", info={name: value}) as fake:
         refused = await asyncio.to_thread(serve, store_url=fake.url)
-    assert_refused(refused, UNAVAILABLE, *told)
+    assert_refused(refused, UNAVAILABLE, *messages)
 
 
 @pytest.mark.parametrize("info", [b"", b"redis_version:unknown", b"HTTP/1.1 400 Bad Request"])
-async def test_a_store_that_does_not_say_what_it_is(info: bytes, tmp_path: Path) -> None:
-    """What answers like no Redis is refused as such."""
+async def test_a_store_with_a_malformed_info(info: bytes, tmp_path: Path) -> None:
+    """What does not reply like a Redis is refused."""
 
-    def answer(command: list[bytes]) -> bytes | None:
+    def reply_to(command: list[bytes]) -> bytes | None:
         return bulk(info) if command[0] == b"INFO" else None
 
-    async with FakeRedis(tmp_path / "fake.sock", answer) as fake:
+    async with FakeRedis(tmp_path / "fake.sock", reply_to) as fake:
         refused = await asyncio.to_thread(serve, store_url=fake.url)
     assert_refused(refused, UNAVAILABLE, "does not tell its version", "CATRACA_STORE_URL")
 
 
 async def test_a_version_with_a_suffix(tmp_path: Path) -> None:
-    """A build that adds to its version is taken by its number."""
+    """Only the number counts."""
     async with (
         FakeRedis(tmp_path / "fake.sock", info={"redis_version": "7.2.4-rc1"}) as fake,
         ServeProcess(store_url=fake.url) as process,
@@ -279,29 +267,29 @@ def test_pepper_that_cannot_be_used(tmp_path: Path) -> None:
     assert_refused(serve(token_pepper_file=str(pepper)), UNAVAILABLE, "at least 32 bytes")
 
 
-def test_a_binary_that_is_none(tmp_path: Path) -> None:
-    """A CATRACA_VALKEY_SERVER that is no program is told as such."""
+def test_a_binary_that_does_not_exist(tmp_path: Path) -> None:
+    """The message names CATRACA_VALKEY_SERVER."""
     refused = serve(store_url="embedded:", data_dir=str(tmp_path), valkey_server="/no/valkey-server")
     assert_refused(refused, UNAVAILABLE, "CATRACA_VALKEY_SERVER=/no/valkey-server is not a program")
 
 
-def test_a_binary_that_is_no_store(tmp_path: Path) -> None:
-    """A program that ends instead of serving is told with where to look."""
+def test_a_binary_that_is_not_a_store(tmp_path: Path) -> None:
+    """A program that ends at once is reported with the log to read."""
     refused = serve(store_url="embedded:", data_dir=str(tmp_path), valkey_server="/bin/false")
     assert_refused(refused, UNAVAILABLE, "ended while starting", str(tmp_path / "valkey.log"))
 
 
 def test_data_that_cannot_be_loaded(tmp_path: Path) -> None:
-    """Damaged data is told with where to look and how to start anew; it is left as it is."""
+    """The message says where to look and how to start without it; the data is not changed."""
     if BINARY is None:
-        pytest.skip(WHY_NONE)
+        pytest.skip(WHY_MISSING)
     data_dir = str(tmp_path)
     with ServeProcess(data_dir=data_dir) as process:
         with SessionClient(process.target, timeout=10) as sessions:
             sessions.create("12345")
         assert process.stop() == 0
     (file,) = (path for path in (tmp_path / "appendonlydir").iterdir() if path.name.endswith(".incr.aof"))
-    damaged = b"this is no append-only file" + file.read_bytes()
+    damaged = b"this is not an append-only file" + file.read_bytes()
     file.write_bytes(damaged)
     assert_refused(
         serve(store_url="embedded:", data_dir=data_dir), UNAVAILABLE, "ended while starting", "--data-dir starts anew"

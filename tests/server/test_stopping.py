@@ -1,4 +1,4 @@
-"""How the running service stops: on Ctrl-C or SIGTERM it drains and logs it, and nobody waits longer than necessary."""
+"""How the running service stops: on Ctrl-C or SIGTERM it drains, logs that, and does not wait in vain."""
 
 import asyncio
 import signal
@@ -19,17 +19,17 @@ from catraca import AsyncSessionClient, Validation, errors
 STOP_SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda each: each.name)
 
 
-def told(process: ServeProcess, text: str) -> Callable[[], Awaitable[bool]]:
-    """Returns a condition to wait for: the service has logged this text."""
+def has_logged(process: ServeProcess, text: str) -> Callable[[], Awaitable[bool]]:
+    """Returns the condition that a text is in the service's log."""
 
-    async def has_told() -> bool:
+    async def is_logged() -> bool:
         return text in process.log
 
-    return has_told
+    return is_logged
 
 
 async def validation_in_flight(sessions: AsyncSessionClient, token: str, proxy: Proxy) -> asyncio.Task[Validation]:
-    """Starts a validation and returns it once its question is on the way to the store, where `proxy` holds it."""
+    """Starts a validation and returns it once `proxy` holds its request to the store."""
     proxy.hold()
     call = asyncio.create_task(sessions.validate(token))
     await proxy.holding(token[4:26].encode())
@@ -48,7 +48,7 @@ async def test_calls_in_flight_finish(number: signal.Signals, valkey: Valkey, tm
         token = (await sessions.create("12345")).token
         call = await validation_in_flight(sessions, token, proxy)
         process.signal(number)
-        await eventually_async(told(process, "draining"), "the service drains")
+        await eventually_async(has_logged(process, "draining"), "the service drains")
         with pytest.raises(errors.Unavailable):
             await late.validate(token)
         assert not call.done()
@@ -61,8 +61,8 @@ async def test_calls_in_flight_finish(number: signal.Signals, valkey: Valkey, tm
     assert lines[2] == "stopped"
 
 
-async def test_a_call_that_does_not_finish_does_not_delay_the_stop(valkey: Valkey, tmp_path: Path) -> None:
-    """After the drain timeout it is ended: UNAVAILABLE, which means unknown."""
+async def test_a_call_that_does_not_finish_does_not_hold_the_stop(valkey: Valkey, tmp_path: Path) -> None:
+    """After the drain timeout the remaining calls are ended as UNAVAILABLE."""
     async with (
         Proxy(valkey.socket, tmp_path / "proxy.sock") as proxy,
         ServeProcess(store_url=proxy.url, store_timeout="300s", drain_timeout="300ms") as process,
@@ -77,8 +77,8 @@ async def test_a_call_that_does_not_finish_does_not_delay_the_stop(valkey: Valke
 
 
 @STOP_SIGNALS
-async def test_watches_do_not_delay_the_stop(number: signal.Signals) -> None:
-    """Health watchers learn that the service stops, and the service does not wait for them to leave."""
+async def test_watches_do_not_hold_the_stop(number: signal.Signals) -> None:
+    """A watch of the health gets NOT_SERVING and ends; the service does not wait for its client."""
     serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
     unknown = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
     statuses: dict[str, list[int]] = {"": [], "store": [], "unknown": []}

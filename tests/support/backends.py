@@ -1,4 +1,4 @@
-"""The stores that every suite about stores runs over: fakeredis, with a clock of its own, and a real Valkey."""
+"""The stores that every store test runs on: fakeredis with a clock of its own, and a real Valkey of each kind."""
 
 import asyncio
 import json
@@ -32,26 +32,26 @@ from catraca_server.store.keys import Keys
 from catraca_server.store.sessions import RedisSessionStore
 from catraca_server.store.user_index import RedisUserIndex
 
-STORE_TIMEOUT = 5
-"""Seconds, for tests that are not about timeouts: a slow machine must not fail them."""
+STORE_TIMEOUT_SECONDS = 5
+"""For tests that are not about timeouts: a slow machine must not fail them."""
 
 
 class Backend:
-    """A store that tests can look into and move through time."""
+    """A store that tests can inspect and move through time."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._connections: dict[str, AbstractConnection] = {}
 
-    async def command(self, *words: str | bytes | int) -> Any:
-        """Runs a command as an operator would, over a connection of its own."""
-        return await self._run(self.url, *words)
+    async def command(self, *args: str | bytes | int) -> Any:
+        """Runs a command over a connection of its own, as an operator would."""
+        return await self._run(self.url, *args)
 
-    async def _run(self, url: str, *words: str | bytes | int) -> Any:
+    async def _run(self, url: str, *args: str | bytes | int) -> Any:
         if url not in self._connections:
             self._connections[url] = await self._connect(url)
         connection = self._connections[url]
-        await connection.send_command(*words)
+        await connection.send_command(*args)
         return await connection.read_response(disable_decoding=True)
 
     async def _connect(self, url: str) -> AbstractConnection:
@@ -61,7 +61,7 @@ class Backend:
     async def link(self) -> AsyncIterator[Link]:
         """Opens a link to it, as a server has one."""
         url = StoreUrl.parse(self.url)
-        async with open_link(url, timeout_seconds=STORE_TIMEOUT, on_change=lambda _: None) as (link, _):
+        async with open_link(url, timeout_seconds=STORE_TIMEOUT_SECONDS, on_change=lambda _: None) as (link, _):
             yield link
 
     async def close(self) -> None:
@@ -75,29 +75,28 @@ class Backend:
         return int(seconds) * 1000 + int(microseconds) // 1000
 
     async def keys(self) -> dict[str, int]:
-        """Returns every key with its time to live in milliseconds, as Redis tells it: -1 is none."""
+        """Returns every key with its PTTL: milliseconds, or -1 without an expiry."""
         ttls = {name.decode(): await self.command("PTTL", name) for name in sorted(await self.command("KEYS", "*"))}
-        # -2: it ended while we looked.
+        # -2: it expired meanwhile.
         return {name: ttl for name, ttl in ttls.items() if ttl != -2}
 
     async def travel(self, milliseconds: int) -> None:
         """Lets time pass for all sessions.
 
-        The clock of a real store cannot be set. Everything that it has is moved into the past by as much, which is the
-        same to who looks at it.
+        The clock of a real store cannot be set, so everything in it is moved into the past, which looks the same.
         """
         for key in await self.command("KEYS", "*session*:*"):
             expiry = await self.command("PEXPIRETIME", key)
             if expiry < 0:
-                continue  # It ended by itself meanwhile.
+                continue  # It expired meanwhile.
             if key.startswith(b"session:"):
                 data = await self.command("GET", key)
                 if data is None:
                     continue
                 await self.command("SET", key, _moved_back(data, milliseconds), "KEEPTTL")
             else:
-                found = await self.command("ZRANGE", key, 0, -1, "WITHSCORES")
-                for session_id, score in zip(found[::2], found[1::2], strict=True):
+                entries = await self.command("ZRANGE", key, 0, -1, "WITHSCORES")
+                for session_id, score in zip(entries[::2], entries[1::2], strict=True):
                     await self.command("ZADD", key, attempts.moved(int(float(score)), -milliseconds), session_id)
             await self.command("PEXPIREAT", key, max(expiry - milliseconds, 1))
 
@@ -108,26 +107,37 @@ def _moved_back(data: bytes, milliseconds: int) -> bytes:
         return attempts.tombstone(attempts.moved(record["void"], -milliseconds), record["user_id"])
     record["login_at"] -= milliseconds
     record["absolute_expire_at"] -= milliseconds
-    for retired in record.get("retired", ()):
-        retired["grace_until"] -= milliseconds
+    for rotated in record.get("retired", ()):
+        rotated["grace_until"] -= milliseconds
     return json.dumps(record).encode()
 
 
-class FakeBackend(Backend):
-    """A new, empty fakeredis, whose clock moves only when it is told to, and by a hair whenever it is read."""
+class FakeClock:
+    """The clock of every fakeredis of this process: it moves when it is set, and by a microsecond when it is read."""
 
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        super().__init__("memory:")
-        self._connector = memory_connector()
-        self._microseconds = 1_790_000_000_000_000
+    def __init__(self, patch: pytest.MonkeyPatch, unix_ms: int = 1_790_000_000_000) -> None:
+        self.microseconds = unix_ms * 1000
         clock = SimpleNamespace(time=self._time, monotonic=time.monotonic, sleep=time.sleep)
         for module in (fakeredis._socket._base, fakeredis.commands_mixins.server_mixin):
             patch.setattr(module, "time", clock)
 
+    def _time(self) -> float:
+        self.microseconds += 1
+        return self.microseconds / 1e6
+
+
+class FakeBackend(Backend):
+    """A new, empty fakeredis with a clock of its own."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        super().__init__("memory:")
+        self._connector = memory_connector()
+        self._clock = FakeClock(patch)
+
     @asynccontextmanager
     async def link(self) -> AsyncIterator[Link]:
         """Opens a link to it."""
-        server = Server.at(self._connector, timeout_seconds=STORE_TIMEOUT, on_change=lambda _: None)
+        server = Server.at(self._connector, timeout_seconds=STORE_TIMEOUT_SECONDS, on_change=lambda _: None)
         await server.start()
         try:
             yield server
@@ -136,31 +146,26 @@ class FakeBackend(Backend):
 
     async def travel(self, milliseconds: int) -> None:
         """Moves the clock."""
-        self._microseconds += milliseconds * 1000
-
-    def _time(self) -> float:
-        # As with a real one, there is a later one.
-        self._microseconds += 1
-        return self._microseconds / 1e6
+        self._clock.microseconds += milliseconds * 1000
 
     async def _connect(self, _url: str) -> AbstractConnection:
         return await self._connector()
 
 
 class SentinelBackend(Backend):
-    """What Sentinels watch."""
+    """A primary under Sentinel."""
 
     def __init__(self, sentinels: Sentinels) -> None:
         super().__init__(sentinels.url)
         self._primary = f"redis://{sentinels.primary.address}"
 
-    async def command(self, *words: str | bytes | int) -> Any:
+    async def command(self, *args: str | bytes | int) -> Any:
         """Runs a command on the primary."""
-        return await self._run(self._primary, *words)
+        return await self._run(self._primary, *args)
 
 
 class ClusterBackend(Backend):
-    """A cluster, whose slots stay where they are meanwhile."""
+    """A cluster, whose slots do not move during a test."""
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster.url)
@@ -168,19 +173,19 @@ class ClusterBackend(Backend):
         self._all = [f"redis://{node.address}" for node in cluster.primaries]
         self._owners: dict[int, str] = {}
 
-    async def command(self, *words: str | bytes | int) -> Any:
-        """Runs a command where its key is; one without a key on every primary, as far as that makes sense."""
-        match words:
+    async def command(self, *args: str | bytes | int) -> Any:
+        """Runs a command on the node that has its key; without a key, on every primary where that makes sense."""
+        match args:
             case ("TIME", *_):
-                return await self._run(self._all[0], *words)
+                return await self._run(self._all[0], *args)
             case ("KEYS", *_):
-                return [key for url in self._all for key in await self._run(url, *words)]
+                return [key for url in self._all for key in await self._run(url, *args)]
             case ("FLUSHALL", *_) | ("EVAL", _, 0, *_):
-                replies = [await self._run(url, *words) for url in self._all]
-                return sum(replies) if words[0] == "EVAL" else replies[0]
+                replies = [await self._run(url, *args) for url in self._all]
+                return sum(replies) if args[0] == "EVAL" else replies[0]
             case ("EVAL", _, 1, key, *_) | (_, key, *_):
-                return await self._run(self._owner(key), *words)
-        raise AssertionError(words)
+                return await self._run(self._owner(key), *args)
+        raise AssertionError(args)
 
     def _owner(self, key: str | bytes | int) -> str:
         assert not isinstance(key, int)
@@ -192,7 +197,7 @@ class ClusterBackend(Backend):
 
 @dataclass(frozen=True)
 class Stores:
-    """The store's two faces."""
+    """The two halves of the store's contract."""
 
     sessions: RedisSessionStore
     index: RedisUserIndex
@@ -223,16 +228,27 @@ class Operations:
     def over(cls, made: Stores, **policy: Any) -> "Operations":
         """Returns the operations over stores; keyword arguments are of the policy."""
         lifetimes = {"default_ttl_ms": 86_400_000, "default_idle_timeout_ms": 1_800_000, "max_ttl_ms": 30 * 86_400_000}
-        decided = Policy(**{**lifetimes, **policy})
+        made_policy = Policy(**{**lifetimes, **policy})
         tokens = Tokens(secrets.token_bytes)
         ending = Ending(made.sessions, made.index)
         return cls(
-            Sessions(made.sessions, made.index, ending, tokens, decided),
-            UserSessions(made.sessions, made.index, ending, tokens, decided),
-            decided,
+            Sessions(made.sessions, made.index, ending, tokens, made_policy),
+            UserSessions(made.sessions, made.index, ending, tokens, made_policy),
+            made_policy,
         )
+
+    async def listed(self, user_id: str, size: int = 500) -> list[str]:
+        """Returns the ids of a user's live sessions, newest first, read in pages of this size."""
+        found: list[str] = []
+        before = None
+        while True:
+            page = await self.users.page(user_id, before, size, a_call())
+            found += [stored.session.session_id for stored in page.sessions]
+            before = page.next_before
+            if before is None:
+                return found
 
 
 def a_call(seconds: float = 60) -> Call:
-    """Returns a call with so much time left; by default more than any test takes."""
+    """Returns a call with this much time left, by default more than any test takes."""
     return Call(deadline=asyncio.get_running_loop().time() + seconds)

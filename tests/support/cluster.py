@@ -1,34 +1,34 @@
-"""A real Valkey Cluster for tests: three primaries with a replica each, whose nodes fail and slots move at will."""
+"""A real Valkey Cluster for tests: three primaries with a replica each, nodes that fail, and slots that move."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS, key_slot
-from tests.support.nodes import HOST, NODE_TIMEOUT, DataNode, Nodes, eventually_answered
+from tests.support.nodes import HOST, NODE_TIMEOUT_MS, DataNode, Nodes, eventually_answered
 
 _PRIMARIES = 3
 _OPTIONS = (
     "cluster-enabled yes",
-    f"cluster-node-timeout {NODE_TIMEOUT}",
-    # A replica that was away for long takes over all the same.
+    f"cluster-node-timeout {NODE_TIMEOUT_MS}",
+    # A replica that was away for long may take over, too.
     "cluster-replica-validity-factor 0",
-    # Each primary keeps its own replica, so that what comes back is what there was.
+    # Each primary keeps its own replica, so that a healed cluster is as before.
     "cluster-allow-replica-migration no",
 )
-_MOVE_TIMEOUT = 5000
+_MOVE_TIMEOUT_MS = 5000
 
 
 @dataclass(frozen=True)
-class Account:
-    """What a node says about one node, itself or another."""
+class NodeView:
+    """A node as it sees itself, or as another node sees it."""
 
     address: str
     node_id: str
     flags: frozenset[str]
     primary_id: str
     epoch: int
-    """Of two who claim a slot, the one with the higher epoch has it."""
+    """Of two nodes that claim a slot, the one with the higher epoch has it."""
     slots: frozenset[tuple[int, int]]
     """Ranges, ends included."""
     moving: frozenset[int]
@@ -64,23 +64,23 @@ class Cluster(Nodes[DataNode]):
         return self._owner(slot_of(key))
 
     def replicas_of(self, primary: DataNode) -> list[DataNode]:
-        """Returns a primary's replicas, by its own account."""
+        """Returns a primary's replicas, as it sees them."""
         own = self._own(primary)
-        theirs = {each.address for each in self._accounts(primary) if each.primary_id == own.node_id}
+        theirs = {each.address for each in self._views(primary) if each.primary_id == own.node_id}
         return [node for node in self.nodes if node.address in theirs]
 
     def command(self, key: str | bytes, *args: str | bytes | float) -> Any:
-        """Runs a command where a key is."""
+        """Runs a command on the node that has a key."""
         return self.node_of(key).command(*args)
 
     def wait_for_takeover(self, lost: DataNode) -> DataNode:
-        """Waits until a replica of a lost primary has its slots and all running nodes know it; returns that replica."""
+        """Waits until a replica has the slots of a lost primary and all running nodes know it; returns that replica."""
 
-        def has_none(node: DataNode) -> bool:
-            return not any(each.slots for each in self._accounts(node) if each.address == lost.address)
+        def knows_loss(node: DataNode) -> bool:
+            return not any(each.slots for each in self._views(node) if each.address == lost.address)
 
         def is_taken_over() -> bool:
-            return all(has_none(node) and _is_up(node) for node in self.running)
+            return all(knows_loss(node) and _is_up(node) for node in self.running)
 
         eventually_answered(is_taken_over, f"a replica takes over from {lost.address}")
         return max(self._claims(), key=lambda node: self._own(node).epoch)
@@ -91,7 +91,7 @@ class Cluster(Nodes[DataNode]):
         replica.command("CLUSTER FAILOVER", *([how] if how else []))
 
         def knows(node: DataNode) -> bool:
-            return any("master" in each.flags for each in self._accounts(node) if each.node_id == node_id)
+            return any("master" in each.flags for each in self._views(node) if each.node_id == node_id)
 
         eventually_answered(
             lambda: all(knows(node) and _is_up(node) for node in self.running), "the replica is the primary"
@@ -102,12 +102,12 @@ class Cluster(Nodes[DataNode]):
         return Move(self, slot_of(key), self.node_of(key), target)
 
     def is_healthy(self) -> bool:
-        """Whether three primaries serve all slots, each with a replica that follows it, and all nodes know that."""
-        views = [self._accounts(node) for node in self.nodes]
-        calm = {frozenset({"master"}), frozenset({"slave"})}
+        """Whether three primaries serve all slots, a replica follows each, and all nodes agree on it."""
+        views = [self._views(node) for node in self.nodes]
+        stable = {frozenset({"master"}), frozenset({"slave"})}
         return (
-            all(_is_up(node) and _has_its_link(node) for node in self.nodes)
-            and all(each.flags - {"myself"} in calm and each.connected for view in views for each in view)
+            all(_is_up(node) and _has_its_peer(node) for node in self.nodes)
+            and all(each.flags - {"myself"} in stable and each.connected for view in views for each in view)
             and not any(each.moving for view in views for each in view)
             and len({_topology(view) for view in views}) == 1
         )
@@ -146,16 +146,16 @@ class Cluster(Nodes[DataNode]):
             replica.command("CLUSTER REPLICATE", self._own(primary).node_id)
 
     def _are_introduced(self) -> bool:
-        views = [self._accounts(node) for node in self.nodes]
+        views = [self._views(node) for node in self.nodes]
         return all(
             len(view) == len(self.nodes) and not any("handshake" in each.flags for each in view) for view in views
         )
 
-    def _accounts(self, node: DataNode) -> list[Account]:
-        """Returns what a node says about all nodes."""
-        found = node.command("CLUSTER NODES")
+    def _views(self, node: DataNode) -> list[NodeView]:
+        """Returns all nodes as a node sees them."""
+        rows = node.command("CLUSTER NODES")
         return [
-            Account(
+            NodeView(
                 address=address,
                 node_id=each["node_id"],
                 flags=frozenset(each["flags"].split(",")),
@@ -165,25 +165,25 @@ class Cluster(Nodes[DataNode]):
                 moving=frozenset(int(move["slot"]) for move in each["migrations"]),
                 connected=each["connected"],
             )
-            for address, each in found.items()
+            for address, each in rows.items()
         ]
 
-    def _own(self, node: DataNode) -> Account:
-        return next(each for each in self._accounts(node) if "myself" in each.flags)
+    def _own(self, node: DataNode) -> NodeView:
+        return next(each for each in self._views(node) if "myself" in each.flags)
 
     def _claims(self) -> list[DataNode]:
-        """Returns the running nodes that claim slots; one that has slept may claim what is no longer its own."""
+        """Returns the running nodes that claim slots; one that was paused may claim slots that it has lost."""
         return [node for node in self.running if "master" in (own := self._own(node)).flags and own.slots]
 
     def _owner(self, slot: int) -> DataNode:
-        accounts = {node: self._own(node) for node in self._claims()}
-        claims = [node for node, own in accounts.items() if own.has(slot)]
+        views = {node: self._own(node) for node in self._claims()}
+        claims = [node for node, own in views.items() if own.has(slot)]
         assert claims, f"no running node has slot {slot}"
-        return max(claims, key=lambda node: accounts[node].epoch)
+        return max(claims, key=lambda node: views[node].epoch)
 
 
 class Move:
-    """The move of a slot, one step at a time. Until it has ended, both nodes answer for the slot, with ASK."""
+    """The move of a slot, one step at a time. Until it ends, both nodes reply for the slot, with ASK."""
 
     def __init__(self, cluster: Cluster, slot: int, source: DataNode, target: DataNode) -> None:
         self.slot = slot
@@ -192,7 +192,7 @@ class Move:
         self._cluster = cluster
 
     def begin(self) -> None:
-        """From now on, the source redirects requests for keys that it does not have to the target."""
+        """From now on the source redirects to the target what it does not have."""
         self.target.command("CLUSTER SETSLOT", self.slot, "IMPORTING", self._cluster._own(self.source).node_id)
         self.source.command("CLUSTER SETSLOT", self.slot, "MIGRATING", self._cluster._own(self.target).node_id)
 
@@ -201,16 +201,16 @@ class Move:
         chosen = keys or self.source.command("CLUSTER", "GETKEYSINSLOT", self.slot, 10_000)
         if chosen:
             auth = ("AUTH", self._cluster.password) if self._cluster.password else ()
-            self.source.command("MIGRATE", HOST, self.target.port, "", 0, _MOVE_TIMEOUT, *auth, "KEYS", *chosen)
+            self.source.command("MIGRATE", HOST, self.target.port, "", 0, _MOVE_TIMEOUT_MS, *auth, "KEYS", *chosen)
 
     def end(self) -> None:
-        """Gives the slot to the target, and returns once all running nodes know it: the source redirects there."""
+        """Gives the slot to the target, and returns once all running nodes know it."""
         target_id = self._cluster._own(self.target).node_id
         for node in (self.target, self.source):
             node.command("CLUSTER SETSLOT", self.slot, "NODE", target_id)
 
         def knows(node: DataNode) -> bool:
-            return any(each.node_id == target_id and each.has(self.slot) for each in self._cluster._accounts(node))
+            return any(each.node_id == target_id and each.has(self.slot) for each in self._cluster._views(node))
 
         eventually_answered(lambda: all(map(knows, self._cluster.running)), f"all know where slot {self.slot} is")
 
@@ -225,10 +225,10 @@ def _is_up(node: DataNode) -> bool:
     return bool(state["cluster_state"] == "ok" and int(state["cluster_slots_ok"]) == SLOTS)
 
 
-def _has_its_link(node: DataNode) -> bool:
+def _has_its_peer(node: DataNode) -> bool:
     found = node.replication()
     return bool(found["connected_slaves"] == 1 if found["role"] == "master" else found["master_link_status"] == "up")
 
 
-def _topology(view: list[Account]) -> frozenset[tuple[str, str, frozenset[tuple[int, int]]]]:
+def _topology(view: list[NodeView]) -> frozenset[tuple[str, str, frozenset[tuple[int, int]]]]:
     return frozenset((each.node_id, each.primary_id, each.slots) for each in view)

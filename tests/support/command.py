@@ -5,22 +5,22 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import TIMEOUT_SECONDS
 
 
 def clean_environment(settings: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Returns this process's environment without any setting of catraca or of output, and with those given."""
+    """Returns this process's environment without settings of catraca and of output, and with the given ones."""
     left_out = ("CATRACA_", "PYTHONUNBUFFERED", "NO_COLOR")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     return inherited | dict(settings or {})
 
 
 def catraca(
-    *words: str, environment: Mapping[str, str] | None = None, stdin: str = "", timeout: float = PATIENCE
+    *args: str, environment: Mapping[str, str] | None = None, stdin: str = "", timeout: float = TIMEOUT_SECONDS
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `catraca` with these words to its end; `environment` is added to an otherwise clean one."""
+    """Runs `catraca` with these arguments to its end; `environment` is added to an otherwise clean one."""
     return subprocess.run(
-        [sys.executable, "-m", "catraca", *words],
+        [sys.executable, "-m", "catraca", *args],
         env=clean_environment(environment),
         input=stdin,
         capture_output=True,

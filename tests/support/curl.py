@@ -1,4 +1,4 @@
-"""Calling a gRPC server from outside, by reflection alone, as people do: with grpcurl or with `buf curl`."""
+"""Calling a gRPC server by reflection alone, as people do: with grpcurl or with `buf curl`."""
 
 import base64
 import json
@@ -12,14 +12,14 @@ from typing import Any
 
 import grpc
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import TIMEOUT_SECONDS
 
 _REFLECT = "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What a call answered: its status and, if that is OK, the response as JSON."""
+class Response:
+    """The status of a call and, if that is OK, its response as JSON."""
 
     status: str
     json: dict[str, Any]
@@ -36,12 +36,12 @@ class Curl(ABC):
         self.program = found or ""
 
     @property
-    def why_none(self) -> str:
+    def why_missing(self) -> str:
         """Why it cannot be used; empty if it can."""
         return "" if self.program else f"no {self.name}: see tools/optional.sh"
 
     @abstractmethod
-    def call(self, target: str, method: str, request: dict[str, Any] | None = None) -> Reply:
+    def call(self, target: str, method: str, request: dict[str, Any] | None = None) -> Response:
         """Calls `package.Service/Method`."""
 
     @abstractmethod
@@ -50,20 +50,20 @@ class Curl(ABC):
 
     @abstractmethod
     def documentation(self, target: str, symbol: str) -> str:
-        """Returns what the server tells about a service or a method, comments included."""
+        """Returns the definition of a service, method or message, with its comments."""
 
-    def _run(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def _run(self, *args: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [self.program, *words],
+            [self.program, *args],
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
+            timeout=TIMEOUT_SECONDS,
             check=False,
             stdin=subprocess.DEVNULL,
         )
 
-    def _output(self, *words: str) -> str:
-        done = self._run(*words)
+    def _output(self, *args: str) -> str:
+        done = self._run(*args)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -73,14 +73,14 @@ class Grpcurl(Curl):
 
     name = "grpcurl"
 
-    def call(self, target: str, method: str, request: dict[str, Any] | None = None) -> Reply:
+    def call(self, target: str, method: str, request: dict[str, Any] | None = None) -> Response:
         """Calls with the request as JSON."""
         done = self._run("-plaintext", "-format-error", "-d", json.dumps(request or {}), target, method)
         if done.returncode == 0:
-            return Reply("OK", json.loads(done.stdout))
+            return Response("OK", json.loads(done.stdout))
         error = json.loads(done.stderr)
         status = next(code for code in grpc.StatusCode if code.value[0] == error["code"])
-        return Reply(status.name, {}, error["message"])
+        return Response(status.name, {}, error["message"])
 
     def services(self, target: str) -> list[str]:
         """Lists them."""
@@ -95,24 +95,24 @@ class BufCurl(Curl):
     """`buf curl`, which comes as a Python package."""
 
     name = "buf"
-    _WORDS = ("curl", "--protocol", "grpc", "--http2-prior-knowledge")
+    _ARGS = ("curl", "--protocol", "grpc", "--http2-prior-knowledge")
 
-    def call(self, target: str, method: str, request: dict[str, Any] | None = None) -> Reply:
+    def call(self, target: str, method: str, request: dict[str, Any] | None = None) -> Response:
         """Calls with the request as JSON."""
-        done = self._run(*self._WORDS, "--data", json.dumps(request or {}), f"http://{target}/{method}")
+        done = self._run(*self._ARGS, "--data", json.dumps(request or {}), f"http://{target}/{method}")
         if done.returncode == 0:
-            return Reply("OK", json.loads(done.stdout))
+            return Response("OK", json.loads(done.stdout))
         error = json.loads(done.stderr)
-        return Reply(error["code"].upper(), {}, error["message"])
+        return Response(error["code"].upper(), {}, error["message"])
 
     def services(self, target: str) -> list[str]:
         """Lists them."""
-        return self._output(*self._WORDS, "--list-services", f"http://{target}").split()
+        return self._output(*self._ARGS, "--list-services", f"http://{target}").split()
 
     def documentation(self, target: str, symbol: str) -> str:
         """Puts together what grpcurl would show: the comments, from the file that reflection has for the symbol."""
-        answer = self.call(target, _REFLECT, {"file_containing_symbol": symbol})
-        packed = answer.json["fileDescriptorResponse"]["fileDescriptorProto"]
+        response = self.call(target, _REFLECT, {"file_containing_symbol": symbol})
+        packed = response.json["fileDescriptorResponse"]["fileDescriptorProto"]
         files = [FileDescriptorProto.FromString(base64.b64decode(each)) for each in packed]
         return "".join(location.leading_comments for file in files for location in file.source_code_info.location)
 

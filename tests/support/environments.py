@@ -7,12 +7,12 @@ from pathlib import Path
 
 from tests.support.command import clean_environment
 
-_INSTALL_PATIENCE = 600
+_INSTALL_TIMEOUT_SECONDS = 600
 _SMALL_PACKAGE = "typing-extensions"
 
 
 class Environment:
-    """A virtual environment of its own, of the Python that runs the tests. uv makes it if there is one: it is quick."""
+    """A virtual environment with the Python that runs the tests. Made by uv if that is installed, which is faster."""
 
     def __init__(self, directory: Path) -> None:
         self.python = directory / "bin" / "python"
@@ -32,18 +32,18 @@ class Environment:
         done = self._install("--dry-run", _SMALL_PACKAGE)
         return "" if done.returncode == 0 else f"no package index: {done.stderr.strip().splitlines()[-1]}"
 
-    def run(self, *words: str, stdin: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
-        """Runs its Python with these words; keyword arguments are settings of catraca."""
+    def run(self, *args: str, stdin: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
+        """Runs its Python with these arguments; keyword arguments are settings of catraca."""
         twins = {f"CATRACA_{name.upper()}": value for name, value in settings.items()}
         return subprocess.run(
-            [self.python, *words],
+            [self.python, *args],
             env=isolated(twins),
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=_INSTALL_PATIENCE,
+            timeout=_INSTALL_TIMEOUT_SECONDS,
             check=False,
-            # Nowhere near the checkout, which must not be what is imported.
+            # Outside the checkout, which must not be imported.
             cwd=self.python.parent,
         )
 
@@ -52,23 +52,23 @@ class Environment:
         code = "import importlib.metadata as m; [print(d.name, d.version) for d in m.distributions()]"
         return dict(line.split() for line in self.run("-c", code).stdout.splitlines())
 
-    def _install(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def _install(self, *args: str) -> subprocess.CompletedProcess[str]:
         if self._uv:
-            return _try(self._uv, "pip", "install", "--quiet", "--python", str(self.python), *words)
-        return _try(str(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *words)
+            return _try(self._uv, "pip", "install", "--quiet", "--python", str(self.python), *args)
+        return _try(str(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *args)
 
 
 def isolated(settings: dict[str, str]) -> dict[str, str]:
-    """Returns an environment in which Python finds nothing but what is installed."""
+    """Returns environment variables with which Python imports only what is installed."""
     return {name: value for name, value in clean_environment(settings).items() if name != "PYTHONPATH"}
 
 
-def _try(*words: str) -> subprocess.CompletedProcess[str]:
+def _try(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        words, env=isolated({}), capture_output=True, text=True, timeout=_INSTALL_PATIENCE, check=False
+        args, env=isolated({}), capture_output=True, text=True, timeout=_INSTALL_TIMEOUT_SECONDS, check=False
     )
 
 
-def _run(*words: str) -> None:
-    done = _try(*words)
+def _run(*args: str) -> None:
+    done = _try(*args)
     assert done.returncode == 0, done.stderr

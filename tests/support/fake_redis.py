@@ -1,4 +1,4 @@
-"""A server that speaks just enough of Redis' protocol to reply as no real one can be made to."""
+"""A server that speaks enough of Redis' protocol to reply in ways that no real one does."""
 
 import asyncio
 import time
@@ -32,8 +32,8 @@ def integer(number: int) -> bytes:
 class FakeRedis:
     """Listens on a Unix socket. `reply_to` returns a reply to a command, or None to leave it to the defaults.
 
-    By default it is a new enough primary with a clock and without keys. `info` changes what INFO says. An empty reply
-    is none at all, and HANG_UP closes the connection.
+    By default it is a primary of a supported version, without keys. `info` changes the reply to INFO. An empty reply
+    means no reply, and HANG_UP closes the connection.
     """
 
     def __init__(

@@ -1,11 +1,11 @@
 """A small linearizability checker.
 
 A history is linearizable if there is an order of its operations, each at one moment between its call and its return, in
-which a plain sequential model gives every answer that was given. A history over several objects is, if each object's
+which a plain sequential model gives every result that was seen. A history over several objects is, if each object's
 own part is (Herlihy and Wing, 1990), so parts stay small.
 
-This is Wing and Gong's search with two savings: what was done and the state it led to is tried once (Lowe), and a look
-that fits is taken at once, because taking it later allows for nothing more.
+This is Wing and Gong's search with two savings: the same calls that lead to the same state are tried once (Lowe), and a
+read that fits is taken at once, because taking it later allows for nothing more.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -17,29 +17,29 @@ _State = TypeVar("_State", bound=Hashable)
 
 @dataclass(frozen=True)
 class Call:
-    """An operation as it was seen."""
+    """An operation as its caller saw it."""
 
     name: str
     argument: Any
-    answer: Any
+    result: Any
     called: float
     returned: float
 
 
 Model = Callable[[_State, Call], "_State | None"]
-"""Returns the state after a call, or None if the model would have answered something else."""
+"""Returns the state after a call, or None if its result contradicts the model."""
 
 
 class Checker(Generic[_State]):
     """Checks the history of one object against a model.
 
-    `is_look` tells of a call, by its name and answer, that it changed nothing, whatever the state was.
+    `is_read` says of a call, by its name and result, that it changed nothing, whatever the state was.
     """
 
-    def __init__(self, model: Model[_State], start: _State, is_look: Callable[[Call], bool]) -> None:
+    def __init__(self, model: Model[_State], start: _State, is_read: Callable[[Call], bool]) -> None:
         self._model = model
         self._start = start
-        self._is_look = is_look
+        self._is_read = is_read
 
     def is_linearizable(self, history: Sequence[Call]) -> bool:
         """Whether there is such an order."""
@@ -54,13 +54,13 @@ class Checker(Generic[_State]):
                 continue
             tried.add((done, state))
             left = [at for at in range(len(history)) if not done >> at & 1]
-            # Whoever was called after another had returned cannot come before it.
+            # A call that began after another had returned cannot come before it.
             horizon = min(history[at].returned for at in left)
             nexts = {
                 at: after
                 for at in left
                 if history[at].called <= horizon and (after := self._model(state, history[at])) is not None
             }
-            looks = [at for at in nexts if self._is_look(history[at])]
-            todo += [(done | 1 << at, nexts[at]) for at in looks[:1] or nexts]
+            reads = [at for at in nexts if self._is_read(history[at])]
+            todo += [(done | 1 << at, nexts[at]) for at in reads[:1] or nexts]
         return False

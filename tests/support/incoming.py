@@ -5,10 +5,10 @@ import math
 from dataclasses import dataclass, field
 
 import grpc
-from tests.support.backends import STORE_TIMEOUT, Operations
+from tests.support.backends import STORE_TIMEOUT_SECONDS, Operations
 
 from catraca.v1 import session_service_pb2 as pb
-from catraca_server.api.statuses import Failure
+from catraca_server.api.engine import Status
 from catraca_server.api.validation_batches import ValidationBatches
 
 
@@ -19,13 +19,13 @@ class Incoming:
     request: bytes
     deadline: float = math.inf
     cancelled: bool = False
-    answers: list[pb.ValidateSessionResponse | Failure] = field(default_factory=list)
+    answers: list[pb.ValidateSessionResponse | Status] = field(default_factory=list)
 
     def reply(self, body: bytes) -> None:
         """Takes the response."""
         self.answers.append(pb.ValidateSessionResponse.FromString(body))
 
-    def fail(self, status: Failure) -> None:
+    def fail(self, status: Status) -> None:
         """Takes an error status."""
         self.answers.append(status)
 
@@ -40,7 +40,7 @@ class Incoming:
     def code(self) -> grpc.StatusCode:
         """The status of the only answer."""
         (answer,) = self.answers
-        return answer.code if isinstance(answer, Failure) else grpc.StatusCode.OK
+        return answer.code if isinstance(answer, Status) else grpc.StatusCode.OK
 
 
 def validation(token: str, *, user_id: str = "", skip_touch: bool = False, within: float = math.inf) -> Incoming:
@@ -49,7 +49,7 @@ def validation(token: str, *, user_id: str = "", skip_touch: bool = False, withi
     return Incoming(request.SerializeToString(), asyncio.get_running_loop().time() + within)
 
 
-def batches_over(operations: Operations, *, store_timeout_seconds: float = STORE_TIMEOUT) -> ValidationBatches:
+def batches_over(operations: Operations, *, store_timeout_seconds: float = STORE_TIMEOUT_SECONDS) -> ValidationBatches:
     """Returns what answers such calls."""
     return ValidationBatches(operations.sessions.validating, store_timeout_seconds=store_timeout_seconds)
 

@@ -1,8 +1,8 @@
-"""A plain model of sessions, which knows the guarantees and not how they are kept.
+"""A simple model of sessions, which knows the guarantees and not how they are kept.
 
 A session is alive until the earlier of its deadlines and may end up to a touch interval before its idle deadline. Where
-both outcomes are right, the model says so, and learns from the answer which one it was. What is known of moments is an
-interval, because a real store's clock does not wait for whoever looks at it.
+both outcomes are right, the model says so, and learns from the result which one it was. Moments are intervals, because
+a real store's clock goes on while it is read.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ Moment = tuple[int, int]
 
 
 class Life(Enum):
-    """What a session, or something about it, must be."""
+    """What a session, or a grace, must be."""
 
     ALIVE = auto()
     DEAD = auto()
@@ -47,8 +47,8 @@ class Expected:
         return min(MINUTE, self.idle_timeout_ms // 20) if self.idle_timeout_ms else MINUTE
 
     @property
-    def mark(self) -> int:
-        """How exactly the last activity is told under the absolute deadline."""
+    def precision_ms(self) -> int:
+        """How exactly the expiry tells the last activity under the absolute deadline."""
         return max(SECOND, self.touch_interval_ms)
 
     def life(self, now: Moment) -> Life:
@@ -73,7 +73,7 @@ class Expected:
         return Life.DEAD if now[0] >= until[1] else Life.EITHER
 
     def rotate(self, token: str, now: Moment) -> None:
-        """Learns that it has another token."""
+        """Records a new token."""
         self.rotated_tokens.append((self.token, (now[0] + GRACE, now[1] + GRACE)))
         self.token = token
         self.versions += 1
@@ -94,6 +94,6 @@ class Users:
         return next(each for each in reversed(self.all) if each.session_id == session_id)
 
     def count(self, user_id: str, now: Moment) -> tuple[int, int]:
-        """Returns how many live sessions a user has: at the least, at the most."""
+        """Returns how many live sessions a user has: at least, at most."""
         lives = [each.life(now) for each in self.of(user_id)]
         return lives.count(Life.ALIVE), len(lives) - lives.count(Life.DEAD)

@@ -1,11 +1,11 @@
-"""A multiplexer at work, for tests."""
+"""A running multiplexer, for tests."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from tests.support.waiting import PATIENCE, eventually_async
+from tests.support.waiting import TIMEOUT_SECONDS, eventually_async
 
 from catraca_server.redis.dialer import RedisConnector
 from catraca_server.redis.errors import StoreUnavailable
@@ -16,26 +16,26 @@ from catraca_server.redis.url import StoreUrl
 
 @dataclass
 class RunningMultiplexer:
-    """A multiplexer, and what it told about its store: connected or not."""
+    """A multiplexer, and what it reported of its store: connected or not."""
 
     multiplexer: Multiplexer
     changes: list[bool] = field(default_factory=list)
 
-    async def execute(self, *commands: Command, within: float = PATIENCE) -> Replies:
-        """Executes commands with a deadline that is so many seconds away."""
-        return await self.multiplexer.execute(commands, in_seconds(within))
+    async def execute(self, *commands: Command, within_seconds: float = TIMEOUT_SECONDS) -> Replies:
+        """Executes commands with a deadline this many seconds away."""
+        return await self.multiplexer.execute(commands, in_seconds(within_seconds))
 
     async def recovered(self) -> None:
-        """Waits until it answers again."""
+        """Waits until requests are answered again."""
 
-        async def answers() -> bool:
+        async def is_available() -> bool:
             try:
                 await self.execute()
             except StoreUnavailable:
                 return False
             return True
 
-        await eventually_async(answers, "the store answers again")
+        await eventually_async(is_available, "the store replies again")
 
 
 def in_seconds(seconds: float) -> float:
@@ -50,7 +50,7 @@ def connector_to(url: str) -> RedisConnector:
 
 @asynccontextmanager
 async def running_multiplexer(
-    url: str, timeout_seconds: float = PATIENCE, *, replica_acks: int = 0
+    url: str, timeout_seconds: float = TIMEOUT_SECONDS, *, replica_acks: int = 0
 ) -> AsyncIterator[RunningMultiplexer]:
     """Runs a multiplexer on the store at a URL."""
     changes: list[bool] = []

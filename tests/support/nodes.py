@@ -1,4 +1,4 @@
-"""Several real Valkeys that belong together, on TCP ports of loopback; each may be taken away for a while."""
+"""Several real Valkeys that belong together, on TCP ports of loopback, each of which tests may stop and restart."""
 
 import secrets
 import socket
@@ -12,33 +12,33 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from tests.support.valkey import FSYNC, Server
-from tests.support.waiting import PATIENCE, eventually
+from tests.support.waiting import TIMEOUT_SECONDS, eventually
 
 HOST = "127.0.0.1"
 
-NODE_TIMEOUT = 1000
-"""Milliseconds of silence after which the others take a node for gone; a shorter silence may be a slow machine."""
+NODE_TIMEOUT_MS = 1000
+"""Silence after which the others count a node as lost; a shorter one may be a slow machine."""
 
 _BUS = 10_000
-"""How much higher the port is on which the nodes of a cluster talk to each other."""
+"""How much higher the port of the cluster bus is."""
 
 _PORTS = range(10_000, 22_000)
-"""Neither these nor their bus ports are among those that Linux gives to connections."""
+"""Linux gives neither these nor their bus ports to outgoing connections."""
 
-_CLIENT_TIMEOUT = 5.0
-_HEALING = 60.0
+_CLIENT_TIMEOUT_SECONDS = 5.0
+_HEALING_SECONDS = 60.0
 _OPTIONS = (
     'save ""',
     "appendonly yes",
     f"appendfsync {FSYNC}",
     "repl-diskless-sync-delay 0",
-    # When all are told to stop, none waits for the others.
+    # When all stop at once, none waits for the others.
     "shutdown-timeout 0",
 )
 
 
 class Node(Server):
-    """A process on a TCP port, with its configuration and its data in a directory, also over a restart."""
+    """A process on a TCP port. Its configuration and its data are in a directory, and survive a restart."""
 
     def __init__(self, directory: Path, *lines: str, mode: Sequence[str] = (), password: str = "") -> None:
         self.port = free_port()
@@ -52,11 +52,11 @@ class Node(Server):
 
     @property
     def running(self) -> bool:
-        """Whether it can be expected to answer."""
+        """Whether it is started and not paused."""
         return self.alive and not self.paused
 
     def revive(self) -> None:
-        """Resumes it or starts it again, as need be."""
+        """Resumes it or starts it again, if needed."""
         if self.paused:
             self.resume()
         elif not self.alive:
@@ -68,8 +68,8 @@ class Node(Server):
             self.port,
             password=self._password or None,
             protocol=2,
-            socket_timeout=_CLIENT_TIMEOUT,
-            # What asks a node that may be away asks again by itself.
+            socket_timeout=_CLIENT_TIMEOUT_SECONDS,
+            # Tests retry themselves where a node may be down.
             retry=Retry(NoBackoff(), 0),
         )
 
@@ -103,7 +103,7 @@ class Nodes(ABC, Generic[_Kind]):
 
     @property
     def running(self) -> list[_Kind]:
-        """Those that can be expected to answer."""
+        """Those that are started and not paused."""
         return [node for node in self.nodes if node.running]
 
     @property
@@ -113,17 +113,17 @@ class Nodes(ABC, Generic[_Kind]):
 
     @abstractmethod
     def is_healthy(self) -> bool:
-        """Whether all are there, know it of each other, and have the same data."""
+        """Whether all run, know of each other, and have the same data."""
 
     def start(self) -> None:
         """Starts all and waits until they are healthy."""
         self.heal()
 
     def heal(self) -> None:
-        """Brings back all nodes that are away, and waits until all are healthy. Data may be lost."""
+        """Brings back all nodes, and waits until they are healthy. Data may be lost."""
         for node in self.nodes:
             node.revive()
-        eventually_answered(self.is_healthy, "all nodes are healthy", _HEALING)
+        eventually_answered(self.is_healthy, "all nodes are healthy", _HEALING_SECONDS)
 
     def flush(self) -> None:
         """Empties it."""
@@ -131,7 +131,7 @@ class Nodes(ABC, Generic[_Kind]):
             node.command("FLUSHALL")
 
     def renew(self) -> None:
-        """Heals and empties it, which every test that shares it does first."""
+        """Heals and empties it: every test that shares it begins with this."""
         self.heal()
         self.flush()
 
@@ -154,8 +154,8 @@ class Nodes(ABC, Generic[_Kind]):
         self.close()
 
 
-def eventually_answered(condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
-    """Returns once the condition holds; a node that does not answer, because the machine is busy, is asked again."""
+def eventually_answered(condition: Callable[[], bool], what: str, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    """Returns once the condition holds; errors of a busy or missing node count as "not yet"."""
 
     def holds() -> bool:
         try:
@@ -163,11 +163,11 @@ def eventually_answered(condition: Callable[[], bool], what: str, patience: floa
         except redis.RedisError:
             return False
 
-    eventually(holds, what, patience)
+    eventually(holds, what, timeout_seconds)
 
 
 def free_port() -> int:
-    """Returns a port that is free, and whose cluster bus port is."""
+    """Returns a port that is free, as is its cluster bus port."""
     while True:
         port = secrets.choice(_PORTS)
         if _is_free(port) and _is_free(port + _BUS):

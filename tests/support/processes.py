@@ -1,4 +1,4 @@
-"""What the processes of a service are and do, as the operating system tells it."""
+"""The processes of a service, as the operating system sees them."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def alive(process: psutil.Process) -> bool:
 
 
 def store_processes(data_dir: Path) -> list[psutil.Process]:
-    """Returns the processes, of whomever, that work in a data directory: only the store does."""
+    """Returns all processes whose working directory is a data directory: only its store has that."""
     return [each for each in psutil.process_iter(["cwd"]) if each.info["cwd"] == str(data_dir) and alive(each)]
 
 
@@ -35,7 +35,7 @@ def workers_of(process: ServeProcess) -> list[psutil.Process]:
 
 
 def connections_of(process: psutil.Process) -> list[tuple[str, int]]:
-    """Returns the addresses of those who are connected to a process by TCP."""
+    """Returns the peer addresses of the TCP connections of a process."""
     found = (each for each in process.net_connections("tcp") if each.status == psutil.CONN_ESTABLISHED)
     return [(each.raddr.ip, each.raddr.port) for each in found]
 

@@ -1,7 +1,7 @@
-"""What a session must be by what is known of it, whatever its store goes through."""
+"""What a response may say of a session, given what is known of it, whatever its store goes through."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from catraca import Session
@@ -9,21 +9,21 @@ from catraca import Session
 STEP = "step"
 """The attribute that counts a session's updates."""
 
-_TRUSTED_GRACE = 15.0
-"""Seconds for which a token that may have been rotated out is used: presented after its grace it ends its session."""
+_SAFE_GRACE_SECONDS = 15.0
+"""For how long a token that may have been rotated out is used: presented after its grace, it ends its session."""
 
 
 class Breach(Enum):
     """A promise that was broken."""
 
     LOST = auto()
-    """An acknowledged session was told to be not valid, and nobody had begun to end it."""
+    """An acknowledged session was not valid, and nobody had begun to end it."""
     REVIVED = auto()
-    """A session whose end had been acknowledged was told to be valid."""
+    """A session whose end had been acknowledged was valid."""
     OTHERS = auto()
-    """An answer named another user or another session."""
+    """A response named another user or another session."""
     OUTDATED = auto()
-    """An answer did not have what an acknowledged update had written."""
+    """A response did not have what an acknowledged update had written."""
     FAILED = auto()
     """A status that no fault of a store excuses."""
 
@@ -33,7 +33,7 @@ class Fate(Enum):
 
     ALIVE = auto()
     UNKNOWN = auto()
-    """Its end has begun and was not acknowledged; or a promise about it was broken, which is told once."""
+    """Its end has begun and was not acknowledged; or a promise about it was broken, which is reported once."""
     ENDED = auto()
 
 
@@ -43,26 +43,26 @@ class Known:
 
     user_id: str
     session_id: str
-    token: str
+    token: str = field(repr=False)
     fate: Fate = Fate.ALIVE
-    tried: int = 0
-    acknowledged: int = 0
+    updates_begun: int = 0
+    updates_acknowledged: int = 0
     rotating_since: float | None = None
     """Since when it is unknown whether the token has been rotated out."""
 
     @property
     def usable(self) -> bool:
-        """Whether the token can be presented without harm."""
-        return self.rotating_since is None or time.monotonic() < self.rotating_since + _TRUSTED_GRACE
+        """Whether the token can be presented without ending its session."""
+        return self.rotating_since is None or time.monotonic() < self.rotating_since + _SAFE_GRACE_SECONDS
 
 
-def breach_in(found: Session | None, known: Known, asked: Known) -> Breach | None:
-    """Returns which promise an answer breaks, by what is known now and by what was when it was asked for."""
+def breach_in(found: Session | None, known: Known, before: Known) -> Breach | None:
+    """Returns which promise a response breaks, by what is known now and what was known before the call."""
     if found is None:
         return Breach.LOST if known.fate is Fate.ALIVE else None
     if (found.user_id, found.session_id) != (known.user_id, known.session_id):
         return Breach.OTHERS
-    if asked.fate is Fate.ENDED:
+    if before.fate is Fate.ENDED:
         return Breach.REVIVED
-    is_up_to_date = asked.acknowledged <= int(found.attributes.get(STEP, -1)) <= known.tried
+    is_up_to_date = before.updates_acknowledged <= int(found.attributes.get(STEP, -1)) <= known.updates_begun
     return None if is_up_to_date else Breach.OUTDATED

@@ -1,4 +1,4 @@
-"""A proxy in front of a store, which does to the traffic what networks do: delay, hold, lose and break it."""
+"""A proxy in front of a store, which delays, holds, loses and breaks traffic as networks do."""
 
 import asyncio
 import contextlib
@@ -19,10 +19,10 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """Passes everything on to a store's Unix socket or TCP port, in both directions, until told otherwise.
+    """Passes traffic on to a store's Unix socket or TCP port, in both directions.
 
-    It listens on the Unix socket `listen` or, without one, on a TCP port of loopback. `delay` returns for how many
-    seconds to keep each piece that goes back to the client; None: not at all.
+    It listens on the Unix socket `listen` or, without one, on a TCP port of loopback. `delay` returns the seconds by
+    which each piece of a reply is delayed; None: no delay.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Proxy:
         self.accepted = 0
         """Connections accepted so far."""
         self.held = b""
-        """What clients have sent while it is being held."""
+        """What clients have sent since `hold`."""
         self._upstream = upstream
         self._listen = listen
         self._passing = asyncio.Event()
@@ -50,11 +50,11 @@ class Proxy:
         return len(self._clients)
 
     def hold(self) -> None:
-        """A black hole: from now on nothing gets through in either direction, and nothing is closed."""
+        """From now on nothing gets through in either direction, and nothing is closed."""
         self._passing.clear()
 
     async def holding(self, text: bytes) -> None:
-        """Returns once it holds something with this in it."""
+        """Waits until it holds something that contains this text."""
 
         async def is_held() -> bool:
             return text in self.held
@@ -62,12 +62,12 @@ class Proxy:
         await eventually_async(is_held, f"{text!r} is on its way to the store")
 
     def release(self) -> None:
-        """Lets everything through again, beginning with what was held."""
+        """Lets everything through again, first what was held."""
         self.held = b""
         self._passing.set()
 
     def refuse(self, refusing: bool) -> None:
-        """Hangs up on new clients at once, or no longer."""
+        """Closes new connections at once, or no longer."""
         self._refusing = refusing
 
     def lose_replies(self, losing: bool) -> None:
@@ -75,12 +75,12 @@ class Proxy:
         self._losing_replies = losing
 
     def reset(self) -> None:
-        """Breaks every connection, at whatever point it is."""
+        """Resets every connection."""
         for writer in list(self._clients):
             _break(writer)
 
     def half_close(self) -> None:
-        """Ends the direction towards the clients of every connection, and leaves the other open."""
+        """Closes the direction towards the client of every connection, and leaves the other open."""
         for writer in self._clients:
             writer.write_eof()
 
@@ -111,7 +111,7 @@ class Proxy:
                 self._clients.add(writer)
                 await self._connect(reader, writer)
         except (OSError, asyncio.CancelledError):
-            pass  # broken by either side: what this proxy is for
+            pass  # broken by either side, as tests want
         finally:
             self._clients.discard(writer)
             self._tasks.discard(task)
@@ -119,7 +119,10 @@ class Proxy:
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         replies, requests = await self._open()
-        ways = (asyncio.create_task(self._pass(reader, requests)), asyncio.create_task(self._answer(replies, writer)))
+        ways = (
+            asyncio.create_task(self._pass(reader, requests)),
+            asyncio.create_task(self._pass_back(replies, writer)),
+        )
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -136,7 +139,7 @@ class Proxy:
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
-            # A connection that nobody uses any more still has to be closed.
+            # The connection is not needed any more, and still has to be closed.
             with contextlib.suppress(OSError):
                 (await opening)[1].close()
             raise
@@ -149,7 +152,7 @@ class Proxy:
             writer.write(data)
             await writer.drain()
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass_back(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(_CHUNK):
             await self._passing.wait()
             if self.delay is not None:
@@ -162,6 +165,6 @@ class Proxy:
 def _break(writer: asyncio.StreamWriter) -> None:
     connection = writer.get_extra_info("socket")
     with contextlib.suppress(OSError):
-        # A reset where the transport knows one, rather than a polite end.
+        # A reset rather than an orderly end, where the transport has one.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     writer.transport.abort()

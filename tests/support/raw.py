@@ -1,4 +1,4 @@
-"""Requests as bytes, written by hand: what no generated code would send."""
+"""Requests as bytes, written by hand: also those that no generated code would send."""
 
 from google.protobuf.message import Message
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from tests.support.nodes import HOST, NODE_TIMEOUT, DataNode, Node, Nodes, eventually_answered
+from tests.support.nodes import HOST, NODE_TIMEOUT_MS, DataNode, Node, Nodes, eventually_answered
 
 NAME = "catraca"
 """What the sentinels call the primary."""
@@ -13,17 +13,17 @@ NAME = "catraca"
 _REPLICAS = 2
 _SENTINELS = 3
 _QUORUM = 2
-_FAILOVER_TIMEOUT = 2000
-_PERIODS = {
+_FAILOVER_TIMEOUT_MS = 2000
+_PERIODS_MS = {
     "INFO-PERIOD": 500,
     "PING-PERIOD": 200,
     "ASK-PERIOD": 200,
-    # An old primary that returns becomes a replica after four of these.
+    # A primary that was replaced becomes a replica four of these after its return.
     "PUBLISH-PERIOD": 250,
-    # For this long a sentinel that had no time to run does nothing; the default is half a minute.
+    # For this long a sentinel that was suspended does nothing; the default is half a minute.
     "TILT-PERIOD": 1000,
 }
-"""How often a sentinel does what; its own periods are up to twenty times as long."""
+"""How often a sentinel does what; the defaults are up to twenty times as long."""
 
 
 class SentinelNode(Node):
@@ -33,8 +33,8 @@ class SentinelNode(Node):
         super().__init__(
             directory,
             f"sentinel monitor {NAME} {HOST} {primary.port} {_QUORUM}",
-            f"sentinel down-after-milliseconds {NAME} {NODE_TIMEOUT}",
-            f"sentinel failover-timeout {NAME} {_FAILOVER_TIMEOUT}",
+            f"sentinel down-after-milliseconds {NAME} {NODE_TIMEOUT_MS}",
+            f"sentinel failover-timeout {NAME} {_FAILOVER_TIMEOUT_MS}",
             f"sentinel parallel-syncs {NAME} {_REPLICAS}",
             *([f"sentinel auth-pass {NAME} {password}"] if password else []),
             mode=("--sentinel",),
@@ -43,15 +43,15 @@ class SentinelNode(Node):
     def start(self) -> None:
         """Starts it, and shortens its periods."""
         super().start()
-        self.command("SENTINEL DEBUG", *(word for period in _PERIODS.items() for word in period))
+        self.command("SENTINEL DEBUG", *(word for period in _PERIODS_MS.items() for word in period))
 
     def primary_port(self) -> int:
-        """Returns the port of the primary, as far as it knows."""
+        """Returns the port of the primary, as it sees it."""
         _, port = self.command("SENTINEL GET-MASTER-ADDR-BY-NAME", NAME)
         return int(port)
 
     def is_satisfied(self) -> bool:
-        """Whether it knows all others and none is away."""
+        """Whether it knows all others, and all are up."""
         primary = self.command("SENTINEL MASTER", NAME)
         replicas = self.command("SENTINEL SLAVES", NAME)
         others = self.command("SENTINEL SENTINELS", NAME)
@@ -59,15 +59,15 @@ class SentinelNode(Node):
             primary["flags"] == "master"
             and len(replicas) == _REPLICAS
             and len(others) == _SENTINELS - 1
-            # They may also be "master_down": what they once said of the old primary stays with them.
+            # They may also be "master_down", which they keep from the previous primary.
             and not any(each["is_sdown"] or each["is_disconnected"] for each in (*replicas, *others))
         )
 
 
 class Sentinels(Nodes[Node]):
-    """A primary, its replicas and their sentinels. `options` are lines for the configuration of those that hold data.
+    """A primary, its replicas and their sentinels. `options` are configuration lines of those that hold data.
 
-    Sentinels ask no password; the others do, if there is one.
+    A password is that of the data nodes; the sentinels have none.
     """
 
     def __init__(self, directory: Path, *options: str, password: str = "") -> None:
@@ -105,13 +105,13 @@ class Sentinels(Nodes[Node]):
         return self.primary.command(*args)
 
     def wait_for_takeover(self, lost: DataNode) -> DataNode:
-        """Waits until all running sentinels name another primary, and it is one; returns it."""
+        """Waits until all running sentinels name another primary, which knows that it is one; returns it."""
 
         def is_replaced() -> bool:
             ports = {node.primary_port() for node in self.sentinels if node.running}
             return len(ports) == 1 and lost.port not in ports and self.primary.replication()["role"] == "master"
 
-        eventually_answered(is_replaced, f"another takes over from {lost.address}")
+        eventually_answered(is_replaced, f"a replica takes over from {lost.address}")
         return self.primary
 
     def fail_over(self) -> DataNode:
@@ -122,7 +122,7 @@ class Sentinels(Nodes[Node]):
             try:
                 return bool(self.sentinels[0].command("SENTINEL FAILOVER", NAME))
             except redis.ResponseError:
-                return False  # No replica is good enough yet, or the last failover has only just ended.
+                return False  # No replica is fit yet, or the last failover has only just ended.
 
         eventually_answered(is_accepted, "the sentinel begins a failover")
         return self.wait_for_takeover(old)

@@ -14,7 +14,18 @@ from typing import Self
 from tests.support.command import clean_environment
 from tests.support.waiting import eventually
 
+from catraca import SessionClient, errors
+
 _READY = "listening on "
+
+
+def is_known_valid(sessions: SessionClient, token: str) -> bool:
+    """Whether a live session is valid; False while the service is unavailable."""
+    try:
+        assert sessions.validate(token), "a live session was denied"
+    except errors.Unavailable:
+        return False
+    return True
 
 
 class ServeProcess:
@@ -40,7 +51,7 @@ class ServeProcess:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            # As a shell starts it: Ctrl-C is for all of the group.
+            # As a shell starts it: Ctrl-C reaches the whole group.
             process_group=0,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -85,7 +96,7 @@ class ServeProcess:
         return self.wait()
 
     def end(self) -> None:
-        """Kills it if it still runs, and lets go of everything."""
+        """Kills it if it still runs, and releases everything."""
         if self.process.poll() is None:
             self.process.kill()
         self.wait()
@@ -99,7 +110,7 @@ class ServeProcess:
         self.end()
 
     async def __aenter__(self) -> Self:
-        """Starts it without holding up the event loop, which may have something to do for it."""
+        """Starts it without blocking the event loop, on which its store may run."""
         return await asyncio.to_thread(self.start)
 
     async def __aexit__(

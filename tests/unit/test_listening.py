@@ -1,4 +1,4 @@
-"""Addresses to listen on: which are loopback however they are written, and why one cannot be had."""
+"""Addresses to listen on: which of them are loopback, however they are written, and why one cannot be used."""
 
 import errno
 import os
@@ -34,7 +34,7 @@ from catraca_server.listening import CannotListen, canonical_host, is_loopback, 
     ],
 )
 def test_loopback_is_loopback_however_it_is_written(text: str, host: str) -> None:
-    """All of these stay on the machine, and have one form from there on."""
+    """All of these stay on the machine, and are converted to one form."""
     assert canonical_host(text) == host
     assert is_loopback(host)
 
@@ -60,7 +60,7 @@ def test_what_only_looks_like_loopback_is_not(text: str, host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         ("unix:/run/catraca.sock", "Unix socket is not supported yet"),
         ("unix:///run/catraca.sock", "Unix socket is not supported yet"),
@@ -75,9 +75,9 @@ def test_what_only_looks_like_loopback_is_not(text: str, host: str) -> None:
         ("local\0host", "such as 127.0.0.1"),
     ],
 )
-def test_what_is_not_a_host(text: str, told: str) -> None:
-    """It is refused with what is wrong about it."""
-    with pytest.raises(ValueError, match=told):
+def test_a_text_that_is_not_a_host(text: str, reason: str) -> None:
+    """It is refused with the reason."""
+    with pytest.raises(ValueError, match=reason):
         canonical_host(text)
 
 
@@ -90,13 +90,13 @@ def test_a_name_that_cannot_be_resolved(host: str) -> None:
 
 
 def test_an_address_of_another_machine() -> None:
-    """It is told apart from a name that cannot be resolved and from a port in use."""
+    """It is not confused with a name that cannot be resolved or a port in use."""
     with pytest.raises(CannotListen, match=r"192\.0\.2\.1:0: 192\.0\.2\.1 is not an address of this machine"):
         reserve_port("192.0.2.1", 0)
 
 
 def test_a_port_in_use() -> None:
-    """Whoever has it, the port is what has to change."""
+    """The message says to choose another."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(CannotListen, match=rf"127\.0\.0\.1:{port}: another program has that port.*--port"):
@@ -104,7 +104,7 @@ def test_a_port_in_use() -> None:
 
 
 def fail_to_bind(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
-    """Has a name resolve to as many addresses, each of which is refused for the given reason."""
+    """Makes a name resolve to as many addresses, and binding each of them fail with its errno."""
     addresses = [f"127.0.0.{last}" for last in range(1, len(numbers) + 1)]
 
     class Refusing(socket.socket):
@@ -118,7 +118,7 @@ def fail_to_bind(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("port", "numbers", "told"),
+    ("port", "errnos", "reason"),
     [
         (80, [errno.EACCES], "ports below 1024 need a privilege"),
         (50051, [errno.EACCES], "Permission denied"),
@@ -129,13 +129,15 @@ def fail_to_bind(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
         (50051, [errno.ENOBUFS], "No buffer space available"),
     ],
 )
-def test_each_reason_is_told_apart(port: int, numbers: list[int], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a name with several addresses, the reason that the operator can do something about is told."""
-    fail_to_bind(monkeypatch, *numbers)
-    with pytest.raises(CannotListen, match=told):
+def test_each_reason_has_its_message(
+    port: int, errnos: list[int], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a name with several addresses, the reason that an operator can do something about is reported."""
+    fail_to_bind(monkeypatch, *errnos)
+    with pytest.raises(CannotListen, match=reason):
         reserve_port("localhost", port)
 
 
 def test_an_address_that_is_free_after_all() -> None:
-    """Even then there is an answer."""
+    """Even then there is a message."""
     assert "127.0.0.1:0" in str(why_refused("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""Which lines get into the log."""
+"""Which lines are logged."""
 
 import logging
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from catraca_server import logs
 
 
 class ExecuteBatchError(Exception):
-    """Named as the engine names it."""
+    """An exception of the engine, with its name."""
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +29,6 @@ def configured(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
 def test_callers_who_disconnect_are_not_logged(
     error: type[Exception], is_logged: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The engine would log an error with a traceback for each of them; its other errors are logged."""
+    """The engine logs an error with a traceback for each of them; its other errors stay in the log."""
     logging.getLogger("grpc._cython.cygrpc").error("raised in core by servicer method", exc_info=error())
     assert ("raised in core" in capsys.readouterr().err) is is_logged

@@ -13,14 +13,14 @@ from catraca_server.store.records import decode, encode
 
 
 def problems(flags: dict[str, str] | None = None, environment: dict[str, str] | None = None) -> list[str]:
-    """Returns everything that is wrong with these settings, which have something wrong with them."""
+    """Returns the problems of settings that cannot be used."""
     with pytest.raises(SettingsError) as caught:
         load(flags or {}, environment or {})
     return caught.value.problems
 
 
-def test_the_defaults() -> None:
-    """If nothing is set, the documented defaults are in force, and nothing is said to have been set."""
+def test_without_anything_set_the_defaults_hold() -> None:
+    """These are the documented ones, and no setting has an origin."""
     loaded = load({}, {})
     assert loaded == Loaded(Settings(), {}, ())
     assert loaded.settings.host == "127.0.0.1"
@@ -32,8 +32,8 @@ def test_the_defaults() -> None:
     assert loaded.settings.max_ttl == Duration(30 * 86_400_000)
 
 
-def test_flag_overrides_environment_overrides_file(tmp_path: Path) -> None:
-    """Setting by setting, and the origin of each is known."""
+def test_flag_goes_before_environment_before_file(tmp_path: Path) -> None:
+    """Each source yields to the one before it, setting by setting, and the origin is known."""
     file = tmp_path / "catraca.toml"
     file.write_text('port = 1\nkey_prefix = "file:"\nlog_level = "debug"\nreflection = false\n')
     loaded = load(
@@ -54,7 +54,7 @@ def test_flag_overrides_environment_overrides_file(tmp_path: Path) -> None:
     [("250ms", 250), ("30s", 30_000), ("15m", 900_000), ("24h", 86_400_000), ("30d", 2_592_000_000), ("0s", 0)],
 )
 def test_durations_are_read_and_written(text: str, milliseconds: int) -> None:
-    """A whole number and a unit; written back, it is the same duration."""
+    """A whole number and a unit; the text of a duration is read as the same duration."""
     assert Duration.parse(text) == Duration(milliseconds)
     assert Duration.parse(str(Duration(milliseconds))) == Duration(milliseconds)
 
@@ -75,7 +75,7 @@ def test_durations_are_read_and_written(text: str, milliseconds: int) -> None:
     ],
 )
 def test_what_is_not_a_duration(text: str) -> None:
-    """Everything else is refused with examples."""
+    """It is refused with examples."""
     with pytest.raises(ValueError, match="250ms"):
         Duration.parse(text)
 
@@ -100,8 +100,8 @@ def test_what_is_not_a_duration(text: str) -> None:
         ("log_format", "xml"),
     ],
 )
-def test_each_unusable_value_is_named_as_it_was_given(name: str, value: str) -> None:
-    """A problem names the flag or the variable, so that it can be found."""
+def test_each_problem_names_the_flag_or_variable(name: str, value: str) -> None:
+    """As it was given, so that it can be found."""
     (flag_problem,) = problems({name: value})
     assert flag_problem.startswith(f"--{name.replace('_', '-')} ")
     (variable_problem,) = problems(environment={f"CATRACA_{name.upper()}": value})
@@ -110,11 +110,11 @@ def test_each_unusable_value_is_named_as_it_was_given(name: str, value: str) -> 
 
 def test_all_problems_are_reported_at_once() -> None:
     """Nobody has to start five times to find five mistakes."""
-    told = problems({"port": "x", "log_format": "xml"}, {"CATRACA_STORE_URL": "ftp://x"})
-    assert len(told) == 3
+    found = problems({"port": "x", "log_format": "xml"}, {"CATRACA_STORE_URL": "ftp://x"})
+    assert len(found) == 3
 
 
-def test_a_file_that_has_unknown_keys_or_is_not_toml_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_unknown_keys_or_syntax_errors_is_refused(tmp_path: Path) -> None:
     """A misspelt key in a file that was written for catraca is a mistake."""
     file = tmp_path / "catraca.toml"
     file.write_text("prot = 1\n")
@@ -124,14 +124,14 @@ def test_a_file_that_has_unknown_keys_or_is_not_toml_is_refused(tmp_path: Path) 
     assert "cannot be read" in problems({"config": str(tmp_path / "none.toml")})[0]
 
 
-def test_unknown_variables_cause_a_warning() -> None:
-    """They may belong to something else, so the service starts all the same; those of the client are known."""
+def test_unknown_variables_are_warnings() -> None:
+    """They may belong to other programs, so the service starts all the same; the client's own are known."""
     loaded = load({}, {"CATRACA_PROT": "1", "CATRACA_TARGET": "x", "CATRACA_API_KEY": "k", "OTHER": "y"})
     assert loaded.warnings == ("CATRACA_PROT is not a setting of catraca and has no effect",)
 
 
-def test_the_variables_of_a_kubernetes_service_are_not_settings() -> None:
-    """Kubernetes gives pods CATRACA_PORT=tcp://… for a service of that name; the port stays what it was."""
+def test_service_links_of_kubernetes_are_not_settings() -> None:
+    """Kubernetes gives pods CATRACA_PORT=tcp://… for a service named catraca; the port stays the default."""
     loaded = load(
         {},
         {
@@ -144,16 +144,16 @@ def test_the_variables_of_a_kubernetes_service_are_not_settings() -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "catraca.internal"])  # noqa: S104  that is the point
-def test_other_than_loopback_needs_insecure(host: str) -> None:
-    """Without TLS and caller authentication it listens on loopback only, unless told otherwise."""
+def test_all_but_loopback_needs_insecure(host: str) -> None:
+    """Without TLS and caller authentication it listens on loopback only, by default."""
     (problem,) = problems({"host": host})
     assert "--insecure" in problem
     assert load({"host": host, "insecure": "true"}, {}).settings.host == host
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "LOCALHOST", " 127.1 "])
-def test_loopback_does_not_need_insecure(host: str) -> None:
-    """However it is written; `test_listening` has every spelling."""
+def test_loopback_needs_no_insecure(host: str) -> None:
+    """However it is written; `test_listening` has all forms."""
     assert load({"host": host}, {}).settings.host in ("127.0.0.1", "::1", "localhost")
 
 
@@ -175,7 +175,7 @@ def test_every_duration_has_bounds() -> None:
 
 @pytest.mark.parametrize("name", BOUNDS)
 def test_durations_end_at_their_bounds(name: str) -> None:
-    """Both bounds are allowed, and nothing beyond them: neither a millisecond nor so much that it fits nowhere."""
+    """Both bounds are allowed, and nothing beyond them, neither by a millisecond nor by millions of days."""
     shortest, longest = BOUNDS[name]
     lifetime = {"max_ttl": "3650d", "default_ttl": "1ms", "default_idle_timeout": "0s"}
     for bound in (shortest, longest):
@@ -209,7 +209,7 @@ def test_numbers_end_at_their_bounds(name: str) -> None:
     store = {"store_url": "redis://localhost"}
     for bound in (lowest, highest):
         assert getattr(load({**store, name: str(bound)}, {}).settings, name) == bound
-    # The last is longer than Python reads; the one before it is a digit to Python and to nobody else.
+    # The last is longer than Python reads; the one before it is a digit to Python only.
     for value in (str(lowest - 1), str(highest + 1), "", "1.0", "1e1", " 1", "+1", "²", "9" * 5000):
         (problem,) = problems({name: value})
         assert problem == f"--{name.replace('_', '-')} must be a whole number from {lowest} to {highest}"
@@ -234,14 +234,14 @@ def test_the_longest_lifetime_fits_the_record() -> None:
 
 @pytest.mark.parametrize("name", ["default_ttl", "default_idle_timeout"])
 def test_a_default_longer_than_the_limit_is_refused(name: str) -> None:
-    """No caller may ask for it, so no session may have it by default."""
+    """No caller may request it, so no session may have it by default."""
     short = {"default_ttl": "1h", "default_idle_timeout": "1h"}
     (problem,) = problems({**short, name: "2d", "max_ttl": "1d"})
     assert problem == f"{name} (2d) must not be longer than max_ttl (1d)"
 
 
-def test_an_idle_timeout_that_nobody_set_follows_the_limit() -> None:
-    """Whoever lowers max_ttl below 30 minutes does not have to set it too, and `config show` says what it is."""
+def test_a_default_idle_timeout_that_is_not_set_follows_the_limit() -> None:
+    """max_ttl can be lowered below 30 minutes without it, and `config show` has the result."""
     loaded = load({"max_ttl": "10m", "default_ttl": "5m"}, {})
     assert loaded.settings.default_idle_timeout == Duration.parse("10m")
     assert loaded.origins["default_idle_timeout"] == "max_ttl"
@@ -249,13 +249,13 @@ def test_an_idle_timeout_that_nobody_set_follows_the_limit() -> None:
 
 @pytest.mark.parametrize("name", ["data_dir", "token_pepper_file"])
 @pytest.mark.parametrize(
-    ("path", "told"), [("~nosuchuser/x", "home directory"), ("/a\0b", "NUL"), ("/\udcff", "must be UTF-8")]
+    ("path", "reason"), [("~nosuchuser/x", "home directory"), ("/a\0b", "NUL"), ("/\udcff", "must be UTF-8")]
 )
-def test_what_cannot_be_a_path(name: str, path: str, told: str) -> None:
-    """It is a problem of the setting, as any other."""
+def test_a_value_that_cannot_be_a_path(name: str, path: str, reason: str) -> None:
+    """It is a problem of the setting."""
     (problem,) = problems(environment={f"CATRACA_{name.upper()}": path})
     assert problem.startswith(f"CATRACA_{name.upper()} must be ")
-    assert told in problem
+    assert reason in problem
 
 
 def test_a_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +265,7 @@ def test_a_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def unreadable_files(directory: Path) -> dict[str, str]:
-    """Returns configuration files that cannot be read, each with what is to be told."""
+    """Returns configuration files that cannot be read, each with the reason."""
     not_utf8, too_deep = directory / "latin1.toml", directory / "deep.toml"
     not_utf8.write_bytes(b'key_prefix = "\xe9"')
     too_deep.write_text("port = " + "[" * 100_000)
@@ -282,17 +282,17 @@ def unreadable_files(directory: Path) -> dict[str, str]:
 
 
 def test_configuration_files_that_cannot_be_read(tmp_path: Path) -> None:
-    """Each is a problem that says which file, and why."""
-    for path, told in unreadable_files(tmp_path).items():
+    """The problem names the file and the reason."""
+    for path, reason in unreadable_files(tmp_path).items():
         (problem,) = problems({"config": path})
         assert problem.startswith(f"configuration file {path!r} cannot be read: ")
-        assert told in problem
+        assert reason in problem
 
 
 @pytest.mark.parametrize("value", ["[1]", "1.5", "2026-11-26", "{ a = 1 }"])
 @pytest.mark.parametrize("name", ["key_prefix", "store_password", "port"])
-def test_what_a_file_must_not_have_for_a_value(name: str, value: str, tmp_path: Path) -> None:
-    """What is neither text nor a number nor a switch is not taken for the text it looks like."""
+def test_a_value_of_the_wrong_type_in_a_file(name: str, value: str, tmp_path: Path) -> None:
+    """It is refused, and not converted to text."""
     file = tmp_path / "catraca.toml"
     file.write_text(f"{name} = {value}\n")
     assert problems({"config": str(file)}) == [
@@ -301,15 +301,15 @@ def test_what_a_file_must_not_have_for_a_value(name: str, value: str, tmp_path: 
 
 
 @pytest.mark.parametrize("prefix", ["x" * 201, "é" * 101, "a\nb", "a\0b", "\udcff"])
-def test_a_key_prefix_that_no_key_should_have(prefix: str) -> None:
-    """It has to fit, and to be text that people can read."""
+def test_a_key_prefix_that_is_refused(prefix: str) -> None:
+    """It must be short and printable."""
     (problem,) = problems({"key_prefix": prefix})
     assert problem.startswith("--key-prefix must be ")
 
 
 @pytest.mark.parametrize("name", ["store_password", "sentinel_password"])
 def test_a_password_that_is_not_utf8_is_not_shown(name: str) -> None:
-    """It is refused without being quoted."""
+    """The problem does not quote it."""
     assert problems(environment={f"CATRACA_{name.upper()}": "hunter2\udcff"}) == [
         f"CATRACA_{name.upper()} must be UTF-8"
     ]
@@ -323,7 +323,7 @@ def test_a_store_in_memory_allows_one_worker() -> None:
 
 
 def test_secrets_are_hidden_and_have_no_flag() -> None:
-    """No password is shown, and none is accepted on a command line."""
+    """The settings show no password, and no flag accepts one."""
     secret = "hunter2"
     url = f"redis://user:{secret}@localhost:6379/0"
     loaded = load({}, {"CATRACA_STORE_URL": url, "CATRACA_STORE_PASSWORD": secret})

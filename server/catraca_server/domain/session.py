@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from catraca_server.domain.limits import LAST_MOMENT_MS
 from catraca_server.domain.tokens import hash_of
 
 TOUCH_INTERVAL_MAX_MS = 60_000
@@ -89,7 +90,8 @@ class Session:
         """Returns this session with a new token; the current one stays valid for the grace."""
         rotated_tokens = (
             *self.without_expired_salts(now_ms).rotated_tokens,
-            RotatedToken(self.digest, now_ms + grace_ms, salt),
+            # No later than a record can hold, which no session outlives.
+            RotatedToken(self.digest, min(now_ms + grace_ms, LAST_MOMENT_MS), salt),
         )
         return replace(
             self, digest=digest, rotated_tokens=rotated_tokens[-ROTATED_TOKENS_MAX:], version=self.version + 1

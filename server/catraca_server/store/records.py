@@ -39,7 +39,11 @@ def encode(session: Session) -> bytes:
         ]
     if session.attributes:
         record["attributes"] = dict(session.attributes)
-    return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+    try:
+        return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        # Half a character, which no message can carry.
+        raise UnstorableSession from None
 
 
 def decode(data: bytes) -> Session:

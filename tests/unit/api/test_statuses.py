@@ -1,4 +1,4 @@
-"""Which status an exception becomes, and what it must not say."""
+"""The status of each exception, and what it must not reveal."""
 
 import logging
 
@@ -20,7 +20,7 @@ from catraca_server.domain.errors import (
 )
 from catraca_server.store import NotDurable, Overloaded, StoreProblem, StoreUnavailable
 
-SECRET = "ctr_this-must-not-be-told"
+SECRET = "ctr_this-must-not-be-shown"
 MAX_TRAILERS = 8192
 
 
@@ -46,7 +46,7 @@ MAX_TRAILERS = 8192
 def test_each_exception_has_its_status(
     error: Exception, code: grpc.StatusCode, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The code, the stable reason and an actionable text; nothing of the exception's own text, also not in the log."""
+    """It has the code, the reason and a helpful message; nothing of the exception's own text, also not in the log."""
     with caplog.at_level(logging.DEBUG):
         made = status_of(error)
     assert made.code is code
@@ -57,24 +57,24 @@ def test_each_exception_has_its_status(
     info = ErrorInfo()
     assert status.details[0].Unpack(info)
     assert (info.domain, info.reason) == ("catraca", reason)
-    assert f"ERROR_REASON_{reason}" in ErrorReason.keys()  # noqa: SIM118  it is no dict
+    assert f"ERROR_REASON_{reason}" in ErrorReason.keys()  # noqa: SIM118  it is not a dict
     assert len(made.message) > 10
     assert SECRET not in made.message
     assert SECRET.encode() not in value
     assert SECRET not in caplog.text
 
 
-def test_each_problem_of_the_store_is_told_apart() -> None:
-    """A caller reads what happened: a full store, one that is down and one that is slow need different hands."""
+def test_each_problem_of_the_store_has_its_message() -> None:
+    """A full store, one that is down and one that is slow need different remedies."""
     messages = {status_of(StoreUnavailable(SECRET, problem)).message for problem in StoreProblem}
     assert len(messages) == len(StoreProblem)
 
 
 def test_a_defect_is_logged_with_the_place_it_happened() -> None:
-    """INTERNAL says nothing to the caller, so the log has to say where to look."""
+    """INTERNAL says nothing to the caller, so the log has to say where it happened."""
     with pytest.MonkeyPatch.context() as patch:
         logged: list[str] = []
-        patch.setattr("catraca_server.api.statuses.logger.critical", lambda text, *words: logged.append(text % words))
+        patch.setattr("catraca_server.api.statuses.logger.critical", lambda text, *args: logged.append(text % args))
         try:
             {"": 0}[SECRET]
         except KeyError as error:
@@ -85,7 +85,7 @@ def test_a_defect_is_logged_with_the_place_it_happened() -> None:
 
 
 def test_each_violation_names_its_field() -> None:
-    """BadRequest carries the field paths and the rules."""
+    """BadRequest has the field paths and the rules."""
     made = status_of(InvalidRequest(Violation("user_id", "must be set"), Violation("requests[3].token", "must be set")))
     status = Status.FromString(made.trailing_metadata[0][1])
     bad_request = BadRequest()
@@ -94,13 +94,13 @@ def test_each_violation_names_its_field() -> None:
 
 
 def test_details_stay_below_what_clients_accept() -> None:
-    """A batch that is wrong in 1,000 places names the first of them; trailers over 8 KiB would lose the status."""
+    """A batch with 1,000 violations names the first of them; trailers over 8 KiB would lose the status."""
     made = status_of(InvalidRequest(*(Violation(f"requests[{at}].token", "must be set") for at in range(1000))))
     assert len(made.message) + len(made.trailing_metadata[0][1]) * 4 / 3 < MAX_TRAILERS
     assert "984 more" in made.message
 
 
-def test_overload_says_when_to_come_back() -> None:
+def test_overload_says_when_to_retry() -> None:
     """RetryInfo has a delay."""
     status = Status.FromString(status_of(Overloaded()).trailing_metadata[0][1])
     retry_info = RetryInfo()

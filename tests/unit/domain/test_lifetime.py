@@ -1,4 +1,4 @@
-"""How long a session lives, and what its expiry tells of its activity."""
+"""How long a session lives, and how its expiry tells its last activity."""
 
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ def live_at(session: Session, moment: int) -> StoredSession:
     [(0, MINUTE), (DAY, MINUTE), (20 * MINUTE, MINUTE), (MINUTE, 3 * SECOND), (SECOND, 50), (19, 1), (1, 1)],
 )
 def test_the_touch_interval(idle_timeout: int, interval: int) -> None:
-    """It is min(60 s, idle_timeout / 20), a minute without an idle timeout, and never nothing."""
+    """It is min(60 s, idle_timeout / 20), a minute without an idle timeout, and never zero."""
     assert a_session(idle_timeout=idle_timeout).touch_interval_ms == interval
 
 
@@ -56,14 +56,14 @@ def test_a_session_ends_in_time(ttl: int, idle_timeout: int, age: float) -> None
 
 @given(ttl=spans, idle_timeout=idle_timeouts, age=st.floats(0, 1, exclude_max=True))
 def test_the_expiry_tells_the_last_activity(ttl: int, idle_timeout: int, age: float) -> None:
-    """It is read back from the expiry: never later than it was, and at most a mark earlier."""
+    """It is read back from the expiry: never later than it was, and at most a step earlier."""
     session = a_session(ttl, idle_timeout)
     moment = BIRTH + int(ttl * age)
-    told = session.last_active_given(session.expiry_if_active_at(moment))
-    # A session with less than a mark to live has no room to tell the millisecond apart.
-    assert BIRTH <= told <= max(moment, session.absolute_expire_time_ms)
+    read_back = session.last_active_given(session.expiry_if_active_at(moment))
+    # With less than a step to live, an expiry is too near to tell the millisecond.
+    assert BIRTH <= read_back <= max(moment, session.absolute_expire_time_ms)
     if session.absolute_expire_time_ms - moment > max(SECOND, session.touch_interval_ms):
-        assert moment - max(SECOND, session.touch_interval_ms) < told <= moment
+        assert moment - max(SECOND, session.touch_interval_ms) < read_back <= moment
 
 
 @given(ttl=spans, idle_timeout=idle_timeouts, ages=st.tuples(st.floats(0, 1), st.floats(0, 1)))
@@ -83,7 +83,7 @@ def test_while_the_idle_deadline_is_the_earlier_the_expiry_is_exact() -> None:
         assert stored.last_active_time_ms == moment
 
 
-def test_what_a_mark_costs() -> None:
+def test_how_early_an_unused_session_ends() -> None:
     """A day that is never used ends 1.44 s early; one that is used until the end, a millisecond."""
     session = a_session(ttl=DAY, idle_timeout=0)
     assert session.absolute_expire_time_ms - session.expiry_if_active_at(BIRTH) == 1440
@@ -91,8 +91,8 @@ def test_what_a_mark_costs() -> None:
 
 
 @given(ttl=spans, idle_timeout=idle_timeouts, age=st.floats(0, 1, exclude_max=True))
-def test_activity_within_the_touch_interval_is_not_written_down(ttl: int, idle_timeout: int, age: float) -> None:
-    """A touch is due a touch interval after the last one; under the absolute deadline at most a mark before that."""
+def test_activity_within_the_touch_interval_is_not_recorded(ttl: int, idle_timeout: int, age: float) -> None:
+    """A touch is due a touch interval after the last one; under the absolute deadline at most a step before that."""
     session = a_session(ttl, idle_timeout)
     moment = BIRTH + int(ttl * age)
     stored = live_at(session, moment)
@@ -102,10 +102,10 @@ def test_activity_within_the_touch_interval_is_not_written_down(ttl: int, idle_t
 
 
 @given(ttl=spans, idle_timeout=idle_timeouts, age=st.floats(0, 1, exclude_max=True), wait=st.integers(0, 2 * MINUTE))
-def test_an_answer_is_never_reused_past_the_next_touch_or_the_end(
+def test_a_validation_is_never_cached_past_the_next_touch_or_the_end(
     ttl: int, idle_timeout: int, age: float, wait: int
 ) -> None:
-    """`cache_ttl` reaches neither beyond the touch interval, nor the session's end, nor into the past."""
+    """`cache_ttl` ends neither after the touch interval, nor after the session, and is not negative."""
     session = a_session(ttl, idle_timeout)
     moment = BIRTH + int(ttl * age)
     stored = live_at(session, moment)

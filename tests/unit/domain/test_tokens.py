@@ -1,4 +1,4 @@
-"""Tokens: their shape, what is refused without asking the store, and what the store may know."""
+"""Tokens: their format, what is refused without the store, and what the store may know."""
 
 import base64
 import hashlib
@@ -28,14 +28,14 @@ def test_a_minted_token_is_one_word_of_fixed_length() -> None:
 
 
 def test_minting_uses_all_the_entropy_it_asks_for() -> None:
-    """128 bits make the id and 256 the secret: another bit of either makes another one."""
-    asked: list[int] = []
+    """128 bits make the id and 256 the secret: each bit of either changes the token."""
+    sizes: list[int] = []
 
     def entropy_with(bit: int) -> Tokens:
         made = count()
 
         def entropy(size: int) -> bytes:
-            asked.append(size)
+            sizes.append(size)
             # The bit counts over both draws: the first has 128, the second 256.
             at = bit - (0 if next(made) == 0 else 128)
             return (1 << at if 0 <= at < size * 8 else 0).to_bytes(size)
@@ -43,12 +43,12 @@ def test_minting_uses_all_the_entropy_it_asks_for() -> None:
         return Tokens(entropy)
 
     minted = {entropy_with(bit).mint() for bit in range(128 + 256)}
-    assert set(asked) == {16, 32}
+    assert set(sizes) == {16, 32}
     assert len(minted) == 128 + 256
 
 
 def test_a_minted_token_opens_its_own_session_only() -> None:
-    """What is read from a token opens the digest of that token and of no other."""
+    """What is read from a token opens the digest of that token only."""
     one, other = tokens().mint(), tokens().mint()
     first, second = tokens().read(one), tokens().read(other)
     assert first is not None
@@ -62,7 +62,7 @@ def test_a_minted_token_opens_its_own_session_only() -> None:
 @given(at=st.integers(0, 74), replacement=st.characters(max_codepoint=0x2FF, exclude_categories=["Cs"]))
 @example(at=10, replacement="é")
 @example(at=10, replacement="²")
-def test_one_wrong_character_is_seen_without_the_store(at: int, replacement: str) -> None:
+def test_one_wrong_character_is_noticed_without_the_store(at: int, replacement: str) -> None:
     """A minted token with one character changed, also to a letter or digit beyond ASCII, is never read as minted."""
     token = Tokens(lambda size: b"\x5a" * size).mint()
     if token[at] == replacement:
@@ -72,7 +72,7 @@ def test_one_wrong_character_is_seen_without_the_store(at: int, replacement: str
     if changed.startswith("ctr_"):
         assert credential is None
     else:
-        # Without the prefix it is as good as any brought token, and opens nothing of the minted one's.
+        # Without the prefix it is as good as any brought token, and does not open the minted one's session.
         original = tokens().read(token)
         assert original is not None
         assert credential is None or credential.session_id != original.session_id
@@ -81,8 +81,8 @@ def test_one_wrong_character_is_seen_without_the_store(at: int, replacement: str
 @given(
     st.text(max_size=100).map(lambda text: "ctr_" + text) | st.text(alphabet=BASE62, max_size=90).map("ctr_".__add__)
 )
-def test_nothing_made_up_reads_as_minted(text: str) -> None:
-    """Length, alphabet and checksum together: what was not minted is not read."""
+def test_nothing_made_up_is_read_as_minted(text: str) -> None:
+    """Length, alphabet and checksum refuse what was not minted."""
     assert tokens().read(text) is None
 
 
@@ -109,15 +109,15 @@ def test_what_can_be_brought(token: str, readable: bool) -> None:
     assert (brought_token_fault(token) is None) is readable
 
 
-def test_ours_cannot_be_brought() -> None:
-    """A token that looks minted cannot be brought: it would name a session of somebody's choice."""
+def test_a_token_that_looks_minted_cannot_be_brought() -> None:
+    """Its id would be chosen by the caller."""
     fault = brought_token_fault(tokens().mint())
     assert fault is not None
     assert "ctr_" in fault
 
 
 def test_a_brought_token_always_names_the_same_session() -> None:
-    """The id derives from the token, the same on every server, and has the shape of every id."""
+    """The id derives from the token, is the same on every server, and has the format of every id."""
     first, second = tokens().read(JWT), tokens().read(JWT)
     assert first == second
     assert first is not None
@@ -125,7 +125,7 @@ def test_a_brought_token_always_names_the_same_session() -> None:
 
 
 def test_the_public_id_tells_nothing_about_the_digest() -> None:
-    """The id of a brought token is no part of the digest that its record holds."""
+    """The id of a brought token is not a part of the digest in its record."""
     credential = tokens().read(JWT)
     assert credential is not None
     digest = base64.urlsafe_b64decode(credential.digest + "=")
@@ -156,7 +156,7 @@ def test_a_pepper_changes_every_digest() -> None:
 
 
 def test_secrets_stay_out_of_reprs() -> None:
-    """A credential shows whose session it is for and not what opens it."""
+    """A credential shows the session id and not what opens the session."""
     credential = tokens().read(JWT)
     assert credential is not None
     assert credential.digest not in repr(credential)

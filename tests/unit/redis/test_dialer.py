@@ -1,4 +1,4 @@
-"""Connecting: what is said of a server that refuses it."""
+"""Connecting: the error of a server that refuses it."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from catraca_server.redis.url import StoreUrl
 SECRET = "hunter2"
 
 
-async def test_a_server_that_knows_no_auth_does_not_make_us_tell_the_password(tmp_path: Path) -> None:
-    """Redis quotes the arguments of a command that it does not know, and those of AUTH are a secret."""
+async def test_the_error_of_an_unknown_auth_does_not_show_the_password(tmp_path: Path) -> None:
+    """Redis quotes the arguments of an unknown command, and those of AUTH are secret."""
     quoting = b"-ERR unknown command 'AUTH', with args beginning with: 'ana' '%s' \r\n" % SECRET.encode()
     async with FakeRedis(tmp_path / "fake.sock", lambda command: quoting if command[0] == b"AUTH" else None) as fake:
         with pytest.raises(StoreRefused, match="unknown command 'AUTH'") as caught:

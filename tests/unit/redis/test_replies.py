@@ -1,4 +1,4 @@
-"""Replies: which problem an error reply tells, what is logged of it, and how replies are taken apart."""
+"""Replies: the problem of an error reply, what is logged of it, and how replies are split."""
 
 from dataclasses import dataclass, field
 
@@ -15,17 +15,17 @@ SECRET = "ctr_this-must-not-be-logged"
 
 @dataclass
 class Source:
-    """What replies came over."""
+    """The source of replies."""
 
     logged: list[str] = field(default_factory=list)
     invalidated: list[StoreProblem] = field(default_factory=list)
 
     def invalidate(self, _why: str, problem: StoreProblem = StoreProblem.MALFORMED_REPLY) -> None:
-        """Writes down why."""
+        """Records why."""
         self.invalidated.append(problem)
 
     def log_throttled(self, what: str) -> None:
-        """Writes down what is logged."""
+        """Records what is logged."""
         self.logged.append(what)
 
 
@@ -52,27 +52,27 @@ def error_reply(text: str) -> ResponseError:
         ("ERR unknown command 'EVAL'", StoreProblem.REFUSED),
     ],
 )
-def test_the_problem_that_an_error_reply_tells(text: str, problem: StoreProblem, in_script: str) -> None:
-    """Full, read-only, no longer a primary and refused are told apart, also where Redis 6.2 met them in a script."""
+def test_the_problem_of_an_error_reply(text: str, problem: StoreProblem, in_script: str) -> None:
+    """Full, read-only, no longer a primary and refused are distinguished, also as Redis 6.2 quotes them in a script."""
     source = Source()
     with pytest.raises(StoreUnavailable) as caught:
         Replies(0, [error_reply(in_script + text)], source).get(0, bytes)
     assert caught.value.problem is problem
     (logged,) = source.logged
     assert logged.startswith(f"store refused a command: {problem.value}: ")
-    assert text.removeprefix("ERR ") in logged, "the code is there to be searched for"
+    assert text.removeprefix("ERR ") in logged, "the code can be searched for"
     assert source.invalidated == ([problem] if problem is StoreProblem.NOT_PRIMARY else [])
 
 
 def test_what_redis_quotes_is_not_logged() -> None:
-    """A Redis with renamed commands says with which arguments they were called: keys, records and digests."""
+    """A Redis with renamed commands quotes their arguments: keys, records and digests."""
     reply = error_reply(f"ERR unknown command 'EVAL', with args beginning with: '{SECRET}' ")
     assert problem_of(reply) is StoreProblem.REFUSED
     assert described(reply) == "unknown command 'EVAL'"
 
 
 def test_a_reply_of_another_type_invalidates_the_connection() -> None:
-    """It may be the reply to something else."""
+    """It may be the reply to another request."""
     source = Source()
     with pytest.raises(StoreUnavailable) as caught:
         Replies(0, [b"1"], source).get(0, int)

@@ -1,4 +1,4 @@
-"""Store URLs: what they say, what is refused and why, and that passwords in them stay hidden."""
+"""Store URLs: what they mean, what is refused and why, and that passwords in them stay hidden."""
 
 import pickle
 from typing import Any
@@ -14,8 +14,8 @@ SECRET = "hunter2"
 
 
 def refusal(url: str) -> str:
-    """Returns why a URL is refused, which settings say about it as well."""
-    with pytest.raises(ValueError) as caught:  # noqa: PT011  what it says is what is tested
+    """Returns why a URL is refused, which the settings report as well."""
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  the message is under test
         StoreUrl.parse(url)
     with pytest.raises(SettingsError) as in_settings:
         load({}, {"CATRACA_STORE_URL": url})
@@ -50,19 +50,19 @@ def refusal(url: str) -> str:
         (str(StoreUrl.at_socket("/a dir/a?b#c.sock")), UnixDomainSocketConnection, {"path": "/a dir/a?b#c.sock"}),
     ],
 )
-def test_what_a_url_of_one_server_says(url: str, kind: type, options: dict[str, Any]) -> None:
-    """The kind of connection, where to, as whom, and nothing that was not asked for."""
+def test_what_a_url_of_one_server_means(url: str, kind: type, options: dict[str, Any]) -> None:
+    """The kind of connection, the address, the user, and nothing else."""
     defaults = {"db": 0} if "path" in options else {"db": 0, "port": 6379}
     assert connection_to(StoreUrl.parse(url)) == (kind, {**defaults, **options})
 
 
-def test_a_password_of_its_own_goes_before_one_in_the_url() -> None:
-    """CATRACA_STORE_PASSWORD is for who has the URL from somewhere else."""
+def test_a_separate_password_overrides_the_one_in_the_url() -> None:
+    """CATRACA_STORE_PASSWORD is for URLs that come from somewhere else."""
     assert Dialer(StoreUrl.parse("redis://ana:old@host"), password="new")._options["password"] == "new"
 
 
-def test_certificates_are_checked_unless_told_otherwise() -> None:
-    """TLS with a server that could be anybody protects nothing."""
+def test_certificates_are_checked_by_default() -> None:
+    """TLS with an unknown server protects nothing."""
     checked = SSLConnection(**options_of("rediss://host")).ssl_context
     assert (checked.cert_reqs.name, checked.check_hostname) == ("CERT_REQUIRED", True)
     loose = SSLConnection(**options_of("rediss://host?ssl_cert_reqs=none&ssl_check_hostname=false")).ssl_context
@@ -82,7 +82,7 @@ def test_certificates_are_checked_unless_told_otherwise() -> None:
     ],
 )
 def test_the_servers_that_a_url_names(url: str, addresses: list[Address]) -> None:
-    """As many as it has, each with its port."""
+    """Each has a port."""
     assert StoreUrl.parse(url).addresses == tuple(addresses)
 
 
@@ -114,24 +114,24 @@ def test_the_url_that_follows_from_one_of_a_cluster() -> None:
     assert str(node) == f"rediss://ana:{HIDDEN}@[::1]:9/"
 
 
-def test_sentinels_are_told_no_secret_of_the_servers() -> None:
-    """What they are connected with has neither the user nor the password of the servers."""
+def test_sentinels_get_no_secret_of_the_servers() -> None:
+    """Connections to them have neither the user nor the password of the servers."""
     sentinel = StoreUrl.parse(f"redis+sentinel://ana:{SECRET}@one:1/main").sentinel(Address("one", 1))
     assert connection_to(sentinel) == (Connection, {"host": "one", "port": 1, "db": 0})
 
 
 @pytest.mark.parametrize("url", [f"redis+cluster://ana:{SECRET}@one:1", f"redis://ana:{SECRET}@one", "unix:///a.sock"])
-def test_a_url_reaches_a_worker_as_it_is(url: str) -> None:
-    """It is sent there with its password, which no text of it shows."""
+def test_a_url_reaches_a_worker_unchanged(url: str) -> None:
+    """It is sent with its password, which its text does not show."""
     parsed = StoreUrl.parse(url)
-    received = pickle.loads(pickle.dumps(parsed))  # noqa: S301  it was made a line above
+    received = pickle.loads(pickle.dumps(parsed))  # noqa: S301  made in the same line
     assert (received, received.password, str(received)) == (parsed, parsed.password, str(parsed))
     for node in (parsed, parsed.server(Address("h", 9))):
         assert SECRET not in f"{node} {node!r} {[node]}"
 
 
 def options_of(url: str) -> dict[str, Any]:
-    """Returns what a connection to a URL is made with."""
+    """Returns the options of a connection to a URL."""
     return connection_to(StoreUrl.parse(url))[1]
 
 
@@ -139,7 +139,7 @@ def options_of(url: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "reason"),
     [
         ("redis+sentinel:///main", "names no servers: write redis+sentinel://host:port,host:port"),
         ("rediss+cluster://", "names no servers: write rediss+cluster://host:port,host:port"),
@@ -174,16 +174,16 @@ def options_of(url: str) -> dict[str, Any]:
         ("embedded:/data", "says more than can be meant: write embedded: and nothing after it"),
     ],
 )
-def test_a_url_with_a_mistake(url: str, told: str) -> None:
-    """It is refused with what is wrong and how it should be, before anybody is connected to."""
-    said = refusal(url)
-    assert told in said
-    assert url in said
+def test_a_url_with_a_mistake(url: str, reason: str) -> None:
+    """It is refused with what is wrong and what to write, before anything is connected to."""
+    refused = refusal(url)
+    assert reason in refused
+    assert url in refused
 
 
 @pytest.mark.parametrize("scheme", [scheme for scheme in STORE_SCHEMES if scheme not in ("embedded", "memory")])
 def test_no_password_is_shown(scheme: str) -> None:
-    """Not in the settings, not in a refusal, and not from a command line, however it is written."""
+    """Neither by the settings, nor in an error, nor from a command line, however the URL is written."""
     for password in (SECRET, f"a{SECRET}/b", f"a@{SECRET}", f"a:{SECRET}", f"{SECRET}?a", f"{SECRET}#a", f"[{SECRET}"):
         for url in (f"{scheme}://ana:{password}@one:7000,two:7001/main?unknown=1", f"{scheme}://ana:{password}@one/1"):
             assert SECRET not in hide_passwords(url)
@@ -197,21 +197,21 @@ def test_no_password_is_shown(scheme: str) -> None:
 
 @pytest.mark.parametrize("password", [f"1?{SECRET}", f"1#{SECRET}", f"1/{SECRET}", f"1/?x={SECRET}"])
 def test_a_password_that_ends_early_is_refused(password: str) -> None:
-    """Characters that were not escaped would make a host of the user and a database or an option of the password."""
-    told = refusal(f"redis://ana:{password}@host")
-    assert "must be escaped: write %23 for #" in told
-    assert SECRET not in told
+    """With characters that are not escaped, the user would be a host, and the password a database or an option."""
+    refused = refusal(f"redis://ana:{password}@host")
+    assert "must be escaped: write %23 for #" in refused
+    assert SECRET not in refused
 
 
 def test_settings_show_a_url_as_it_was_written() -> None:
-    """But for its password."""
+    """Except for its password."""
     url = f"redis+sentinel://ana:{SECRET}@one:7000,two:7001/main?db=1"
     assert load({}, {"CATRACA_STORE_URL": url}).settings.shown()["store_url"] == url.replace(SECRET, HIDDEN)
 
 
 @pytest.mark.parametrize("option", ["password", "sentinel_password"])
 def test_no_password_is_shown_that_is_an_option(option: str) -> None:
-    """What other clients take there is refused here, without showing it."""
+    """Other clients accept it there; here it is refused, and not shown."""
     url = f"redis+sentinel://one:1/main?{option}={SECRET}&db=1"
     assert hide_passwords(url) == f"redis+sentinel://one:1/main?{option}={HIDDEN}&db=1"
 
@@ -219,14 +219,14 @@ def test_no_password_is_shown_that_is_an_option(option: str) -> None:
 @pytest.mark.parametrize(
     "url", ["redis://ana@host:6379/0", "unix:///a/b.sock", "rediss://host", "redis+cluster://[::1]:1,[::1]:2"]
 )
-def test_what_is_no_password_is_shown(url: str) -> None:
-    """A URL without one stays as it is, and may stand on a command line."""
+def test_a_url_without_a_password_is_shown(url: str) -> None:
+    """It stays as it is, and may be a flag."""
     assert hide_passwords(url) == url
     assert str(load({"store_url": url}, {}).settings.store_url) == url
 
 
 @pytest.mark.parametrize("store_url", ["embedded:", "memory:"])
-def test_replicas_that_cannot_be(store_url: str) -> None:
-    """Who asks for acknowledgements of replicas with a store that has none is told so at once."""
+def test_replica_acks_need_a_store_with_replicas(store_url: str) -> None:
+    """It is refused with a store that has none."""
     with pytest.raises(SettingsError, match=r"replica_acks 1 takes a store that has replicas"):
         load({"store_url": store_url, "replica_acks": "1"}, {})

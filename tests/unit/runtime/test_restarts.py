@@ -7,7 +7,7 @@ from catraca_server.runtime.supervisor import CRASH_LIMIT, STABLE_AFTER_SECONDS,
 LONG, SHORT = STABLE_AFTER_SECONDS, STABLE_AFTER_SECONDS - 0.001
 
 
-def test_the_first_death_costs_no_time() -> None:
+def test_the_first_death_has_no_delay() -> None:
     """A worker that dies for the first time is replaced at once, however long it has served."""
     assert RestartPolicy().delay_seconds(LONG) == 0
     assert RestartPolicy().delay_seconds(0) == 0
@@ -30,7 +30,7 @@ def test_stable_service_resets_the_count(deaths: int) -> None:
     assert policy.delay_seconds(SHORT) == 0.5
 
 
-def test_a_death_a_day_is_no_crash_loop() -> None:
+def test_a_death_a_day_is_not_a_crash_loop() -> None:
     """However many there have been."""
     policy = RestartPolicy()
     assert {policy.delay_seconds(86_400) for _ in range(1000)} == {0}
