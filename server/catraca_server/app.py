@@ -42,6 +42,9 @@ MAX_REQUEST_BYTES = 8 << 20
 ACCEPT_TIMEOUT_SECONDS = 1
 """How long a call may wait to be accepted. The engine takes no less, and nobody waits longer."""
 
+PENDING_CALLS_MAX = 100_000
+"""Calls that may wait in the engine. What bounds them is the limit on the calls of each connection."""
+
 CONNECTION_AGE_GRACE_MS = 60_000
 """For the calls of a connection that has reached its age: several times what the longest call takes."""
 
@@ -122,6 +125,9 @@ def _options(settings: Settings) -> tuple[tuple[str, int], ...]:
         ("grpc.keepalive_permit_without_calls", 1),
         *((("grpc.max_concurrent_streams", calls),) if calls else ()),
         ("grpc.server_max_unrequested_time_in_server", ACCEPT_TIMEOUT_SECONDS),
+        # From 1.82 on the core refuses calls of any connection, at random, while more than 1,000 wait in it.
+        ("grpc.server.max_pending_requests", PENDING_CALLS_MAX),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_CALLS_MAX),
         *(
             (("grpc.max_connection_age_ms", age_ms), ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_GRACE_MS))
             if age_ms
