@@ -65,6 +65,8 @@ class Health(health_pb2_grpc.HealthServicer):
             if status != sent:
                 yield health_pb2.HealthCheckResponse(status=status)
                 sent = status
-            if self._draining:
+            elif self._draining:
+                # Only once it has been sent: the server may have begun to drain while something else was being sent.
                 return
-            await changed.wait()
+            else:
+                await changed.wait()

@@ -12,8 +12,8 @@
     await server.stop(grace_seconds=10)
 
 It knows bytes, metadata and statuses, and nothing of messages. All of it runs on the event loop that was running at
-`start`; nothing here may be called from another thread. docs/decisions/0004-engine.md says which parts of grpcio it uses,
-and why.
+`start`; nothing here may be called from another thread. docs/decisions/0004-engine.md says which parts of grpcio it
+uses, and why.
 """
 
 from catraca_server.api.engine.calls import Call, UnaryCall
