@@ -19,7 +19,7 @@ from bench.report import Results, Table
 NEWEST, OLDEST = "1.85.1", "1.76.0"
 VERSIONS = (NEWEST, "1.84.2", "1.82.3", "1.80.1", "1.78.2", OLDEST)
 
-_SERVER = Path(__file__).parent / "servers" / "empty.py"
+_SERVERS = Path(__file__).parent / "servers"
 
 # As large as a validation and its answer.
 EMPTY_RESPONSE_BYTES = 158
@@ -27,8 +27,14 @@ EMPTY_LOAD = Load("/bench.Empty/Method0", [bytes(77)], bytes(EMPTY_RESPONSE_BYTE
 
 
 def empty_handler(name: str, *options: str, python: str = sys.executable) -> Contestant:
-    """Describes the engine with nothing behind it."""
-    command = [python, str(_SERVER), "--response-bytes", str(EMPTY_RESPONSE_BYTES), *options]
+    """Describes grpc.aio with nothing behind it."""
+    command = [python, str(_SERVERS / "empty.py"), "--response-bytes", str(EMPTY_RESPONSE_BYTES), *options]
+    return Contestant(command, [Row(name, EMPTY_LOAD)])
+
+
+def empty_engine(name: str) -> Contestant:
+    """Describes catraca's own engine with nothing behind it."""
+    command = [sys.executable, str(_SERVERS / "empty_engine.py"), EMPTY_LOAD.method, str(EMPTY_RESPONSE_BYTES)]
     return Contestant(command, [Row(name, EMPTY_LOAD)])
 
 

@@ -3,15 +3,13 @@
 All of them are up at the same time, on one core, over the same sessions in one store, and take turns.
 """
 
-import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from bench.checkouts import THIS, Checkout, take_turns
 from bench.closed_loop import Load
-from bench.engines import EMPTY_LOAD, EMPTY_RESPONSE_BYTES, empty_handler
+from bench.engines import EMPTY_LOAD, empty_engine, empty_handler
 from bench.measure import Contestant, Plan, Row, measure
 from bench.peer_build import PeerUnavailable, build_peer
 from bench.peer_check import check_peer
@@ -20,9 +18,6 @@ from bench.report import COST, P50, P50_COMPARED, P99, P99_COMPARED, Results, Ta
 from bench.sessions import log_in, single_validations
 from bench.store import Store, temporary_store
 from bench.validation import SESSIONS, batch_row, tutorial
-
-_EMPTY_ENGINE = Path(__file__).parent / "servers" / "empty_engine.py"
-_ENGINE = "catraca_server.api.engine"
 
 _BATCHES = (100, 1_000)
 
@@ -42,8 +37,6 @@ def compare_peers(plan: Plan, *, workdir: Path, other: Checkout | None, progress
     except PeerUnavailable as error:
         peer = None
         notes.append(f"No Go peer: {error}.")
-    if not _has_engine():
-        notes.append("No empty handler of catraca's own engine: this checkout has none.")
     checkouts = [other, THIS] if other else [THIS]
     with temporary_store(core=cores.load) as store:
         progress("creating sessions")
@@ -77,16 +70,11 @@ def _go_peer(program: Path, store: Store, load: Load) -> list[Contestant]:
 
 
 def _empty_handlers() -> list[Contestant]:
-    grpc_aio = "empty handler, grpc.aio"
-    contestants = [replace(empty_handler(grpc_aio, "--uvloop"), rows=_both(grpc_aio, EMPTY_LOAD))]
-    if _has_engine():
-        command = [sys.executable, str(_EMPTY_ENGINE), EMPTY_LOAD.method, str(EMPTY_RESPONSE_BYTES)]
-        contestants.append(Contestant(command, _both("empty handler, our engine", EMPTY_LOAD)))
-    return contestants
-
-
-def _has_engine() -> bool:
-    return importlib.util.find_spec(_ENGINE) is not None
+    ours, grpc_aio = "empty handler, our engine", "empty handler, grpc.aio"
+    return [
+        replace(empty_engine(ours), rows=_both(ours, EMPTY_LOAD)),
+        replace(empty_handler(grpc_aio, "--uvloop"), rows=_both(grpc_aio, EMPTY_LOAD)),
+    ]
 
 
 def _tables(group: Sequence[Contestant], batches: Sequence[Row]) -> list[Table]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.checkouts import THIS, Checkout, comparison, take_turns
-from bench.engines import empty_handler
+from bench.engines import empty_engine
 from bench.measure import Contestant, Plan, Row, measure
 from bench.processes import find_cores
 from bench.report import Results, Table
@@ -40,7 +40,7 @@ def compare_validations(plan: Plan, *, other: Checkout | None, progress: Callabl
         single = single_validations(tokens)
         batches = [batch_row(tokens, size) for size in _STREAMS]
         group = [
-            empty_handler("empty handler", "--uvloop"),  # the engine as catraca uses it
+            empty_engine("empty handler"),
             tutorial(store, sessions, [Row("tutorial answer", single)]),
             *take_turns(checkouts, store.url, [Row("catraca", single), *batches]),
         ]

@@ -5,23 +5,20 @@ It runs on uvloop, as catraca does.
 
 import argparse
 import asyncio
-import importlib
 import sys
-from typing import Any
 
 import uvloop
 
-# By its name, because not every checkout has one: `bench.peer_comparison` looks first.
-engine: Any = importlib.import_module("catraca_server.api.engine")
+from catraca_server.api.engine import BatchMethod, Server, UnaryCall
 
 
 async def _serve(path: str, response: bytes) -> None:
-    def answer(calls: list[Any]) -> None:
+    def answer(calls: list[UnaryCall]) -> None:
         for call in calls:
             call.reply(response)
 
-    server = engine.Server()
-    server.add_methods({path: engine.BatchMethod(answer)})
+    server = Server([("grpc.so_reuseport", 0)])
+    server.add_methods({path: BatchMethod(answer)})
     port = server.listen("127.0.0.1:0")
     server.start()
     print(f"listening on 127.0.0.1:{port}", file=sys.stderr)
