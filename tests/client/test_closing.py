@@ -14,7 +14,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from tests.support.waiting import PATIENCE, eventually, eventually_async
+from tests.support.waiting import TIMEOUT_SECONDS, eventually, eventually_async
 
 from catraca import AsyncSessionClient, SessionClient, _core, errors
 from catraca.v1 import session_pb2, session_service_pb2 as pb
@@ -70,7 +70,7 @@ async def waiting_call(sessions: AsyncSessionClient, calls: int = 1) -> AsyncIte
     tasks = [asyncio.create_task(sessions.validate(TOKEN)) for _ in range(calls)]
     await under_way(sessions, calls)
     yield tasks
-    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), PATIENCE)
+    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), TIMEOUT_SECONDS)
 
 
 @pytest.mark.parametrize("calls", [1, _core.CALLS_AT_A_TIME + 5])
@@ -79,7 +79,7 @@ async def test_close_with_calls_under_way(silent: str, calls: int) -> None:
     sessions = AsyncSessionClient(silent, timeout=60)
     async with waiting_call(sessions, calls) as tasks:
         await sessions.close()
-        ended = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), PATIENCE)
+        ended = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), TIMEOUT_SECONDS)
     assert [(type(each), str(each)) for each in ended] == [(errors.Unavailable, BY_CLOSE)] * calls
     assert not any(task.cancelling() for task in tasks)
 
@@ -103,7 +103,7 @@ async def test_the_callers_own_cancellation_stays_one(silent: str) -> None:
             if close_too:
                 await sessions.close()
             with pytest.raises(asyncio.CancelledError):
-                await asyncio.wait_for(asyncio.shield(task), PATIENCE)
+                await asyncio.wait_for(asyncio.shield(task), TIMEOUT_SECONDS)
             assert task.cancelled()
         await sessions.close()
 
@@ -139,7 +139,7 @@ async def test_a_cancellation_that_was_overcome(silent: str) -> None:
     await under_way(sessions, 1)
     await sessions.close()
     with pytest.raises(errors.Unavailable, match=BY_CLOSE):
-        await asyncio.wait_for(task, PATIENCE)
+        await asyncio.wait_for(task, TIMEOUT_SECONDS)
 
 
 async def test_a_timeout_of_the_caller(silent: str) -> None:
@@ -196,7 +196,7 @@ def test_close_ends_a_call_of_another_thread(silent: str) -> None:
         eventually(lambda: sessions._channel.calls_to_drain() == 1, "the call is under way")
         sessions.close()
         with pytest.raises(errors.Unavailable, match=BY_CLOSE):
-            call.result(PATIENCE)
+            call.result(TIMEOUT_SECONDS)
 
 
 def test_a_channel_closed_before_grpc_saw_the_call(silent: str) -> None:

@@ -9,7 +9,7 @@ from typing import IO
 
 import pytest
 from tests.support.command import catraca, clean_environment
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import TIMEOUT_SECONDS
 
 from catraca import SessionClient, cli
 
@@ -53,7 +53,7 @@ def run(
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT_SECONDS,
         check=False,
         preexec_fn=close if closed else None,  # nothing else starts a program with closed streams
     )
@@ -112,7 +112,7 @@ def test_errors_that_cannot_be_written(environment: dict[str, str]) -> None:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=full,
-                timeout=PATIENCE,
+                timeout=TIMEOUT_SECONDS,
                 check=False,
             )
         assert done.returncode == status
@@ -231,7 +231,7 @@ def test_a_token_that_is_not_text(make: Callable[[], bytes], environment: dict[s
                 stdin=stdin,
                 capture_output=True,
                 text=True,
-                timeout=PATIENCE,
+                timeout=TIMEOUT_SECONDS,
                 check=False,
             )
         assert_told(done, USAGE, "it is not UTF-8 text")

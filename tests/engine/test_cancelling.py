@@ -9,7 +9,7 @@ import grpc
 import pytest
 from tests.support.engine import Desk, Pile, Served, echo_all, end_of, serving
 from tests.support.raw_http2 import RawConnection
-from tests.support.waiting import PATIENCE, eventually_async
+from tests.support.waiting import TIMEOUT_SECONDS, eventually_async
 
 from catraca_server.api.engine import BatchMethod, StreamMethod, UnaryMethod
 
@@ -64,9 +64,9 @@ async def test_a_coroutine_that_will_not_be_cancelled() -> None:
     async with serving({"Stubborn": UnaryMethod(stubborn)}, slots=1) as served:
         for _ in range(3):
             call = served.unary("Stubborn")
-            await asyncio.wait_for(begun.wait(), PATIENCE)
+            await asyncio.wait_for(begun.wait(), TIMEOUT_SECONDS)
             call.cancel()
-            await asyncio.wait_for(swallowed.wait(), PATIENCE)
+            await asyncio.wait_for(swallowed.wait(), TIMEOUT_SECONDS)
             begun.clear()
             swallowed.clear()
             await served.has_taken(0)
@@ -140,7 +140,7 @@ async def test_calls_whose_requests_never_come_hold_nobody_up() -> None:
             for _ in range(4):
                 raw.begin("Echo", None, timeout="60S")
             await served.has_taken(4)
-            assert await served.unary("Echo", b"x", timeout=PATIENCE) == b"x"
+            assert await served.unary("Echo", b"x", timeout=TIMEOUT_SECONDS) == b"x"
             stream = raw.begin("Echo", None, timeout="50m")
             await asyncio.to_thread(raw.wait_for_end, stream)
 

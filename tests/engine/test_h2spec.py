@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 import grpc
 import pytest
 from tests.support.engine import echo_all, serving
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import TIMEOUT_SECONDS
 
 from catraca_server.api.engine import BatchMethod
 
@@ -38,7 +38,7 @@ def failures(port: int, report: Path) -> set[str]:
         ],
         capture_output=True,
         text=True,
-        timeout=20 * PATIENCE,
+        timeout=20 * TIMEOUT_SECONDS,
         check=False,
     )
     assert report.exists(), done.stdout + done.stderr

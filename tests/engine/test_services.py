@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
 from tests.support.engine import unary
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import TIMEOUT_SECONDS
 
 from catraca import AsyncSessionClient, SessionClient, errors
 from catraca.v1 import session_service_pb2 as pb
@@ -40,12 +40,12 @@ async def serving_sessions() -> AsyncIterator[tuple[str, Health]]:
             yield f"127.0.0.1:{port}", health
         finally:
             health.drain()
-            await server.stop(PATIENCE)
+            await server.stop(TIMEOUT_SECONDS)
 
 
 async def test_sessions() -> None:
     """Log in, validate, log out; and errors come with their reasons."""
-    async with serving_sessions() as (target, _), AsyncSessionClient(target, timeout=PATIENCE) as sessions:
+    async with serving_sessions() as (target, _), AsyncSessionClient(target, timeout=TIMEOUT_SECONDS) as sessions:
         login = await sessions.create("12345", attributes={"device": "phone"})
         assert await sessions.validate(login.token)
         await sessions.revoke(token=login.token)
@@ -60,7 +60,7 @@ async def test_a_synchronous_client() -> None:
     """The same from a thread."""
 
     def use(target: str) -> bool:
-        with SessionClient(target, timeout=PATIENCE) as sessions:
+        with SessionClient(target, timeout=TIMEOUT_SECONDS) as sessions:
             return bool(sessions.validate(sessions.create("12345").token))
 
     async with serving_sessions() as (target, _):
@@ -126,7 +126,7 @@ async def test_a_deadline_reaches_the_handler() -> None:
     server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         await unary(channel, "/s/Note", b"")
-        await unary(channel, "/s/Note", b"", timeout=PATIENCE)
+        await unary(channel, "/s/Note", b"", timeout=TIMEOUT_SECONDS)
     await server.stop(None)
     assert seen[0] == inf
-    assert 0 < seen[1] <= PATIENCE + 1
+    assert 0 < seen[1] <= TIMEOUT_SECONDS + 1

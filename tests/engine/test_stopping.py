@@ -22,7 +22,7 @@ from tests.support.engine import (
     engine_threads,
     serving,
 )
-from tests.support.waiting import PATIENCE, eventually, eventually_async
+from tests.support.waiting import TIMEOUT_SECONDS, eventually, eventually_async
 
 from catraca_server.api.engine import (
     BatchMethod,
@@ -55,14 +55,14 @@ async def test_calls_in_hand_may_end() -> None:
         await desk.has_inside(1)
         (call,) = await pile.has(1)
         assert await watching.read() == b"watching"
-        stop = asyncio.create_task(served.server.stop(10 * PATIENCE))
+        stop = asyncio.create_task(served.server.stop(10 * TIMEOUT_SECONDS))
         await cannot_connect(served)
         assert not stop.done()
         desk.open.set()
         call.reply(b"late")
         assert (await staying, await asked) == (b"done", b"late")
         assert (await end_of(watching)).code is grpc.StatusCode.OK
-        await asyncio.wait_for(stop, PATIENCE)
+        await asyncio.wait_for(stop, TIMEOUT_SECONDS)
         assert not engine_threads()
 
 
@@ -77,7 +77,7 @@ async def test_what_does_not_end_is_cancelled(grace_seconds: float | None) -> No
         (asked,) = await pile.has(1)
         for watching in calls[2:]:
             assert await watching.read() == b"watching"
-        await asyncio.wait_for(served.server.stop(grace_seconds), PATIENCE)
+        await asyncio.wait_for(served.server.stop(grace_seconds), TIMEOUT_SECONDS)
         assert [(await end_of(call)).code for call in calls] == [grpc.StatusCode.UNAVAILABLE] * 4
         assert desk.cancelled == 3
         assert asked.cancelled
@@ -90,12 +90,12 @@ async def test_stopping_twice() -> None:
     async with serving({"Stay": UnaryMethod(desk.stay)}) as served:
         staying = served.unary("Stay")
         await desk.has_inside(1)
-        first = asyncio.create_task(served.server.stop(10 * PATIENCE))
+        first = asyncio.create_task(served.server.stop(10 * TIMEOUT_SECONDS))
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(served.server.stop(10 * PATIENCE), 0.05)
+            await asyncio.wait_for(served.server.stop(10 * TIMEOUT_SECONDS), 0.05)
         assert not first.done()
-        await asyncio.wait_for(served.server.stop(0.01), PATIENCE)
-        await asyncio.wait_for(first, PATIENCE)
+        await asyncio.wait_for(served.server.stop(0.01), TIMEOUT_SECONDS)
+        await asyncio.wait_for(first, TIMEOUT_SECONDS)
         assert (await end_of(staying)).code is grpc.StatusCode.UNAVAILABLE
         await served.server.stop(None)
 
@@ -141,7 +141,7 @@ async def test_a_busy_loop_stops_too() -> None:
 
         tasks = [asyncio.create_task(busy()), *(asyncio.create_task(ask()) for _ in range(5))]
         await eventually_async(lambda: asyncio.sleep(0, len(ended) > 50), "calls are answered")
-        await asyncio.wait_for(served.server.stop(PATIENCE), PATIENCE)
+        await asyncio.wait_for(served.server.stop(TIMEOUT_SECONDS), TIMEOUT_SECONDS)
         going = False
         await asyncio.gather(*tasks)
     assert set(ended) == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
@@ -287,7 +287,7 @@ async def test_an_interpreter_that_exits_without_a_stop(how: str) -> None:
         [sys.executable, "-c", PROGRAM % EXITS[how]],
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT_SECONDS,
         check=False,
     )
     assert "end of program" in done.stdout, done.stderr

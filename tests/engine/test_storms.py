@@ -10,7 +10,7 @@ import pytest
 from bench.http2 import LoadError, framed
 from tests.support.engine import Served, echo, echo_all, end_of, serving
 from tests.support.raw_http2 import RawConnection
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import TIMEOUT_SECONDS
 
 from catraca_server.api.engine import BatchMethod, Method, UnaryMethod
 
@@ -31,7 +31,7 @@ async def served_meanwhile(served: Served, storm: Callable[[], None]) -> int:
     raging = asyncio.create_task(asyncio.to_thread(storm))
     answered = 0
     while not raging.done():
-        assert await served.unary("Echo", b"honest", timeout=PATIENCE) == b"honest"
+        assert await served.unary("Echo", b"honest", timeout=TIMEOUT_SECONDS) == b"honest"
         answered += 1
     await raging
     return answered
@@ -120,7 +120,7 @@ async def test_what_is_not_http2() -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
             writer.write(sent)
             with suppress(ConnectionError):
-                await asyncio.wait_for(reader.read(), PATIENCE)
+                await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)
             writer.close()
             with suppress(ConnectionError):
                 await writer.wait_closed()

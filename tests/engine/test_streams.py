@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from tests.support.engine import LARGE, Desk, as_dict, echo_each, end_of, serving
-from tests.support.waiting import PATIENCE, eventually_async
+from tests.support.waiting import TIMEOUT_SECONDS, eventually_async
 
 from catraca_server.api.engine import Status, StatusError, Stream, StreamMethod
 
@@ -272,7 +272,7 @@ async def test_a_message_too_large_to_send_ends_the_stream() -> None:
             raise
 
     async with serving({"TooLarge": StreamMethod(too_large)}, [("grpc.max_send_message_length", 1000)]) as served:
-        call = served.server_stream("TooLarge", timeout=PATIENCE)
+        call = served.server_stream("TooLarge", timeout=TIMEOUT_SECONDS)
         assert (await end_of(call)).code is not grpc.StatusCode.OK
         await desk.has_cancelled(1)
 

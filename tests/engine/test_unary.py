@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from tests.support.engine import LARGE, Pile, as_dict, echo, echo_all, end_of, serving, unary
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import TIMEOUT_SECONDS
 
 from catraca_server.api.engine import BatchMethod, Method, Status, StatusError, UnaryCall, UnaryMethod
 
@@ -72,7 +72,7 @@ async def test_what_a_handler_is_told() -> None:
     async with serving({"Ask": pile.method}) as served:
         sent = (("key", "value"), ("key", "again"), ("key-bin", b"\0\xff"))
         before = asyncio.get_running_loop().time()
-        first = served.unary("Ask", b"request", metadata=sent, timeout=PATIENCE)
+        first = served.unary("Ask", b"request", metadata=sent, timeout=TIMEOUT_SECONDS)
         (call,) = await pile.has(1)
         after = asyncio.get_running_loop().time()
         assert call.method == b"/test.Service/Ask"
@@ -82,7 +82,7 @@ async def test_what_a_handler_is_told() -> None:
         assert call.peer_identities() is None
         assert (call.cancelled, call.answered) == (False, False)
         # The deadline travels in whole milliseconds or so, rounded up.
-        assert before + PATIENCE - 1 < call.deadline < after + PATIENCE + 1
+        assert before + TIMEOUT_SECONDS - 1 < call.deadline < after + TIMEOUT_SECONDS + 1
         call.reply(b"")
         await first
         assert call.answered
@@ -275,7 +275,7 @@ async def test_a_synchronous_client() -> None:
         def ask() -> list[bytes]:
             with grpc.insecure_channel(served.target) as channel:
                 stub: Any = channel.unary_unary("/test.Service/Echo")
-                futures = [stub.future(b"%d" % number, timeout=PATIENCE) for number in range(100)]
+                futures = [stub.future(b"%d" % number, timeout=TIMEOUT_SECONDS) for number in range(100)]
                 return [future.result() for future in futures]
 
         assert await asyncio.to_thread(ask) == [b"%d" % number for number in range(100)]

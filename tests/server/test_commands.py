@@ -18,7 +18,7 @@ import pytest
 from tests.support.command import catraca, clean_environment
 from tests.support.fake_redis import FakeRedis
 from tests.support.service import ServeProcess
-from tests.support.waiting import PATIENCE, eventually_async
+from tests.support.waiting import TIMEOUT_SECONDS, eventually_async
 
 from catraca import SessionClient
 
@@ -501,7 +501,7 @@ def test_whoever_reads_may_leave(words: tuple[str, ...], environment: dict[str, 
         stdout=writer,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT_SECONDS,
         check=False,
     )
     os.close(writer)

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import psutil
-from tests.support.waiting import PATIENCE, eventually_async
+from tests.support.waiting import TIMEOUT_SECONDS, eventually_async
 
 from catraca_server.api.engine import BatchMethod, Metadata, Method, Server, Stream, UnaryCall
 
@@ -66,7 +66,7 @@ async def serving(
     options: Sequence[tuple[str, Any]] = (),
     *,
     slots: int = 100,
-    slot_hold_limit_seconds: float = PATIENCE,
+    slot_hold_limit_seconds: float = TIMEOUT_SECONDS,
     grace_seconds: float | None = None,
     credentials: grpc.ServerCredentials | None = None,
     channel_credentials: grpc.ChannelCredentials | None = None,

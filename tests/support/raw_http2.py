@@ -4,7 +4,7 @@ import selectors
 import time
 
 from bench.http2 import Call, Connection, framed, header_block
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import TIMEOUT_SECONDS
 
 _HEADERS, _CONTINUATION = 1, 9
 _REFUSED_STREAM = 7
@@ -70,14 +70,14 @@ class RawConnection(Connection):
     def flush_all(self) -> None:
         """Sends all there is to send, and takes what comes meanwhile. Raises LoadError if the server hangs up."""
         self.flush()
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         while self._outgoing:
             assert time.monotonic() < deadline, "the server does not read"
             self.turn()
 
     def wait_for_end(self, stream: int) -> None:
         """Waits until the server has ended a stream."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         while stream not in self.ended:
             assert time.monotonic() < deadline, f"stream {stream} does not end"
             self.turn()

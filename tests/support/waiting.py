@@ -7,9 +7,6 @@ from collections.abc import Awaitable, Callable
 TIMEOUT_SECONDS = 20.0
 """After this, what a test waits for is taken not to happen; far more than even a slow machine needs."""
 
-PATIENCE = TIMEOUT_SECONDS
-"""The former name, until all branches have the new one."""
-
 _POLL_SECONDS = 0.01
 
 

@@ -10,7 +10,7 @@ import pytest
 from redis.exceptions import AuthenticationError, InvalidResponse, RedisError, ResponseError
 from tests.support.fake_redis import HANG_UP, OK, FakeRedis, array, bulk, integer
 from tests.support.multiplexers import connector_to
-from tests.support.waiting import PATIENCE, eventually_async
+from tests.support.waiting import TIMEOUT_SECONDS, eventually_async
 
 from catraca_server.redis.wire import Wire, take_over
 
@@ -22,7 +22,7 @@ def echoing(reply: bytes) -> Reply:
     return lambda command: reply if command[0] == b"ECHO" else None
 
 
-async def exchanged(wire: Wire, count: int = 1, *, within: float = PATIENCE) -> list[Any]:
+async def exchanged(wire: Wire, count: int = 1, *, within: float = TIMEOUT_SECONDS) -> list[Any]:
     """Sends one ECHO and returns so many replies."""
     received: list[Any] = []
     await wire.exchange(b"*1\r\n$4\r\nECHO\r\n", count, received, within)
@@ -161,7 +161,7 @@ async def test_what_was_received_before_a_fault_is_there(tmp_path: Path) -> None
     """The replies that came before the connection was closed can still be handed out."""
     async with connected(tmp_path, echoing(bulk(b"1"))) as (_fake, connection):
         wire, received = take_over(connection), list[Any]()
-        exchange = asyncio.create_task(wire.exchange(b"*1\r\n$4\r\nECHO\r\n", 2, received, PATIENCE))
+        exchange = asyncio.create_task(wire.exchange(b"*1\r\n$4\r\nECHO\r\n", 2, received, TIMEOUT_SECONDS))
 
         async def has_arrived() -> bool:
             return received == [b"1"]
