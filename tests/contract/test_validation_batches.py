@@ -1,18 +1,20 @@
 """ValidateSession calls that come together: each gets the answer that it would get alone, on every backend."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import grpc
 import pytest
-from tests.support.backends import Backend, Operations, a_call, stores
+from tests.support.backends import Backend, Operations, Stores, a_call, stores
 from tests.support.incoming import Incoming, answered, validation
 
 from catraca.v1 import session_service_pb2 as pb
-from catraca_server.domain.commands import NewSession
+from catraca_server.domain.commands import NewSession, Update
 from catraca_server.domain.errors import SessionNotFound
 from catraca_server.domain.session import TOUCH_INTERVAL_MAX_MS
 from catraca_server.operations.users import Login
+from catraca_server.redis.link import KeyReads, Link, Part, Request
+from catraca_server.redis.replies import Replies
 
 MINUTE = 60_000
 BROUGHT = "a-token-that-was-brought"
@@ -97,6 +99,46 @@ async def test_activity_is_written_down(backend: Backend, operations: Operations
         assert (call.response.cache_ttl.ToMilliseconds() > 0) is (at % 2 == 0)
     assert calls[6].response.valid
     assert calls[7].response.session == calls[0].response.session
+
+
+class Meanwhile(Link):
+    """A link to a store in which something happens right after the first read."""
+
+    def __init__(self, inner: Link, happens: Callable[[], Awaitable[object]]) -> None:
+        self._inner = inner
+        self._happens: list[Callable[[], Awaitable[object]]] = [happens]
+
+    async def execute(
+        self, requests: Sequence[Request], deadline: float, *, durable: bool = False
+    ) -> Sequence[Replies]:
+        """Executes requests."""
+        return await self._inner.execute(requests, deadline, durable=durable)
+
+    async def read(self, keys: Sequence[str], reads: KeyReads, deadline: float) -> Sequence[Part]:
+        """Reads keys."""
+        parts = await self._inner.read(keys, reads, deadline)
+        while self._happens:
+            await self._happens.pop()()
+        return parts
+
+
+async def test_what_changes_before_it_is_touched_is_validated_again(backend: Backend) -> None:
+    """A session that was revoked meanwhile is not valid, one that was changed is told as it is now."""
+    async with backend.link() as link:
+        others = Operations.over(Stores.over(link))
+        revoked, changed, same = [await log_in(others, f"user-{number}") for number in range(3)]
+        await backend.travel(2 * MINUTE)
+
+        async def happens() -> None:
+            await others.sessions.revoke_token(revoked.token, a_call())
+            await others.sessions.update(Update(changed.stored.session.session_id, attributes={"new": "1"}), a_call())
+
+        calls = [validation(login.token) for login in (revoked, changed, same)]
+        await answered(Operations.over(Stores.over(Meanwhile(link, happens))), *calls)
+        assert [call.response.valid for call in calls] == [False, True, True]
+        assert dict(calls[1].response.session.attributes) == {"new": "1"}
+        now = await backend.now()
+        assert all(now - call.response.session.last_active_time.ToMilliseconds() < MINUTE for call in calls[1:])
 
 
 async def test_a_reused_token_concerns_nobody_else(backend: Backend, operations: Operations) -> None:

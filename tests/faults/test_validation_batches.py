@@ -299,6 +299,15 @@ async def test_a_server_that_is_down_fails_only_what_it_has(fault: Exception, co
     assert [call.code for call in calls] == [OK, code] * 3
 
 
+async def test_nobody_is_asked_for_who_does_not_wait() -> None:
+    """Calls that have ended, or whose deadline has passed, before it was their turn never reach the store."""
+    store = TwoServers(AssertionError("it was asked for"))
+    calls = [validation(record_of(1)[0], within=0), validation(record_of(3)[0]), validation(record_of(0)[0])]
+    calls[1].cancelled = True
+    await answered(Operations(operations_of(store), None, None), *calls)  # type: ignore[arg-type]  # as above
+    assert [call.code for call in calls] == [UNAVAILABLE, grpc.StatusCode.CANCELLED, OK]
+
+
 async def test_an_answer_that_cannot_be_written_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A defect in writing down one session costs no other call its answer, and the caller of that one hears of it."""
     calls = [validation(record_of(number)[0]) for number in (0, 2, 4)]

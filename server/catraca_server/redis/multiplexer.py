@@ -119,7 +119,8 @@ class Multiplexer:
         self._replica_acks = replica_acks
         wait: Command = ("WAIT", replica_acks, int(timeout_seconds * 1000 * WAIT_FRACTION))
         self._wait = pack_command(wait)
-        self._role_due = 0.0
+        self._role_due = True
+        self._heartbeat: asyncio.TimerHandle | None = None
         self._role_refused = False
         self._waiting: deque[_Request] = deque()
         self._waiting_commands = 0
@@ -159,8 +160,9 @@ class Multiplexer:
             self._owner.cancel()
             await asyncio.gather(self._owner, return_exceptions=True)
         self._refuse(StoreUnavailable("shutting down", StoreProblem.SHUTTING_DOWN))
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._heartbeat):
+            if timer is not None:
+                timer.cancel()
 
     async def execute(self, commands: Sequence[Command], deadline: float) -> Replies:
         """Sends commands and returns their replies by `deadline`, a time of the loop's clock, or the timeout.
@@ -225,7 +227,18 @@ class Multiplexer:
             # A clock may be coarser than a deadline, and many deadlines be close together.
             self._set_timer(max(next_at, now + TIMER_PAUSE_SECONDS))
 
+    def _beat(self) -> None:
+        """Has the connection used, idle or not, and its server asked for its role."""
+        self._role_due = True
+        self._wake.set()
+        self._set_heartbeat()
+
+    def _set_heartbeat(self) -> None:
+        # Not set and cancelled whenever it is idle: a timer costs more than all else about a small batch.
+        self._heartbeat = asyncio.get_running_loop().call_later(HEARTBEAT_SECONDS, self._beat)
+
     async def _own(self, connection: AbstractConnection | None) -> None:
+        self._set_heartbeat()
         while True:
             if connection is None:
                 connection = await self._reconnect()
@@ -265,12 +278,9 @@ class Multiplexer:
                 timer.cancel()
 
     async def _serve(self, wire: Wire) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             if not self._waiting:
-                heartbeat = loop.call_later(HEARTBEAT_SECONDS, self._wake.set)
                 await self._wake.wait()
-                heartbeat.cancel()
             self._wake.clear()
             self._check_valid()
             # A connection that was closed is noticed before anything is written, so that nothing is lost with it.
@@ -290,7 +300,7 @@ class Multiplexer:
                 commands += request.count
 
     async def _exchange(self, wire: Wire) -> None:
-        self._asks_role = asyncio.get_running_loop().time() >= self._role_due
+        self._asks_role = self._role_due
         waits = self._replica_acks > 0 and bool(self._in_flight)
         packed = [_ROLE, _TIME] if self._asks_role else [_TIME]
         packed += [request.packed for request in self._in_flight]
@@ -329,7 +339,7 @@ class Multiplexer:
         if isinstance(reply, NoPermissionError) and not self._role_refused:
             self._role_refused = True
             logger.warning("store refused ROLE: if it becomes a replica, that goes unnoticed: %s", described(reply))
-        self._role_due = asyncio.get_running_loop().time() + HEARTBEAT_SECONDS
+        self._role_due = False
 
     def _too_few_replicas(self, reply: Any) -> NotDurable | None:
         """Reads the reply to WAIT: how many replicas have everything that was written up to there."""

@@ -7,6 +7,7 @@ connection, as everything is that RESP2 does not have.
 """
 
 import asyncio
+import math
 from typing import Any, Protocol
 
 from hiredis import Reader
@@ -61,6 +62,9 @@ class _TransportWire(asyncio.Protocol):
         self._received: list[Any] = []
         self._complete: asyncio.Future[None] | None = None
         self._fault: Exception | None = None
+        self._late_at = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
         self._transport = transport
         transport.set_protocol(self)
 
@@ -72,15 +76,35 @@ class _TransportWire(asyncio.Protocol):
         self.check()
         self._expected, self._received = count, received
         self._complete = complete = self._loop.create_future()
-        timer = self._loop.call_later(timeout_seconds, self._fail, TimeoutError())
+        self._late_at = self._loop.time() + timeout_seconds
+        if self._late_at < self._timer_at:
+            self._set_timer()
         self._transport.write(packed)
         try:
             await complete
         finally:
-            timer.cancel()
             self._expected, self._received, self._complete = 0, [], None
         if not _RESP2_TYPES.issuperset(map(type, received)):
             _examine(received)
+
+    def _set_timer(self) -> None:
+        """Sets the timer for the exchange that is under way.
+
+        It stays set when that is over, and is set anew when it has come: an exchange takes less time than a timer.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = self._late_at
+        self._timer = self._loop.call_at(self._late_at, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer, self._timer_at = None, math.inf
+        if self._complete is None:
+            return
+        if self._late_at <= self._loop.time():
+            self._fail(TimeoutError())
+        else:
+            self._set_timer()
 
     def data_received(self, data: bytes) -> None:
         reader, received = self._reader, self._received
@@ -104,6 +128,8 @@ class _TransportWire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(exc if isinstance(exc, OSError) else ConnectionResetError("closed by the other side"))
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _fail(self, fault: Exception) -> None:
         """The first fault is the one that counts: the connection is not used after it."""

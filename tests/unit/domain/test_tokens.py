@@ -5,6 +5,7 @@ import hashlib
 import re
 import secrets
 import string
+import zlib
 from itertools import count
 
 import pytest
@@ -84,6 +85,19 @@ def test_one_wrong_character_is_noticed_without_the_store(at: int, replacement: 
 def test_nothing_made_up_is_read_as_minted(text: str) -> None:
     """Length, alphabet and checksum refuse what was not minted."""
     assert tokens().read(text) is None
+
+
+@pytest.mark.parametrize("odd", ["-", " ", "\n", "\0", "é", "²", ":"])
+def test_a_right_checksum_is_not_enough(odd: str) -> None:
+    """Only letters and digits are minted: nothing else ever becomes part of a key, however well it was made up."""
+    body = odd + "A" * (64 if odd.isascii() else 63)
+    checksum = ""
+    number = zlib.crc32(body.encode())
+    for _ in range(6):
+        number, digit = divmod(number, 62)
+        checksum = (string.digits + string.ascii_uppercase + string.ascii_lowercase)[digit] + checksum
+    assert tokens().read("ctr_" + body + checksum) is None
+    assert tokens().read("ctr_" + body + "A" * (65 - len(body)) + checksum) is None
 
 
 @pytest.mark.parametrize(
