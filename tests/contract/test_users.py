@@ -95,7 +95,7 @@ async def test_one_session_per_user(made: Stores) -> None:
     assert list(second.evicted_session_ids) == ids(first)
     assert not await is_valid(operations, first)
     assert await is_valid(operations, second)
-    assert (await log_in(operations, "bia")).evicted_session_ids == []
+    assert (await log_in(operations, "bia")).evicted_session_ids == ()
 
 
 async def test_no_more_are_evicted_than_needed(made: Stores) -> None:
@@ -120,7 +120,7 @@ async def test_logins_over_the_limit_are_rejected(backend: Backend, made: Stores
         await log_in(operations)
     await backend.travel(2 * MINUTE)
     fourth = await log_in(operations)
-    assert fourth.evicted_session_ids == []
+    assert fourth.evicted_session_ids == ()
     assert set(await operations.listed("ana")) == set(ids(third, fourth))
 
 
@@ -131,7 +131,7 @@ async def test_expired_sessions_take_no_room(backend: Backend, made: Stores) -> 
     await log_in(operations, idle_timeout_ms=MINUTE)
     await backend.travel(2 * MINUTE)
     new = await log_in(operations)
-    assert new.evicted_session_ids == []
+    assert new.evicted_session_ids == ()
     assert await is_valid(operations, stays)
 
 

@@ -104,7 +104,7 @@ async def test_reflection() -> None:
         call = stub.ServerReflectionInfo()
         await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
         listed = (await call.read()).list_services_response.service
-        assert {each.name for each in listed} == {SERVICE_NAME, REFLECTION_NAME}
+        assert {each.name for each in listed} == {SERVICE_NAME, "grpc.health.v1.Health", REFLECTION_NAME}
         await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE_NAME))
         assert (await call.read()).file_descriptor_response.file_descriptor_proto
         await call.done_writing()
