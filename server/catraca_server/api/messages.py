@@ -1,8 +1,8 @@
 """Sessions and validations as messages, most of them without making one.
 
-A validation is answered far more often than anything else, and mostly about a session that has not changed since it was
-last told of. So its bytes are kept with the session, and a response is put together from them: fields of a message may
-simply follow each other. What protobuf itself would write is the same, byte for byte, but for the order of attributes.
+Validations outnumber everything else, and most are about a session that has not changed since the last one. So the
+bytes of a valid response are kept with the session, and each response is put together from them: the fields of a
+message may simply follow each other. protobuf itself would write the same bytes, except for the order of attributes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -43,7 +43,7 @@ def validation_response(validation: Validation) -> bytes:
     if stored is None:
         assert validation.reason is not None, "a validation has a session or a reason"
         return _INVALID[validation.reason]
-    valid = stored.told or _told(stored)
+    valid = stored.rendered or _render(stored)
     if validation.token_rotated:
         return valid + _cache_ttl(validation.cache_ttl_ms) + _TOKEN_ROTATED
     return valid + _cache_ttl(validation.cache_ttl_ms)
@@ -60,13 +60,13 @@ def batch_response(responses: Sequence[bytes]) -> bytes:
     return b"".join(parts)
 
 
-def _told(stored: StoredSession) -> bytes:
-    """Writes down what a valid response says of a session, and keeps it with the session."""
+def _render(stored: StoredSession) -> bytes:
+    """Writes the part of a valid response that does not change, and keeps it with the session."""
     response = pb.ValidateSessionResponse(valid=True)
     write_session(stored, response.session)
-    told = response.SerializeToString()
-    stored.keep_told(told)
-    return told
+    rendered = response.SerializeToString()
+    stored.keep_rendered(rendered)
+    return rendered
 
 
 def _cache_ttl(milliseconds: int) -> bytes:

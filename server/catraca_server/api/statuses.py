@@ -1,7 +1,7 @@
 """Which status an exception becomes. The one place for it, so that no error ever says more than it should.
 
-What is told is written here: never the text of an exception from below, which may hold a key or what Redis said. The
-exception to that is InvalidRequest, whose text is made of field names and rules.
+The texts are written here. An exception from below may hold a key or what Redis said, so its text never gets out. Only
+InvalidRequest adds to the text: it holds nothing but field names and rules.
 """
 
 import logging
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 DOMAIN = "catraca"
 RETRY_DELAY = Duration(nanos=100_000_000)
-VIOLATIONS_TOLD = 16
+VIOLATIONS_MAX = 16
 """Details travel in the trailers, which clients limit to 8 KiB; a batch can be wrong in 1,000 places."""
 
 
@@ -119,12 +119,12 @@ def status_of(error: Exception) -> Status:
 
 
 def _invalid_request(error: InvalidRequest) -> Status:
-    told = error.violations[:VIOLATIONS_TOLD]
-    message = "; ".join(f"{each.field}: {each.description}" for each in told)
-    if untold := len(error.violations) - len(told):
-        message += f"; and {untold} more"
+    shown = error.violations[:VIOLATIONS_MAX]
+    message = "; ".join(f"{each.field}: {each.description}" for each in shown)
+    if hidden := len(error.violations) - len(shown):
+        message += f"; and {hidden} more"
     bad_request = BadRequest(
-        field_violations=[BadRequest.FieldViolation(field=each.field, description=each.description) for each in told]
+        field_violations=[BadRequest.FieldViolation(field=each.field, description=each.description) for each in shown]
     )
     return _status(
         grpc.StatusCode.INVALID_ARGUMENT,

@@ -146,7 +146,7 @@ class _Batch:
             self.fail(at, error)
 
     def _status(self, error: Exception) -> Status:
-        """Returns the status of an error: it mostly is the same for many calls, and told once on the log."""
+        """Returns the status of an error. Many calls often have the same one, and the log has it once."""
         if id(error) not in self._statuses:
             self._statuses[id(error)] = status_of(error)
         return self._statuses[id(error)]

@@ -120,13 +120,12 @@ class StoredSession:
     expiry_ms: int
     record: bytes = field(repr=False, compare=False)
     """The record byte for byte, with which a conditional change compares."""
-    told: bytes = field(default=b"", init=False, repr=False, compare=False)
-    """What callers are told of it, once it was written down: it never changes, so it is kept as long as this is. Only
-    who tells it knows how it is written; empty: nobody has told it yet."""
+    rendered: bytes = field(default=b"", init=False, repr=False, compare=False)
+    """How the API shows it, kept because it never changes; empty until it has been shown. Only the API reads it."""
 
-    def keep_told(self, told: bytes) -> None:
-        """Keeps what callers are told of it."""
-        object.__setattr__(self, "told", told)
+    def keep_rendered(self, rendered: bytes) -> None:
+        """Keeps how the API shows it."""
+        object.__setattr__(self, "rendered", rendered)
 
     @cached_property
     def last_active_time_ms(self) -> int:

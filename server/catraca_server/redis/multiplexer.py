@@ -45,7 +45,7 @@ QUEUE_LIMIT = 32_768
 """Commands that may wait: what a store at its usual pace answers within its timeout, with room for a hiccup."""
 
 BATCH_LIMIT = 4_096
-"""Commands in one batch, so that a batch takes milliseconds and the timeout judges the store and not the batch."""
+"""Commands in one batch: it takes milliseconds, so that a timeout tells something about the store, not the batch."""
 
 HEARTBEAT_SECONDS = 0.5
 """An idle connection is asked for the time this often, to notice a dead store before a caller does; and any connection

@@ -46,7 +46,7 @@ class Call:
         self.deadline: float = (
             inf if deadline > _NO_DEADLINE_SECONDS else deadline + completions.deadline_offset_seconds
         )
-        """A time of the loop's clock in seconds; infinity if there is none. The core ends what is past it."""
+        """A time of the loop's clock in seconds; infinity if there is none. The core ends calls that are past it."""
         self.metadata: Metadata = event.invocation_metadata
         """What the caller sent; keys are lower case."""
         self.cancelled = False
@@ -125,7 +125,7 @@ class UnaryCall(Call):
         completions.begin(self._core, (core.ReceiveMessageOperation(core.NO_FLAGS),), self._on_request)
 
     def reply(self, message: bytes) -> None:
-        """Answers with a message. Whoever has left gets nothing, which is no error."""
+        """Answers with a message. If the caller has left, nothing is sent, and that is not an error."""
         if type(message) is not bytes:
             raise TypeError("a message is bytes")
         self._finish((self._send_initial_metadata(), core.SendMessageOperation(message, core.NO_FLAGS)))

@@ -19,26 +19,26 @@ from catraca_server.api.engine import core
 logger = logging.getLogger(__name__)
 
 Tag = Callable[[Any], None]
-"""What is told of an event: the core keeps the tag of an operation and gives it back when the operation is complete."""
+"""Handles an event: the core keeps the tag of an operation and returns it when the operation is complete."""
 
 _EVENTS_A_TURN = 512
-"""After so many the loop gets to do other things."""
+"""After this many the loop gets to do other things."""
 
-_LOOK_AROUND_SECONDS = 0.2
-"""How often the waiting thread looks whether the interpreter is about to exit; the core wakes it as often anyway."""
+_EXIT_CHECK_SECONDS = 0.2
+"""How often the waiting thread checks whether the interpreter is about to exit; the core wakes it as often anyway."""
 
 
 class Completions:
-    """Takes in what the core has completed, and tells each event to its tag, on the loop."""
+    """Takes in what the core has completed, and has each event handled by its tag, on the loop."""
 
     def __init__(self) -> None:
         self.queue = core.CompletionQueue()
         self.now_seconds = 0.0
         """The loop's time when the turn began: a clock read for all events of a turn."""
         self.deadline_offset_seconds = 0.0
-        """What to add to a deadline of the core, which is a wall clock time, to get one of the loop's clock."""
+        """Added to a deadline of the core, which is a wall clock time, it gives a time of the loop's clock."""
         self.due = 0
-        """Events that are still to come."""
+        """How many events are still to come."""
         self._after_turn: Callable[[], None]
         self._abandon: Callable[[], None]
         self._loop: asyncio.AbstractEventLoop
@@ -50,9 +50,9 @@ class Completions:
         self._ended: asyncio.Future[None]
 
     def start(self, after_turn: Callable[[], None], abandon: Callable[[], None]) -> None:
-        """Begins to wait, for the running loop.
+        """Starts to wait, for the running loop.
 
-        `after_turn` is called when the events of a turn have been told. `abandon` is called by another thread if the
+        `after_turn` is called when the events of a turn have been handled. `abandon` is called by another thread if the
         loop ends before `close`.
         """
         self._after_turn, self._abandon = after_turn, abandon
@@ -63,10 +63,10 @@ class Completions:
         self._thread.start()
 
     def begin(self, call: Any, operations: tuple[Any, ...], tag: Tag) -> None:
-        """Starts operations of a call; the tag is told when they are complete.
+        """Starts operations of a call; the tag is called when they are complete.
 
-        They complete also when the call is over already: unsuccessfully. What the core refuses at once is misuse, such
-        as a second status, and a defect here.
+        If the call is over already they complete without success. What the core refuses at once is misuse, such as a
+        second status, and a defect here.
         """
         refused = call.start_server_batch(operations, tag)
         if refused:
@@ -83,7 +83,7 @@ class Completions:
         self._thread.join()
 
     def drain(self, seconds: float) -> bool:
-        """Takes in what is due without telling anybody; returns whether all came in time."""
+        """Takes in what is due without handling it; returns whether all of it came in time."""
         until = time.time() + seconds
         while self.due and time.time() < until:
             if self.queue.poll(until).tag is not None:
@@ -103,7 +103,7 @@ class Completions:
         """Wakes the loop whenever there is an event. Returns False if the loop ends first."""
         main, loop, pause = threading.main_thread(), self._loop, self._pause
         while main.is_alive() and not loop.is_closed():
-            event = self.queue.poll(time.time() + _LOOK_AROUND_SECONDS)
+            event = self.queue.poll(time.time() + _EXIT_CHECK_SECONDS)
             if event.tag is None:
                 if event.completion_type == core.CompletionType.queue_shutdown:
                     return True
@@ -114,7 +114,7 @@ class Completions:
                 loop.call_soon_threadsafe(self._turn)
             except RuntimeError:  # it has been closed
                 return False
-            while not pause.acquire(timeout=_LOOK_AROUND_SECONDS):
+            while not pause.acquire(timeout=_EXIT_CHECK_SECONDS):
                 if loop.is_closed() or not main.is_alive():
                     return False
         return False
@@ -127,33 +127,33 @@ class Completions:
             return  # closed meanwhile
         self.now_seconds = self._loop.time()
         self.deadline_offset_seconds = self.now_seconds - time.time()
-        told = 0
+        handled = 0
         try:
-            told = self._tell(event)
+            handled = self._handle(event)
             self._after_turn()
         except Exception:
             # Without the next turn the server would be dead.
             logger.exception("defect in the engine")
-            told = 1
-        if told:
-            # Looked at once more before the thread takes over: often there is more by then, of what has been answered.
+            handled = 1
+        if handled:
+            # Polled once more before the thread takes over: often there is more by then, because calls were answered.
             self._loop.call_soon(self._turn)
         elif self._loop_polls:
             self._let_thread_poll()
 
-    def _tell(self, event: Any) -> int:
-        """Tells this event, if any, and all others there are; returns how many."""
-        poll, told = self.queue.poll, 0
+    def _handle(self, event: Any) -> int:
+        """Handles this event, if any, and all others there are; returns how many."""
+        poll, handled = self.queue.poll, 0
         if event is None:
             event = poll(0)
         while (tag := event.tag) is not None:
             self.due -= 1
-            told += 1
+            handled += 1
             tag(event)
-            if told >= _EVENTS_A_TURN:
+            if handled >= _EVENTS_A_TURN:
                 break
             event = poll(0)
-        return told
+        return handled
 
     def _let_thread_poll(self) -> None:
         self._loop_polls = False

@@ -73,11 +73,11 @@ class Method:
         self._work: Work
 
     def bind(self, work: Work) -> None:
-        """Is told by its server where work goes."""
+        """Binds it to the work of its server."""
         self._work = work
 
     def accept(self, event: Any, slot: Slot, completions: Completions) -> None:
-        """Takes a call in."""
+        """Accepts a call."""
         raise NotImplementedError
 
 

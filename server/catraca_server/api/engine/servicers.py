@@ -73,7 +73,7 @@ def _read(read: Callable[[bytes], Any], message: bytes) -> Any:
 
 
 class Context:
-    """What a servicer is told of its call, and how it fails: the part of `grpc.aio.ServicerContext` that is used."""
+    """What a servicer knows of its call, and how it fails: the part of `grpc.aio.ServicerContext` that is used."""
 
     def __init__(self, call: Call) -> None:
         self._call = call

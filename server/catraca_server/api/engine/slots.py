@@ -99,7 +99,7 @@ class Slots:
         self._open_one()
 
     def give_up_held_too_long(self, now_seconds: float) -> None:
-        """Has the calls give up their slots that have held them for longer than the limit."""
+        """Takes the slots of calls that have held them for longer than the limit, and opens others."""
         taken_before = now_seconds - self.hold_limit_seconds
         for slot in [slot for slot in self._open if slot.taken_at_seconds < taken_before]:
             slot.give_up()
