@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.client.forking import STATES
 from tests.support.command import clean_environment
+from tests.support.forking import STATES
 
 from catraca import SessionClient, _forks
 
-PROGRAM = Path(__file__).with_name("forking.py")
+PROGRAM = Path(__file__).parents[1] / "support" / "forking.py"
 PROGRAM_SECONDS = 150
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
