@@ -23,7 +23,7 @@ _ENGINE_EXIT_SECONDS = 1.0
 """How long a fork waits for gRPC's threads once all connections are closed. They take a millisecond or two."""
 _OTHERS_EXIT_SECONDS = 0.05
 """How long it waits when it has waited in vain before: something else in this process uses gRPC."""
-_POLL_SECONDS = 0.0005
+_ENGINE_POLL_SECONDS = 0.0005
 _ENGINE_THREADS = ("event_engine", "grpc_")
 """How the names of gRPC's own threads begin."""
 _THREADS = Path("/proc/self/task")
@@ -107,7 +107,7 @@ class Forks:
         while runs := _engine_runs():
             if time.monotonic() >= deadline:
                 break
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_ENGINE_POLL_SECONDS)
         self._others_use_grpc = runs
         return not runs
 

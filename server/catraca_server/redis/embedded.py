@@ -34,7 +34,7 @@ LISTEN_TIMEOUT_SECONDS = 10.0
 STOP_TIMEOUT_SECONDS = 10.0
 """For the store to finish writing and stop."""
 
-_POLL_SECONDS = 0.02
+_LISTEN_POLL_SECONDS = 0.02
 _RESTART_PAUSE_SECONDS = 0.2
 _OPTIONS = {
     "port": "0",
@@ -154,7 +154,7 @@ class EmbeddedStore:
                         f"data directory {self._data_dir} is in use by another catraca: stop that one, "
                         "or choose another --data-dir"
                     ) from None
-                await asyncio.sleep(_POLL_SECONDS)
+                await asyncio.sleep(_LISTEN_POLL_SECONDS)
             else:
                 return
 
@@ -190,7 +190,7 @@ class EmbeddedStore:
                 listening = (self._data_dir / _OPTIONS["unixsocket"]).exists()
                 if not listening and asyncio.get_running_loop().time() > deadline:
                     raise StoreRefused(f"the embedded store does not listen: {error}") from error
-                await asyncio.sleep(_POLL_SECONDS)
+                await asyncio.sleep(_LISTEN_POLL_SECONDS)
             else:
                 await connection.disconnect()
                 return
