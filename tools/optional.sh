@@ -17,4 +17,4 @@ install() {
 }
 
 install grpcurl github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
-install h2spec github.com/summerwind/h2spec/cmd/h2spec@v2.2.1
+install h2spec github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
