@@ -15,11 +15,12 @@ from tests.support.proxy import Proxy
 from tests.support.valkey import Valkey
 from tests.support.waiting import eventually_async
 
+from catraca_server.api import validation_batches
 from catraca_server.domain.call import Call
 from catraca_server.domain.commands import NewSession
 from catraca_server.domain.session import Session, StoredSession
 from catraca_server.domain.tokens import Credential, Tokens
-from catraca_server.domain.validation import Validation
+from catraca_server.domain.validation import Validation, ValidationRequest
 from catraca_server.operations.ending import Ending
 from catraca_server.operations.sessions import Sessions
 from catraca_server.redis.errors import StoreProblem, StoreUnavailable
@@ -346,3 +347,27 @@ async def test_nothing_is_left_behind(proxy: Proxy) -> None:
         finally:
             gc.enable()
             proxy.release()
+
+
+async def test_a_defect_in_reading_one_request_fails_that_call_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is INTERNAL, and every other call that came with it has its answer."""
+    read = validation_batches._read
+
+    def defective(body: bytes) -> ValidationRequest:
+        if b"defect" in body:
+            raise RuntimeError("a defect")
+        return read(body)
+
+    monkeypatch.setattr(validation_batches, "_read", defective)
+    sessions = [record_of(number) for number in range(3)]
+    async with (
+        FakeRedis(tmp_path / "fake.sock", redis_with([record for _, record in sessions])) as fake,
+        running_multiplexer(fake.url) as running,
+    ):
+        calls = [validation(token) for token, _ in sessions]
+        broken = validation(sessions[0][0], user_id="defect")
+        await answered(over(running), calls[0], broken, *calls[1:])
+        assert broken.code is grpc.StatusCode.INTERNAL
+        assert all(call.response.valid for call in calls)

@@ -80,20 +80,28 @@ class ValidationBatches:
                 call.fail(_GONE if call.cancelled else _LATE)
                 continue
             try:
-                request = _parse(call.request)
-            except DecodeError:
-                call.fail(status_of(InvalidRequest()))
-                continue
-            token, user_id = request.token, request.user_id
-            if (not token or user_id) and (violations := validation_violations(token, user_id)):
-                call.fail(status_of(InvalidRequest(*violations)))
+                request = _read(call.request)
+            except Exception as error:  # noqa: BLE001  whatever it is, it is this call's alone
+                call.fail(status_of(error))
             else:
-                requests.append(ValidationRequest(token, user_id, request.skip_touch))
+                requests.append(request)
                 batch.calls.append(call)
         try:
             await self._validating.validate_each(requests, batch.latest_call(), batch)
         except Exception as error:  # noqa: BLE001  a defect: who has no answer yet hears of it
             batch.fail_rest(error)
+
+
+def _read(body: bytes) -> ValidationRequest:
+    """Reads a request. Raises InvalidRequest."""
+    try:
+        request = _parse(body)
+    except DecodeError:
+        raise InvalidRequest from None
+    token, user_id = request.token, request.user_id
+    if (not token or user_id) and (violations := validation_violations(token, user_id)):
+        raise InvalidRequest(*violations)
+    return ValidationRequest(token, user_id, request.skip_touch)
 
 
 class _Batch:
