@@ -23,11 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from catraca.v1 import session_pb2 as catraca_dot_v1_dot_session__pb2
+from catraca.v1 import session_event_pb2 as catraca_dot_v1_dot_session__event__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n catraca/v1/session_service.proto\x12\ncatraca.v1\x1a\x18\x63\x61traca/v1/session.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\"\x88\x02\n\x14\x43reateSessionRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cidle_timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x44\n\nattributes\x18\x04 \x03(\x0b\x32\x30.catraca.v1.CreateSessionRequest.AttributesEntry\x12\r\n\x05token\x18\x05 \x01(\t\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"i\n\x15\x43reateSessionResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12$\n\x07session\x18\x02 \x01(\x0b\x32\x13.catraca.v1.Session\x12\x1b\n\x13\x65victed_session_ids\x18\x03 \x03(\t\"L\n\x16ValidateSessionRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x12\n\nskip_touch\x18\x03 \x01(\x08\"\xc6\x01\n\x17ValidateSessionResponse\x12\r\n\x05valid\x18\x01 \x01(\x08\x12$\n\x07session\x18\x02 \x01(\x0b\x32\x13.catraca.v1.Session\x12\x31\n\x0einvalid_reason\x18\x03 \x01(\x0e\x32\x19.catraca.v1.InvalidReason\x12,\n\tcache_ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rtoken_rotated\x18\x05 \x01(\x08\"T\n\x1c\x42\x61tchValidateSessionsRequest\x12\x34\n\x08requests\x18\x01 \x03(\x0b\x32\".catraca.v1.ValidateSessionRequest\"W\n\x1d\x42\x61tchValidateSessionsResponse\x12\x36\n\tresponses\x18\x01 \x03(\x0b\x32#.catraca.v1.ValidateSessionResponse\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\":\n\x12GetSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.catraca.v1.Session\"M\n\x13ListSessionsRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x14ListSessionsResponse\x12%\n\x08sessions\x18\x01 \x03(\x0b\x32\x13.catraca.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"m\n\x14UpdateSessionRequest\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.catraca.v1.Session\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"=\n\x15UpdateSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.catraca.v1.Session\"%\n\x14RotateSessionRequest\x12\r\n\x05token\x18\x01 \x01(\t\"L\n\x15RotateSessionResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12$\n\x07session\x18\x02 \x01(\x0b\x32\x13.catraca.v1.Session\"G\n\x14RevokeSessionRequest\x12\x0f\n\x05token\x18\x01 \x01(\tH\x00\x12\x14\n\nsession_id\x18\x02 \x01(\tH\x00\x42\x08\n\x06target\"(\n\x15RevokeSessionResponse\x12\x0f\n\x07revoked\x18\x01 \x01(\x08\"G\n\x19RevokeUserSessionsRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x19\n\x11\x65xcept_session_id\x18\x02 \x01(\t\"3\n\x1aRevokeUserSessionsResponse\x12\x15\n\rrevoked_count\x18\x01 \x01(\x05*\xae\x01\n\rInvalidReason\x12\x1e\n\x1aINVALID_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18INVALID_REASON_NOT_FOUND\x10\x01\x12\x1c\n\x18INVALID_REASON_MALFORMED\x10\x02\x12 \n\x1cINVALID_REASON_USER_MISMATCH\x10\x03\x12\x1f\n\x1bINVALID_REASON_TOKEN_REUSED\x10\x04\x32\xb7\x06\n\x0eSessionService\x12T\n\rCreateSession\x12 .catraca.v1.CreateSessionRequest\x1a!.catraca.v1.CreateSessionResponse\x12Z\n\x0fValidateSession\x12\".catraca.v1.ValidateSessionRequest\x1a#.catraca.v1.ValidateSessionResponse\x12l\n\x15\x42\x61tchValidateSessions\x12(.catraca.v1.BatchValidateSessionsRequest\x1a).catraca.v1.BatchValidateSessionsResponse\x12K\n\nGetSession\x12\x1d.catraca.v1.GetSessionRequest\x1a\x1e.catraca.v1.GetSessionResponse\x12Q\n\x0cListSessions\x12\x1f.catraca.v1.ListSessionsRequest\x1a .catraca.v1.ListSessionsResponse\x12T\n\rUpdateSession\x12 .catraca.v1.UpdateSessionRequest\x1a!.catraca.v1.UpdateSessionResponse\x12T\n\rRotateSession\x12 .catraca.v1.RotateSessionRequest\x1a!.catraca.v1.RotateSessionResponse\x12T\n\rRevokeSession\x12 .catraca.v1.RevokeSessionRequest\x1a!.catraca.v1.RevokeSessionResponse\x12\x63\n\x12RevokeUserSessions\x12%.catraca.v1.RevokeUserSessionsRequest\x1a&.catraca.v1.RevokeUserSessionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n catraca/v1/session_service.proto\x12\ncatraca.v1\x1a\x18\x63\x61traca/v1/session.proto\x1a\x1e\x63\x61traca/v1/session_event.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\"\x88\x02\n\x14\x43reateSessionRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cidle_timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x44\n\nattributes\x18\x04 \x03(\x0b\x32\x30.catraca.v1.CreateSessionRequest.AttributesEntry\x12\r\n\x05token\x18\x05 \x01(\t\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"i\n\x15\x43reateSessionResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12$\n\x07session\x18\x02 \x01(\x0b\x32\x13.catraca.v1.Session\x12\x1b\n\x13\x65victed_session_ids\x18\x03 \x03(\t\"L\n\x16ValidateSessionRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x12\n\nskip_touch\x18\x03 \x01(\x08\"\xc6\x01\n\x17ValidateSessionResponse\x12\r\n\x05valid\x18\x01 \x01(\x08\x12$\n\x07session\x18\x02 \x01(\x0b\x32\x13.catraca.v1.Session\x12\x31\n\x0einvalid_reason\x18\x03 \x01(\x0e\x32\x19.catraca.v1.InvalidReason\x12,\n\tcache_ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rtoken_rotated\x18\x05 \x01(\x08\"T\n\x1c\x42\x61tchValidateSessionsRequest\x12\x34\n\x08requests\x18\x01 \x03(\x0b\x32\".catraca.v1.ValidateSessionRequest\"W\n\x1d\x42\x61tchValidateSessionsResponse\x12\x36\n\tresponses\x18\x01 \x03(\x0b\x32#.catraca.v1.ValidateSessionResponse\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\":\n\x12GetSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.catraca.v1.Session\"M\n\x13ListSessionsRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x14ListSessionsResponse\x12%\n\x08sessions\x18\x01 \x03(\x0b\x32\x13.catraca.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"m\n\x14UpdateSessionRequest\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.catraca.v1.Session\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"=\n\x15UpdateSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.catraca.v1.Session\"%\n\x14RotateSessionRequest\x12\r\n\x05token\x18\x01 \x01(\t\"L\n\x15RotateSessionResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12$\n\x07session\x18\x02 \x01(\x0b\x32\x13.catraca.v1.Session\"G\n\x14RevokeSessionRequest\x12\x0f\n\x05token\x18\x01 \x01(\tH\x00\x12\x14\n\nsession_id\x18\x02 \x01(\tH\x00\x42\x08\n\x06target\"(\n\x15RevokeSessionResponse\x12\x0f\n\x07revoked\x18\x01 \x01(\x08\"G\n\x19RevokeUserSessionsRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x19\n\x11\x65xcept_session_id\x18\x02 \x01(\t\"3\n\x1aRevokeUserSessionsResponse\x12\x15\n\rrevoked_count\x18\x01 \x01(\x05\"q\n\x14WatchSessionsRequest\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.catraca.v1.WatchStartH\x00\x12%\n\x04ping\x18\x02 \x01(\x0b\x32\x15.catraca.v1.WatchPingH\x00\x42\t\n\x07request\"I\n\nWatchStart\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12+\n\x05types\x18\x02 \x03(\x0e\x32\x1c.catraca.v1.SessionEventType\"\x1a\n\tWatchPing\x12\r\n\x05nonce\x18\x01 \x01(\x04\"\xc9\x01\n\x15WatchSessionsResponse\x12)\n\x06opened\x18\x01 \x01(\x0b\x32\x17.catraca.v1.WatchOpenedH\x00\x12)\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x18.catraca.v1.SessionEventH\x00\x12%\n\x04pong\x18\x03 \x01(\x0b\x32\x15.catraca.v1.WatchPongH\x00\x12\'\n\x05reset\x18\x04 \x01(\x0b\x32\x16.catraca.v1.WatchResetH\x00\x42\n\n\x08response\"\x1d\n\x0bWatchOpened\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\"B\n\tWatchPong\x12\r\n\x05nonce\x18\x01 \x01(\x04\x12&\n\x03\x61ge\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"J\n\nWatchReset\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12,\n\x06reason\x18\x02 \x01(\x0e\x32\x1c.catraca.v1.WatchResetReason*\xae\x01\n\rInvalidReason\x12\x1e\n\x1aINVALID_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18INVALID_REASON_NOT_FOUND\x10\x01\x12\x1c\n\x18INVALID_REASON_MALFORMED\x10\x02\x12 \n\x1cINVALID_REASON_USER_MISMATCH\x10\x03\x12\x1f\n\x1bINVALID_REASON_TOKEN_REUSED\x10\x04*\xa2\x01\n\x10WatchResetReason\x12\"\n\x1eWATCH_RESET_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1aWATCH_RESET_REASON_TRIMMED\x10\x01\x12$\n WATCH_RESET_REASON_EPOCH_CHANGED\x10\x02\x12$\n WATCH_RESET_REASON_SLOW_CONSUMER\x10\x03\x32\x91\x07\n\x0eSessionService\x12T\n\rCreateSession\x12 .catraca.v1.CreateSessionRequest\x1a!.catraca.v1.CreateSessionResponse\x12Z\n\x0fValidateSession\x12\".catraca.v1.ValidateSessionRequest\x1a#.catraca.v1.ValidateSessionResponse\x12l\n\x15\x42\x61tchValidateSessions\x12(.catraca.v1.BatchValidateSessionsRequest\x1a).catraca.v1.BatchValidateSessionsResponse\x12K\n\nGetSession\x12\x1d.catraca.v1.GetSessionRequest\x1a\x1e.catraca.v1.GetSessionResponse\x12Q\n\x0cListSessions\x12\x1f.catraca.v1.ListSessionsRequest\x1a .catraca.v1.ListSessionsResponse\x12T\n\rUpdateSession\x12 .catraca.v1.UpdateSessionRequest\x1a!.catraca.v1.UpdateSessionResponse\x12T\n\rRotateSession\x12 .catraca.v1.RotateSessionRequest\x1a!.catraca.v1.RotateSessionResponse\x12T\n\rRevokeSession\x12 .catraca.v1.RevokeSessionRequest\x1a!.catraca.v1.RevokeSessionResponse\x12\x63\n\x12RevokeUserSessions\x12%.catraca.v1.RevokeUserSessionsRequest\x1a&.catraca.v1.RevokeUserSessionsResponse\x12X\n\rWatchSessions\x12 .catraca.v1.WatchSessionsRequest\x1a!.catraca.v1.WatchSessionsResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,46 +37,62 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CREATESESSIONREQUEST_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_CREATESESSIONREQUEST_ATTRIBUTESENTRY']._serialized_options = b'8\001'
-  _globals['_INVALIDREASON']._serialized_start=1769
-  _globals['_INVALIDREASON']._serialized_end=1943
-  _globals['_CREATESESSIONREQUEST']._serialized_start=141
-  _globals['_CREATESESSIONREQUEST']._serialized_end=405
-  _globals['_CREATESESSIONREQUEST_ATTRIBUTESENTRY']._serialized_start=356
-  _globals['_CREATESESSIONREQUEST_ATTRIBUTESENTRY']._serialized_end=405
-  _globals['_CREATESESSIONRESPONSE']._serialized_start=407
-  _globals['_CREATESESSIONRESPONSE']._serialized_end=512
-  _globals['_VALIDATESESSIONREQUEST']._serialized_start=514
-  _globals['_VALIDATESESSIONREQUEST']._serialized_end=590
-  _globals['_VALIDATESESSIONRESPONSE']._serialized_start=593
-  _globals['_VALIDATESESSIONRESPONSE']._serialized_end=791
-  _globals['_BATCHVALIDATESESSIONSREQUEST']._serialized_start=793
-  _globals['_BATCHVALIDATESESSIONSREQUEST']._serialized_end=877
-  _globals['_BATCHVALIDATESESSIONSRESPONSE']._serialized_start=879
-  _globals['_BATCHVALIDATESESSIONSRESPONSE']._serialized_end=966
-  _globals['_GETSESSIONREQUEST']._serialized_start=968
-  _globals['_GETSESSIONREQUEST']._serialized_end=1007
-  _globals['_GETSESSIONRESPONSE']._serialized_start=1009
-  _globals['_GETSESSIONRESPONSE']._serialized_end=1067
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=1069
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=1146
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1148
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1234
-  _globals['_UPDATESESSIONREQUEST']._serialized_start=1236
-  _globals['_UPDATESESSIONREQUEST']._serialized_end=1345
-  _globals['_UPDATESESSIONRESPONSE']._serialized_start=1347
-  _globals['_UPDATESESSIONRESPONSE']._serialized_end=1408
-  _globals['_ROTATESESSIONREQUEST']._serialized_start=1410
-  _globals['_ROTATESESSIONREQUEST']._serialized_end=1447
-  _globals['_ROTATESESSIONRESPONSE']._serialized_start=1449
-  _globals['_ROTATESESSIONRESPONSE']._serialized_end=1525
-  _globals['_REVOKESESSIONREQUEST']._serialized_start=1527
-  _globals['_REVOKESESSIONREQUEST']._serialized_end=1598
-  _globals['_REVOKESESSIONRESPONSE']._serialized_start=1600
-  _globals['_REVOKESESSIONRESPONSE']._serialized_end=1640
-  _globals['_REVOKEUSERSESSIONSREQUEST']._serialized_start=1642
-  _globals['_REVOKEUSERSESSIONSREQUEST']._serialized_end=1713
-  _globals['_REVOKEUSERSESSIONSRESPONSE']._serialized_start=1715
-  _globals['_REVOKEUSERSESSIONSRESPONSE']._serialized_end=1766
-  _globals['_SESSIONSERVICE']._serialized_start=1946
-  _globals['_SESSIONSERVICE']._serialized_end=2769
+  _globals['_INVALIDREASON']._serialized_start=2398
+  _globals['_INVALIDREASON']._serialized_end=2572
+  _globals['_WATCHRESETREASON']._serialized_start=2575
+  _globals['_WATCHRESETREASON']._serialized_end=2737
+  _globals['_CREATESESSIONREQUEST']._serialized_start=173
+  _globals['_CREATESESSIONREQUEST']._serialized_end=437
+  _globals['_CREATESESSIONREQUEST_ATTRIBUTESENTRY']._serialized_start=388
+  _globals['_CREATESESSIONREQUEST_ATTRIBUTESENTRY']._serialized_end=437
+  _globals['_CREATESESSIONRESPONSE']._serialized_start=439
+  _globals['_CREATESESSIONRESPONSE']._serialized_end=544
+  _globals['_VALIDATESESSIONREQUEST']._serialized_start=546
+  _globals['_VALIDATESESSIONREQUEST']._serialized_end=622
+  _globals['_VALIDATESESSIONRESPONSE']._serialized_start=625
+  _globals['_VALIDATESESSIONRESPONSE']._serialized_end=823
+  _globals['_BATCHVALIDATESESSIONSREQUEST']._serialized_start=825
+  _globals['_BATCHVALIDATESESSIONSREQUEST']._serialized_end=909
+  _globals['_BATCHVALIDATESESSIONSRESPONSE']._serialized_start=911
+  _globals['_BATCHVALIDATESESSIONSRESPONSE']._serialized_end=998
+  _globals['_GETSESSIONREQUEST']._serialized_start=1000
+  _globals['_GETSESSIONREQUEST']._serialized_end=1039
+  _globals['_GETSESSIONRESPONSE']._serialized_start=1041
+  _globals['_GETSESSIONRESPONSE']._serialized_end=1099
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=1101
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=1178
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1180
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1266
+  _globals['_UPDATESESSIONREQUEST']._serialized_start=1268
+  _globals['_UPDATESESSIONREQUEST']._serialized_end=1377
+  _globals['_UPDATESESSIONRESPONSE']._serialized_start=1379
+  _globals['_UPDATESESSIONRESPONSE']._serialized_end=1440
+  _globals['_ROTATESESSIONREQUEST']._serialized_start=1442
+  _globals['_ROTATESESSIONREQUEST']._serialized_end=1479
+  _globals['_ROTATESESSIONRESPONSE']._serialized_start=1481
+  _globals['_ROTATESESSIONRESPONSE']._serialized_end=1557
+  _globals['_REVOKESESSIONREQUEST']._serialized_start=1559
+  _globals['_REVOKESESSIONREQUEST']._serialized_end=1630
+  _globals['_REVOKESESSIONRESPONSE']._serialized_start=1632
+  _globals['_REVOKESESSIONRESPONSE']._serialized_end=1672
+  _globals['_REVOKEUSERSESSIONSREQUEST']._serialized_start=1674
+  _globals['_REVOKEUSERSESSIONSREQUEST']._serialized_end=1745
+  _globals['_REVOKEUSERSESSIONSRESPONSE']._serialized_start=1747
+  _globals['_REVOKEUSERSESSIONSRESPONSE']._serialized_end=1798
+  _globals['_WATCHSESSIONSREQUEST']._serialized_start=1800
+  _globals['_WATCHSESSIONSREQUEST']._serialized_end=1913
+  _globals['_WATCHSTART']._serialized_start=1915
+  _globals['_WATCHSTART']._serialized_end=1988
+  _globals['_WATCHPING']._serialized_start=1990
+  _globals['_WATCHPING']._serialized_end=2016
+  _globals['_WATCHSESSIONSRESPONSE']._serialized_start=2019
+  _globals['_WATCHSESSIONSRESPONSE']._serialized_end=2220
+  _globals['_WATCHOPENED']._serialized_start=2222
+  _globals['_WATCHOPENED']._serialized_end=2251
+  _globals['_WATCHPONG']._serialized_start=2253
+  _globals['_WATCHPONG']._serialized_end=2319
+  _globals['_WATCHRESET']._serialized_start=2321
+  _globals['_WATCHRESET']._serialized_end=2395
+  _globals['_SESSIONSERVICE']._serialized_start=2740
+  _globals['_SESSIONSERVICE']._serialized_end=3653
 # @@protoc_insertion_point(module_scope)

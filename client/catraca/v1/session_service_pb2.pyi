@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from catraca.v1 import session_event_pb2 as _session_event_pb2
 from catraca.v1 import session_pb2 as _session_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -53,6 +54,38 @@ INVALID_REASON_USER_MISMATCH: InvalidReason.ValueType  # 3
 INVALID_REASON_TOKEN_REUSED: InvalidReason.ValueType  # 4
 """A rotated token, presented after its grace. Its session has just been revoked."""
 Global___InvalidReason: _TypeAlias = InvalidReason  # noqa: Y015
+
+class _WatchResetReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WatchResetReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WatchResetReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WATCH_RESET_REASON_UNSPECIFIED: _WatchResetReason.ValueType  # 0
+    """A reason that this client does not know yet."""
+    WATCH_RESET_REASON_TRIMMED: _WatchResetReason.ValueType  # 1
+    """What follows the cursor is no longer in the feed, which keeps 10 minutes at
+    least, but no more than so many events.
+    """
+    WATCH_RESET_REASON_EPOCH_CHANGED: _WatchResetReason.ValueType  # 2
+    """The store's primary has changed, and the feed with it."""
+    WATCH_RESET_REASON_SLOW_CONSUMER: _WatchResetReason.ValueType  # 3
+    """The stream was read more slowly than events came."""
+
+class WatchResetReason(_WatchResetReason, metaclass=_WatchResetReasonEnumTypeWrapper):
+    """Why events may have been missed."""
+
+WATCH_RESET_REASON_UNSPECIFIED: WatchResetReason.ValueType  # 0
+"""A reason that this client does not know yet."""
+WATCH_RESET_REASON_TRIMMED: WatchResetReason.ValueType  # 1
+"""What follows the cursor is no longer in the feed, which keeps 10 minutes at
+least, but no more than so many events.
+"""
+WATCH_RESET_REASON_EPOCH_CHANGED: WatchResetReason.ValueType  # 2
+"""The store's primary has changed, and the feed with it."""
+WATCH_RESET_REASON_SLOW_CONSUMER: WatchResetReason.ValueType  # 3
+"""The stream was read more slowly than events came."""
+Global___WatchResetReason: _TypeAlias = WatchResetReason  # noqa: Y015
 
 @_typing.final
 class CreateSessionRequest(_message.Message):
@@ -607,3 +640,209 @@ class RevokeUserSessionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RevokeUserSessionsResponse: _TypeAlias = RevokeUserSessionsResponse  # noqa: Y015
+
+@_typing.final
+class WatchSessionsRequest(_message.Message):
+    """Request of WatchSessions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    PING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def start(self) -> Global___WatchStart:
+        """Opens the stream. The first request, and only the first."""
+
+    @_builtins.property
+    def ping(self) -> Global___WatchPing:
+        """Asks how fresh the stream is."""
+
+    def __init__(
+        self,
+        *,
+        start: Global___WatchStart | None = ...,
+        ping: Global___WatchPing | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ping", b"ping", "request", b"request", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ping", b"ping", "request", b"request", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["start", "ping"]  # noqa: Y015
+    _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
+
+Global___WatchSessionsRequest: _TypeAlias = WatchSessionsRequest  # noqa: Y015
+
+@_typing.final
+class WatchStart(_message.Message):
+    """Where a watch begins, and what it is about."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURSOR_FIELD_NUMBER: _builtins.int
+    TYPES_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """Where to begin: after this cursor, which `opened`, an event or a `reset` had.
+    Empty: now.
+    """
+    @_builtins.property
+    def types(self) -> _containers.RepeatedScalarFieldContainer[_session_event_pb2.SessionEventType.ValueType]:
+        """Which events to send. Empty: all."""
+
+    def __init__(
+        self,
+        *,
+        cursor: _builtins.str = ...,
+        types: _abc.Iterable[_session_event_pb2.SessionEventType.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "types", b"types"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchStart: _TypeAlias = WatchStart  # noqa: Y015
+
+@_typing.final
+class WatchPing(_message.Message):
+    """Asks how fresh the stream is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NONCE_FIELD_NUMBER: _builtins.int
+    nonce: _builtins.int
+    """Returned in the pong."""
+    def __init__(
+        self,
+        *,
+        nonce: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchPing: _TypeAlias = WatchPing  # noqa: Y015
+
+@_typing.final
+class WatchSessionsResponse(_message.Message):
+    """Response of WatchSessions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPENED_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    PONG_FIELD_NUMBER: _builtins.int
+    RESET_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def opened(self) -> Global___WatchOpened:
+        """The stream is open. The first response, and only the first."""
+
+    @_builtins.property
+    def event(self) -> _session_event_pb2.SessionEvent:
+        """Something happened to a session."""
+
+    @_builtins.property
+    def pong(self) -> Global___WatchPong:
+        """The answer to a ping."""
+
+    @_builtins.property
+    def reset(self) -> Global___WatchReset:
+        """Events may have been missed: drop whatever was derived from them."""
+
+    def __init__(
+        self,
+        *,
+        opened: Global___WatchOpened | None = ...,
+        event: _session_event_pb2.SessionEvent | None = ...,
+        pong: Global___WatchPong | None = ...,
+        reset: Global___WatchReset | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "opened", b"opened", "pong", b"pong", "reset", b"reset", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "opened", b"opened", "pong", b"pong", "reset", b"reset", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal["opened", "event", "pong", "reset"]  # noqa: Y015
+    _WhichOneofArgType_response: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_response) -> _WhichOneofReturnType_response | None: ...
+
+Global___WatchSessionsResponse: _TypeAlias = WatchSessionsResponse  # noqa: Y015
+
+@_typing.final
+class WatchOpened(_message.Message):
+    """A watch is open."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURSOR_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """Events after this cursor follow."""
+    def __init__(
+        self,
+        *,
+        cursor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchOpened: _TypeAlias = WatchOpened  # noqa: Y015
+
+@_typing.final
+class WatchPong(_message.Message):
+    """How fresh a watch is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NONCE_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
+    nonce: _builtins.int
+    """The nonce of the ping."""
+    @_builtins.property
+    def age(self) -> _duration_pb2.Duration:
+        """How long before this pong the server last knew that it had read the feed to its
+        end. Every event that was written before then has been sent, ahead of this pong.
+        """
+
+    def __init__(
+        self,
+        *,
+        nonce: _builtins.int = ...,
+        age: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "nonce", b"nonce"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchPong: _TypeAlias = WatchPong  # noqa: Y015
+
+@_typing.final
+class WatchReset(_message.Message):
+    """Events may have been missed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURSOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """Events after this cursor follow."""
+    reason: Global___WatchResetReason.ValueType
+    """Why."""
+    def __init__(
+        self,
+        *,
+        cursor: _builtins.str = ...,
+        reason: Global___WatchResetReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchReset: _TypeAlias = WatchReset  # noqa: Y015

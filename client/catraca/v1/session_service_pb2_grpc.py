@@ -94,6 +94,11 @@ class SessionServiceStub(object):
                 request_serializer=catraca_dot_v1_dot_session__service__pb2.RevokeUserSessionsRequest.SerializeToString,
                 response_deserializer=catraca_dot_v1_dot_session__service__pb2.RevokeUserSessionsResponse.FromString,
                 _registered_method=True)
+        self.WatchSessions = channel.stream_stream(
+                '/catraca.v1.SessionService/WatchSessions',
+                request_serializer=catraca_dot_v1_dot_session__service__pb2.WatchSessionsRequest.SerializeToString,
+                response_deserializer=catraca_dot_v1_dot_session__service__pb2.WatchSessionsResponse.FromString,
+                _registered_method=True)
 
 
 class SessionServiceServicer(object):
@@ -288,6 +293,36 @@ class SessionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchSessions(self, request_iterator, context):
+        """Streams what happens to sessions, as it happens: for near caches, for closing a
+        user's open connections on logout, for an audit.
+
+        The first request is `start`; after it the caller may send `ping` whenever it
+        wants to know how fresh the stream is. The first response is `opened`; events
+        after its cursor follow, each at least once and in the order of the feed.
+
+        Nothing is skipped in silence: if events may have been missed, because the
+        cursor is too old, the store's primary has changed, or this stream was read too
+        slowly, `reset` says so, and the stream goes on after the cursor of the reset.
+        Whoever keeps anything derived from events then drops it.
+
+        The stream ends with UNAVAILABLE when the server stops: open another one, with
+        the last cursor.
+
+        Role: `validate`.
+
+        Errors:
+        - INVALID_ARGUMENT / INVALID_REQUEST: the first request is not `start`, or a
+        later one is; `start.cursor` is not one that this service returned;
+        `start.types` has a type that does not exist.
+        - UNAVAILABLE / STORE_UNAVAILABLE: the stream could not be opened, or the server
+        is stopping. A stream that is open survives an outage of the store: `age`
+        grows until the store is back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -335,6 +370,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.RevokeUserSessions,
                     request_deserializer=catraca_dot_v1_dot_session__service__pb2.RevokeUserSessionsRequest.FromString,
                     response_serializer=catraca_dot_v1_dot_session__service__pb2.RevokeUserSessionsResponse.SerializeToString,
+            ),
+            'WatchSessions': grpc.stream_stream_rpc_method_handler(
+                    servicer.WatchSessions,
+                    request_deserializer=catraca_dot_v1_dot_session__service__pb2.WatchSessionsRequest.FromString,
+                    response_serializer=catraca_dot_v1_dot_session__service__pb2.WatchSessionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -595,6 +635,33 @@ class SessionService(object):
             '/catraca.v1.SessionService/RevokeUserSessions',
             catraca_dot_v1_dot_session__service__pb2.RevokeUserSessionsRequest.SerializeToString,
             catraca_dot_v1_dot_session__service__pb2.RevokeUserSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchSessions(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/catraca.v1.SessionService/WatchSessions',
+            catraca_dot_v1_dot_session__service__pb2.WatchSessionsRequest.SerializeToString,
+            catraca_dot_v1_dot_session__service__pb2.WatchSessionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

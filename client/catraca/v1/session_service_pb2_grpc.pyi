@@ -186,6 +186,32 @@ class SessionServiceStub:
     - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED: some
       sessions may have been ended; repeat the call.
     """
+    WatchSessions: _grpc.StreamStreamMultiCallable[_session_service_pb2.WatchSessionsRequest, _session_service_pb2.WatchSessionsResponse]
+    """Streams what happens to sessions, as it happens: for near caches, for closing a
+    user's open connections on logout, for an audit.
+
+    The first request is `start`; after it the caller may send `ping` whenever it
+    wants to know how fresh the stream is. The first response is `opened`; events
+    after its cursor follow, each at least once and in the order of the feed.
+
+    Nothing is skipped in silence: if events may have been missed, because the
+    cursor is too old, the store's primary has changed, or this stream was read too
+    slowly, `reset` says so, and the stream goes on after the cursor of the reset.
+    Whoever keeps anything derived from events then drops it.
+
+    The stream ends with UNAVAILABLE when the server stops: open another one, with
+    the last cursor.
+
+    Role: `validate`.
+
+    Errors:
+    - INVALID_ARGUMENT / INVALID_REQUEST: the first request is not `start`, or a
+      later one is; `start.cursor` is not one that this service returned;
+      `start.types` has a type that does not exist.
+    - UNAVAILABLE / STORE_UNAVAILABLE: the stream could not be opened, or the server
+      is stopping. A stream that is open survives an outage of the store: `age`
+      grows until the store is back.
+    """
 
 @_typing.type_check_only
 class SessionServiceAsyncStub(SessionServiceStub):
@@ -344,6 +370,32 @@ class SessionServiceAsyncStub(SessionServiceStub):
       `except_session_id` not a session id.
     - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED: some
       sessions may have been ended; repeat the call.
+    """
+    WatchSessions: _aio.StreamStreamMultiCallable[_session_service_pb2.WatchSessionsRequest, _session_service_pb2.WatchSessionsResponse]  # type: ignore[assignment]
+    """Streams what happens to sessions, as it happens: for near caches, for closing a
+    user's open connections on logout, for an audit.
+
+    The first request is `start`; after it the caller may send `ping` whenever it
+    wants to know how fresh the stream is. The first response is `opened`; events
+    after its cursor follow, each at least once and in the order of the feed.
+
+    Nothing is skipped in silence: if events may have been missed, because the
+    cursor is too old, the store's primary has changed, or this stream was read too
+    slowly, `reset` says so, and the stream goes on after the cursor of the reset.
+    Whoever keeps anything derived from events then drops it.
+
+    The stream ends with UNAVAILABLE when the server stops: open another one, with
+    the last cursor.
+
+    Role: `validate`.
+
+    Errors:
+    - INVALID_ARGUMENT / INVALID_REQUEST: the first request is not `start`, or a
+      later one is; `start.cursor` is not one that this service returned;
+      `start.types` has a type that does not exist.
+    - UNAVAILABLE / STORE_UNAVAILABLE: the stream could not be opened, or the server
+      is stopping. A stream that is open survives an outage of the store: `age`
+      grows until the store is back.
     """
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -554,6 +606,38 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
           `except_session_id` not a session id.
         - UNAVAILABLE / STORE_UNAVAILABLE, RESOURCE_EXHAUSTED / OVERLOADED: some
           sessions may have been ended; repeat the call.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchSessions(
+        self,
+        request_iterator: _MaybeAsyncIterator[_session_service_pb2.WatchSessionsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_session_service_pb2.WatchSessionsResponse], _abc.AsyncIterator[_session_service_pb2.WatchSessionsResponse]]:
+        """Streams what happens to sessions, as it happens: for near caches, for closing a
+        user's open connections on logout, for an audit.
+
+        The first request is `start`; after it the caller may send `ping` whenever it
+        wants to know how fresh the stream is. The first response is `opened`; events
+        after its cursor follow, each at least once and in the order of the feed.
+
+        Nothing is skipped in silence: if events may have been missed, because the
+        cursor is too old, the store's primary has changed, or this stream was read too
+        slowly, `reset` says so, and the stream goes on after the cursor of the reset.
+        Whoever keeps anything derived from events then drops it.
+
+        The stream ends with UNAVAILABLE when the server stops: open another one, with
+        the last cursor.
+
+        Role: `validate`.
+
+        Errors:
+        - INVALID_ARGUMENT / INVALID_REQUEST: the first request is not `start`, or a
+          later one is; `start.cursor` is not one that this service returned;
+          `start.types` has a type that does not exist.
+        - UNAVAILABLE / STORE_UNAVAILABLE: the stream could not be opened, or the server
+          is stopping. A stream that is open survives an outage of the store: `age`
+          grows until the store is back.
         """
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
