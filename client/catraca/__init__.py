@@ -5,7 +5,18 @@ same errors, which are in `catraca.errors`. The generated gRPC stubs are in `cat
 """
 
 from catraca._model import InvalidReason, Login, Rotation, Session, Validation
+from catraca._near_cache import NearCache, NearCacheStats
 from catraca.aio import AsyncSessionClient
 from catraca.sync import SessionClient
 
-__all__ = ["AsyncSessionClient", "InvalidReason", "Login", "Rotation", "Session", "SessionClient", "Validation"]
+__all__ = [
+    "AsyncSessionClient",
+    "InvalidReason",
+    "Login",
+    "NearCache",
+    "NearCacheStats",
+    "Rotation",
+    "Session",
+    "SessionClient",
+    "Validation",
+]

@@ -1,7 +1,8 @@
 """The connection of a client for asyncio: opened at the first call in an event loop, closed by `close` and by forks."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -18,6 +19,7 @@ class _Opened:
         self.loop = loop
         self.calls = 0
         self.closed = False
+        self.streams = 0
         self.turns = asyncio.Semaphore(_core.CALLS_AT_A_TIME)
         self._channel: grpc.aio.Channel | None = channel
         self._stubs: dict[str, Callable[..., Awaitable[Any]]] = {}
@@ -26,6 +28,13 @@ class _Opened:
         """Begins a call."""
         # No variable may hold the stub: an error that somebody keeps would keep the channel open, and gRPC alive.
         return (self._stubs.get(call.path) or self._stub(call.path))(call.request.SerializeToString(), timeout=timeout)
+
+    def stream(self, path: str, requests: AsyncIterator[bytes]) -> Any:
+        """Begins a call with a stream both ways. Returns its responses, as gRPC gives them."""
+        if self._channel is None:
+            raise Unavailable(_core.CLOSED)
+        begin: Callable[..., Any] = self._channel.stream_stream(path)
+        return begin(requests)
 
     def detach(self) -> grpc.aio.Channel | None:
         """Lets go of the channel and returns it. Calls that have not begun will not."""
@@ -66,6 +75,21 @@ class AsyncChannel:
         finally:
             opened.calls -= 1
 
+    @asynccontextmanager
+    async def stream(self, path: str, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        """Makes a call with a stream both ways, for as long as the context lasts. Raises CatracaError."""
+        opened = self._enter()
+        opened.calls -= 1
+        opened.streams += 1
+        call = None
+        try:
+            call = opened.stream(path, requests)
+            yield call
+        finally:
+            opened.streams -= 1
+            if call is not None:
+                call.cancel()
+
     async def close(self) -> None:
         """Ends the calls under way and closes the connection. A call after this opens another."""
         opened, self._opened = self._opened, None
@@ -87,7 +111,12 @@ class AsyncChannel:
     def close_for_fork(self) -> None:
         """See `Connection`. An idle channel can be closed unless its loop runs in another thread."""
         opened = self._opened
-        if opened is None or opened.calls or (opened.loop.is_running() and opened.loop is not _running_loop()):
+        if (
+            opened is None
+            or opened.calls
+            or opened.streams
+            or (opened.loop.is_running() and opened.loop is not _running_loop())
+        ):
             return
         self._opened = None
         # Nothing else holds the channel, so this closes it at once.

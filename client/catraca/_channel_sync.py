@@ -1,7 +1,7 @@
 """The connection of a client for threads: opened at the first call, closed by `close` and before forks."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -37,6 +37,13 @@ class _Opened:
         stub = self._stubs.get(call.path) or self._stub(call.path)
         answer: bytes = stub(call.request.SerializeToString(), timeout=timeout)
         return answer
+
+    def stream(self, path: str, requests: Iterator[bytes]) -> Any:
+        """Begins a call with a stream both ways. Returns its responses, as gRPC gives them."""
+        if self._channel is None:
+            raise Unavailable(self.closed)
+        begin: Callable[..., Any] = self._channel.stream_stream(path)
+        return begin(requests)
 
     def close(self, why: str) -> None:
         """Ends the calls under way and lets go of the channel."""
@@ -74,6 +81,16 @@ class SyncChannel:
             if opened.closed:  # how gRPC says that the channel was closed before it looked at the call
                 raise Unavailable(opened.closed) from None
             raise
+        finally:
+            self._leave(opened)
+
+    def stream(self, path: str, requests: Iterator[bytes]) -> Any:
+        """Begins a call with a stream both ways. A fork does not wait for its end: it ends it. Raises CatracaError."""
+        opened, _ = self._enter(_core.DEFAULT_TIMEOUT_SECONDS)
+        try:
+            return opened.stream(path, requests)
+        except ValueError:
+            raise Unavailable(opened.closed or _core.CLOSED) from None
         finally:
             self._leave(opened)
 

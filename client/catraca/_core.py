@@ -4,7 +4,7 @@ Both clients are thin shells over this. A new RPC is a function here and a line 
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
@@ -16,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from catraca import _model
 from catraca._model import Login, Rotation, Session, Validation
-from catraca.errors import InvalidRequest, SessionInvalid, UnexpectedAnswer
+from catraca.errors import InvalidRequest, SessionInvalid, Unavailable, UnexpectedAnswer
 from catraca.v1 import session_pb2, session_service_pb2 as pb
 
 DEFAULT_TIMEOUT_SECONDS = 1.0
@@ -67,6 +67,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
 )
 
 
+WATCH = f"/{_SERVICE}/WatchSessions"
+
 CLOSED = "the client was closed while this call was under way"
 """What a call is told that `close` ended."""
 
@@ -92,8 +94,7 @@ class Call(Generic[_Result]):
         try:
             return self.read(self.response_type.FromString(answer))
         except (DecodeError, ValueError, OverflowError) as error:
-            # Not a message, or with times that are further away than there are dates. Its bytes stay out of the error.
-            raise UnexpectedAnswer(f"the answer to {self.path} cannot be read: {type(error).__name__}") from None
+            raise _unreadable(self.path, error) from None
 
 
 def create(
@@ -116,15 +117,52 @@ def create(
     return Call(_path("CreateSession"), request, pb.CreateSessionResponse, _model.read_login)
 
 
-def validate(token: str, *, user_id: str | None, skip_touch: bool) -> Call[Validation]:
+def validation(token: str, *, user_id: str | None, skip_touch: bool) -> pb.ValidateSessionRequest:
+    """The request of one validation, which leaves by itself or together with others."""
+    return _build(pb.ValidateSessionRequest, token=token, user_id=user_id, skip_touch=skip_touch)
+
+
+def validate(request: pb.ValidateSessionRequest) -> Call[pb.ValidateSessionResponse]:
     """ValidateSession."""
-    request = _build(pb.ValidateSessionRequest, token=token, user_id=user_id, skip_touch=skip_touch)
-    return Call(_path("ValidateSession"), request, pb.ValidateSessionResponse, _model.read_validation)
+    return Call(_path("ValidateSession"), request, pb.ValidateSessionResponse, lambda response: response)
+
+
+def validate_together(requests: Sequence[pb.ValidateSessionRequest]) -> Call[Sequence[pb.ValidateSessionResponse]]:
+    """BatchValidateSessions, for callers who each read their own answer."""
+
+    def read(response: pb.BatchValidateSessionsResponse) -> Sequence[pb.ValidateSessionResponse]:
+        if len(response.responses) != len(requests):
+            raise ValueError("not one answer for each request")
+        # As one list, because each look into the message's own would make an object.
+        return list(response.responses)
+
+    request = pb.BatchValidateSessionsRequest(requests=requests)
+    return Call(_path("BatchValidateSessions"), request, pb.BatchValidateSessionsResponse, read)
+
+
+def too_late(timeout: float, *, sent: bool) -> Unavailable:
+    """Returns what a caller is told whose time is over while others' calls go on."""
+    if sent:
+        return Unavailable(f"no answer within {timeout:g} s (DEADLINE_EXCEEDED)")
+    return Unavailable(f"not sent within {timeout:g} s, behind this client's other calls")
+
+
+def read_validation(response: pb.ValidateSessionResponse) -> Validation:
+    """Reads the answer to one validation. Raises UnexpectedAnswer if it cannot be read."""
+    try:
+        return _model.read_validation(response)
+    except (ValueError, OverflowError) as error:
+        raise _unreadable(_path("ValidateSession"), error) from None
+
+
+def cache_ttl_seconds(response: pb.ValidateSessionResponse) -> float:
+    """Returns how long a near cache may reuse an answer."""
+    return response.cache_ttl.seconds + response.cache_ttl.nanos / 1e9
 
 
 def validate_batch(tokens: Iterable[str], *, skip_touch: bool) -> Call[list[Validation]]:
     """BatchValidateSessions."""
-    requests = [_build(pb.ValidateSessionRequest, token=token, skip_touch=skip_touch) for token in tokens]
+    requests = [validation(token, user_id=None, skip_touch=skip_touch) for token in tokens]
 
     def read(response: pb.BatchValidateSessionsResponse) -> list[Validation]:
         return [_model.read_validation(each) for each in response.responses]
@@ -221,6 +259,11 @@ def required(validation: Validation) -> Session:
         assert validation.reason is not None, "an invalid token has a reason"
         raise SessionInvalid(validation.reason)
     return validation.session
+
+
+def _unreadable(path: str, error: Exception) -> UnexpectedAnswer:
+    # Not a message, or with times that are further away than there are dates. Its bytes stay out of the error.
+    return UnexpectedAnswer(f"the answer to {path} cannot be read: {type(error).__name__}")
 
 
 def _path(method: str) -> str:

@@ -51,7 +51,7 @@ class Connection(Protocol):
         """Closes the channel, if that can be done here and now."""
 
     def abandon(self) -> None:
-        """Forgets the parent's channel in a child, without touching it."""
+        """Forgets in a child what is the parent's, without touching it."""
 
 
 class Forks:
@@ -124,8 +124,8 @@ class Forks:
         self.gate = threading.Condition()
         self._forking = 0
         self._pid = os.getpid()
-        parents = [each for each in self._connections if each.is_open()]
-        for each in parents:
+        parents = any(each.is_open() for each in self._connections)
+        for each in self._connections:
             each.abandon()
         if unusable or parents:
             self._why_unusable = why

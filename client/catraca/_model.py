@@ -5,7 +5,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from catraca.v1 import session_pb2, session_service_pb2 as pb
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class InvalidReason(Enum):
@@ -84,13 +88,18 @@ def read_session(message: session_pb2.Session) -> Session:
         session_id=message.session_id,
         user_id=message.user_id,
         attributes=dict(message.attributes),
-        create_time=message.create_time.ToDatetime(UTC),
-        last_active_time=message.last_active_time.ToDatetime(UTC),
-        expire_time=message.expire_time.ToDatetime(UTC),
-        absolute_expire_time=message.absolute_expire_time.ToDatetime(UTC),
+        create_time=_datetime(message.create_time),
+        last_active_time=_datetime(message.last_active_time),
+        expire_time=_datetime(message.expire_time),
+        absolute_expire_time=_datetime(message.absolute_expire_time),
         idle_timeout=message.idle_timeout.ToTimedelta() if message.HasField("idle_timeout") else None,
         etag=message.etag,
     )
+
+
+def _datetime(timestamp: Timestamp) -> datetime:
+    # At a third of what Timestamp.ToDatetime costs, which would be most of what reading a session does.
+    return _EPOCH + timedelta(0, timestamp.seconds, timestamp.nanos // 1000)
 
 
 def read_login(message: pb.CreateSessionResponse) -> Login:

@@ -8,8 +8,10 @@ from typing import Self, TypeVar
 import grpc
 
 from catraca import _core, _settings
+from catraca._answering_aio import answering
 from catraca._channel_aio import AsyncChannel
 from catraca._model import Login, Rotation, Session, Validation
+from catraca._near_cache import NearCache, NearCacheStats
 
 _Result = TypeVar("_Result")
 
@@ -28,10 +30,14 @@ class AsyncSessionClient:
         timeout: float = _core.DEFAULT_TIMEOUT_SECONDS,
         credentials: grpc.ChannelCredentials | None = None,
         use_proxy: bool | None = None,
+        near_cache: bool | NearCache = False,
+        coalesce: bool = True,
     ) -> None:
         self._target = _settings.target_or_default(target)
         self._timeout = timeout
         self._channel = AsyncChannel(self._target, credentials, use_proxy=_settings.use_proxy_or_default(use_proxy))
+        self._answering = answering(self._channel, near_cache, coalesce=coalesce)
+        self._near = self._answering.near
 
     async def create(
         self,
@@ -45,7 +51,9 @@ class AsyncSessionClient:
     ) -> Login:
         """Starts a session for a user who has just logged in. See `SessionClient.create`."""
         call = _core.create(user_id=user_id, ttl=ttl, idle_timeout=idle_timeout, attributes=attributes, token=token)
-        return await self._make(call, timeout)
+        login = await self._make(call, timeout)
+        self._answering.changed(session_ids=login.evicted_session_ids)
+        return login
 
     async def validate(
         self,
@@ -56,7 +64,10 @@ class AsyncSessionClient:
         timeout: float | None = None,
     ) -> Validation:
         """Tells whether a token is good and whose it is. See `SessionClient.validate`."""
-        return await self._make(_core.validate(token, user_id=user_id, skip_touch=skip_touch), timeout)
+        near = self._near
+        if near is not None and (known := near.get(token, user_id)) is not None:
+            return known
+        return await self._answering.validate(token, user_id, skip_touch, self._timeout if timeout is None else timeout)
 
     async def validate_batch(
         self,
@@ -120,11 +131,13 @@ class AsyncSessionClient:
             absolute_expire_time=absolute_expire_time,
             idle_timeout=idle_timeout,
         )
-        return await self._make(call, timeout)
+        with self._answering.changing(session_ids=[session_id]):
+            return await self._make(call, timeout)
 
     async def rotate(self, token: str, *, timeout: float | None = None) -> Rotation:
         """Replaces a session's token; the old one stays valid for a short grace. See `SessionClient.rotate`."""
-        return await self._make(_core.rotate(token), timeout)
+        with self._answering.changing(token=token):
+            return await self._make(_core.rotate(token), timeout)
 
     async def revoke(
         self,
@@ -134,16 +147,23 @@ class AsyncSessionClient:
         timeout: float | None = None,
     ) -> bool:
         """Ends the session of a token or of a public id. Returns False if it had already ended."""
-        return await self._make(_core.revoke(token=token, session_id=session_id), timeout)
+        with self._answering.changing(token=token, session_ids=[session_id or ""]):
+            return await self._make(_core.revoke(token=token, session_id=session_id), timeout)
 
     async def revoke_user_sessions(
         self, user_id: str, *, except_session_id: str | None = None, timeout: float | None = None
     ) -> int:
         """Ends all sessions of a user, or all but one. See `SessionClient.revoke_user_sessions`."""
-        return await self._make(_core.revoke_user_sessions(user_id, except_session_id=except_session_id), timeout)
+        with self._answering.changing(user_id=user_id):
+            return await self._make(_core.revoke_user_sessions(user_id, except_session_id=except_session_id), timeout)
+
+    def near_cache_stats(self) -> NearCacheStats | None:
+        """Returns what the near cache has done and how it is; None for a client without one."""
+        return None if self._near is None else self._near.stats()
 
     async def close(self) -> None:
         """Closes the connection. Calls under way end with Unavailable. A later call opens a new connection."""
+        await self._answering.close()
         await self._channel.close()
 
     async def __aenter__(self) -> Self:

@@ -8,8 +8,10 @@ from typing import Self, TypeVar
 import grpc
 
 from catraca import _core, _settings
+from catraca._answering_sync import answering
 from catraca._channel_sync import SyncChannel
 from catraca._model import Login, Rotation, Session, Validation
+from catraca._near_cache import NearCache, NearCacheStats
 
 _Result = TypeVar("_Result")
 
@@ -29,6 +31,10 @@ class SessionClient:
         credentials: For TLS; default none, as the server on loopback expects.
         use_proxy: Whether to connect through the proxy that http_proxy or https_proxy names; default CATRACA_USE_PROXY,
             else not.
+        near_cache: Whether to keep answers in this process and give them again, at most 5 seconds past a revocation:
+            True, or a `NearCache` that says more. docs/near-cache.md says what that promises. Default not.
+        coalesce: Whether validations that are asked for at the same time share calls. Each keeps its own deadline,
+            error and cancellation.
 
     Raises:
         InvalidSetting: An argument, or the environment variable in its place, cannot be used.
@@ -41,10 +47,14 @@ class SessionClient:
         timeout: float = _core.DEFAULT_TIMEOUT_SECONDS,
         credentials: grpc.ChannelCredentials | None = None,
         use_proxy: bool | None = None,
+        near_cache: bool | NearCache = False,
+        coalesce: bool = True,
     ) -> None:
         self._target = _settings.target_or_default(target)
         self._timeout = timeout
         self._channel = SyncChannel(self._target, credentials, use_proxy=_settings.use_proxy_or_default(use_proxy))
+        self._answering = answering(self._channel, near_cache, coalesce=coalesce)
+        self._near = self._answering.near
 
     def create(
         self,
@@ -74,7 +84,9 @@ class SessionClient:
             Unavailable: Unknown whether it was created; repeating is safe.
         """
         call = _core.create(user_id=user_id, ttl=ttl, idle_timeout=idle_timeout, attributes=attributes, token=token)
-        return self._make(call, timeout)
+        login = self._make(call, timeout)
+        self._answering.changed(session_ids=login.evicted_session_ids)
+        return login
 
     def validate(
         self, token: str, *, user_id: str | None = None, skip_touch: bool = False, timeout: float | None = None
@@ -91,7 +103,10 @@ class SessionClient:
             InvalidRequest: The token is empty, or an argument breaks a rule.
             Unavailable: Unknown whether it is valid.
         """
-        return self._make(_core.validate(token, user_id=user_id, skip_touch=skip_touch), timeout)
+        near = self._near
+        if near is not None and (known := near.get(token, user_id)) is not None:
+            return known
+        return self._answering.validate(token, user_id, skip_touch, self._timeout if timeout is None else timeout)
 
     def validate_batch(
         self, tokens: Iterable[str], *, skip_touch: bool = False, timeout: float | None = None
@@ -164,7 +179,8 @@ class SessionClient:
             absolute_expire_time=absolute_expire_time,
             idle_timeout=idle_timeout,
         )
-        return self._make(call, timeout)
+        with self._answering.changing(session_ids=[session_id]):
+            return self._make(call, timeout)
 
     def rotate(self, token: str, *, timeout: float | None = None) -> Rotation:
         """Replaces a session's token; the old one stays valid for a short grace.
@@ -176,11 +192,13 @@ class SessionClient:
             TokenReused: It was rotated earlier and its grace is over; the session has just been revoked.
             Unavailable: Unknown whether it was rotated; repeating is safe.
         """
-        return self._make(_core.rotate(token), timeout)
+        with self._answering.changing(token=token):
+            return self._make(_core.rotate(token), timeout)
 
     def revoke(self, *, token: str | None = None, session_id: str | None = None, timeout: float | None = None) -> bool:
         """Ends the session of a token or of a public id. Returns False if it had already ended."""
-        return self._make(_core.revoke(token=token, session_id=session_id), timeout)
+        with self._answering.changing(token=token, session_ids=[session_id or ""]):
+            return self._make(_core.revoke(token=token, session_id=session_id), timeout)
 
     def revoke_user_sessions(
         self, user_id: str, *, except_session_id: str | None = None, timeout: float | None = None
@@ -191,10 +209,16 @@ class SessionClient:
             Unavailable: Some may have ended; repeat the call. A user with tens of thousands of sessions takes longer
                 than the default timeout.
         """
-        return self._make(_core.revoke_user_sessions(user_id, except_session_id=except_session_id), timeout)
+        with self._answering.changing(user_id=user_id):
+            return self._make(_core.revoke_user_sessions(user_id, except_session_id=except_session_id), timeout)
+
+    def near_cache_stats(self) -> NearCacheStats | None:
+        """Returns what the near cache has done and how it is; None for a client without one."""
+        return None if self._near is None else self._near.stats()
 
     def close(self) -> None:
         """Closes the connection. Calls under way end with Unavailable. A later call opens a new connection."""
+        self._answering.close()
         self._channel.close()
 
     def __enter__(self) -> Self:

@@ -29,7 +29,7 @@ async def test_a_burst_is_answered() -> None:
 
 async def test_who_has_no_turn_in_time_is_told(silent: str) -> None:
     """Waiting for a turn is within the timeout; what is known is nothing, as with any call without an answer."""
-    async with AsyncSessionClient(silent, timeout=60) as sessions:
+    async with AsyncSessionClient(silent, timeout=60, coalesce=False) as sessions:
         first = [asyncio.create_task(sessions.validate("x" * 20)) for _ in range(_core.CALLS_AT_A_TIME)]
         await asyncio.sleep(0)
         begun = time.monotonic()
@@ -46,7 +46,7 @@ async def test_who_has_no_turn_in_time_is_told(silent: str) -> None:
 
 async def test_who_waits_for_a_turn_is_told_of_the_close(silent: str) -> None:
     """Like whoever has no turn in time: nothing is known."""
-    sessions = AsyncSessionClient(silent, timeout=60)
+    sessions = AsyncSessionClient(silent, timeout=60, coalesce=False)
     calls = [asyncio.create_task(sessions.validate("x" * 20)) for _ in range(_core.CALLS_AT_A_TIME + 1)]
     await asyncio.sleep(0)
     await sessions.close()

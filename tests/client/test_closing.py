@@ -76,7 +76,7 @@ async def waiting_call(sessions: AsyncSessionClient, calls: int = 1) -> AsyncIte
 @pytest.mark.parametrize("calls", [1, _core.CALLS_AT_A_TIME + 5])
 async def test_close_with_calls_under_way(silent: str, calls: int) -> None:
     """Each call, sent or still waiting for its turn, is told that the client was closed; no task is cancelled."""
-    sessions = AsyncSessionClient(silent, timeout=60)
+    sessions = AsyncSessionClient(silent, timeout=60, coalesce=False)
     async with waiting_call(sessions, calls) as tasks:
         await sessions.close()
         ended = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), TIMEOUT_SECONDS)

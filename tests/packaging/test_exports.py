@@ -22,6 +22,7 @@ AWAITED = (
     "close",
 )
 ITERATED = ("list_sessions",)
+PLAIN = ("near_cache_stats",)
 
 
 def test_the_names_of_the_client() -> None:
@@ -30,6 +31,8 @@ def test_the_names_of_the_client() -> None:
         "AsyncSessionClient",
         "InvalidReason",
         "Login",
+        "NearCache",
+        "NearCacheStats",
         "Rotation",
         "Session",
         "SessionClient",
@@ -71,10 +74,14 @@ def test_the_modules() -> None:
 
 def test_the_methods() -> None:
     """A client has these methods."""
-    assert {name for name in dir(catraca.SessionClient) if not name.startswith("_")} == {*AWAITED, *ITERATED}
+    assert {name for name in dir(catraca.SessionClient) if not name.startswith("_")} == {
+        *AWAITED,
+        *ITERATED,
+        *PLAIN,
+    }
 
 
-@pytest.mark.parametrize("method", [*AWAITED, *ITERATED])
+@pytest.mark.parametrize("method", [*AWAITED, *ITERATED, *PLAIN])
 def test_the_two_clients_are_alike(method: str) -> None:
     """Each method has the same parameters in both; only in one of them it is awaited or iterated asynchronously."""
     sync, other = getattr(catraca.SessionClient, method), getattr(catraca.AsyncSessionClient, method)

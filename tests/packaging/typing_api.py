@@ -7,7 +7,17 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import assert_type
 
-from catraca import AsyncSessionClient, InvalidReason, Login, Rotation, Session, SessionClient, Validation
+from catraca import (
+    AsyncSessionClient,
+    InvalidReason,
+    Login,
+    NearCache,
+    NearCacheStats,
+    Rotation,
+    Session,
+    SessionClient,
+    Validation,
+)
 from catraca.errors import (
     CatracaError,
     EtagMismatch,
@@ -44,6 +54,9 @@ def sync_client() -> None:
         assert_type(sessions.revoke_user_sessions("12345", except_session_id="id"), int)
         sessions.close()
         SessionClient(use_proxy=True)
+        SessionClient(near_cache=True, coalesce=False)
+        assert_type(SessionClient(near_cache=NearCache(max_entries=100)).near_cache_stats(), NearCacheStats | None)
+        SessionClient(near_cache=100)  # type: ignore[arg-type]
         SessionClient(use_proxy="true")  # type: ignore[arg-type]
         sessions.create(12345)  # type: ignore[arg-type]
         sessions.create("12345", 60)  # type: ignore[call-arg, arg-type]
@@ -69,6 +82,7 @@ async def async_client() -> None:
         assert_type(await sessions.rotate(login.token), Rotation)
         assert_type(await sessions.revoke(session_id=login.session.session_id), bool)
         assert_type(await sessions.revoke_user_sessions("12345"), int)
+        assert_type(sessions.near_cache_stats(), NearCacheStats | None)
         await sessions.create(12345)  # type: ignore[arg-type]
 
 
@@ -93,6 +107,14 @@ def values(login: Login, check: Validation, rotation: Rotation) -> None:
     assert_type(session.etag, str)
     session.user_id = "6"  # type: ignore[misc]
     session.attributes["device"] = "x"  # type: ignore[index]
+
+
+def near_cache_stats(stats: NearCacheStats) -> None:
+    """What a near cache tells."""
+    assert_type(stats.hits, int)
+    assert_type(stats.feed_age, float | None)
+    assert_type(stats.watching, bool)
+    stats.hits = 0  # type: ignore[misc]
 
 
 def errors(sessions: SessionClient) -> None:

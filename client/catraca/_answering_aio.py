@@ -1,0 +1,142 @@
+"""How a client for asyncio gets the answer to a validation: near cache, another's call, a call with others, a call."""
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from catraca import _core
+from catraca._channel_aio import AsyncChannel
+from catraca._flights import Flight, Flights, Key
+from catraca._model import Validation
+from catraca._near_cache import Clock, NearAnswers, NearCache, suspend_counting_clock
+from catraca._together_aio import AsyncTogether
+from catraca._watch_aio import AsyncWatch
+from catraca.v1 import session_service_pb2 as pb
+
+
+@dataclass(slots=True)
+class _InLoop:
+    """What belongs to one event loop."""
+
+    loop: asyncio.AbstractEventLoop
+    together: AsyncTogether
+    flights: Flights[asyncio.Event] = field(default_factory=Flights)
+
+
+class AsyncAnswering:
+    """Answers validations without a near cache."""
+
+    near: NearAnswers | None = None
+
+    def __init__(self, channel: AsyncChannel, *, coalesce: bool) -> None:
+        self._channel = channel
+        self._coalesce = coalesce
+        self._in_loop: _InLoop | None = None
+
+    async def validate(self, token: str, user_id: str | None, skip_touch: bool, timeout: float) -> Validation:
+        """Returns the answer. Raises CatracaError."""
+        request = _core.validation(token, user_id=user_id, skip_touch=skip_touch)
+        return _core.read_validation(await self._ask(request, timeout))
+
+    @contextmanager
+    def changing(
+        self, *, token: str | None = None, session_ids: Iterable[str] = (), user_id: str = ""
+    ) -> Iterator[None]:
+        """Around a call that may change or end sessions, whatever becomes of it: this client then sees what it did."""
+        try:
+            yield
+        finally:
+            self.changed(token=token, session_ids=session_ids, user_id=user_id)
+
+    def changed(self, *, token: str | None = None, session_ids: Iterable[str] = (), user_id: str = "") -> None:
+        """Takes note of what may have been changed or ended."""
+
+    async def close(self) -> None:
+        """Ends the waiting of those whose validation has not left yet."""
+        state = self._in_loop
+        if state is not None and state.loop is asyncio.get_running_loop():
+            state.together.close()
+
+    def _here(self) -> _InLoop:
+        """Returns what belongs to the loop that runs."""
+        loop = asyncio.get_running_loop()
+        state = self._in_loop
+        if state is None or state.loop is not loop:
+            state = self._in_loop = _InLoop(loop, AsyncTogether(self._channel, loop))
+        return state
+
+    async def _ask(self, request: pb.ValidateSessionRequest, timeout: float) -> pb.ValidateSessionResponse:
+        # What the service refuses goes alone. End users send it often, and others shall not have to ask twice for it.
+        if not self._coalesce or not request.token:
+            call = _core.validate(request)
+            return call.result(await self._channel.call(call, timeout))
+        return await self._here().together.ask(request, timeout)
+
+
+class _NearAnswering(AsyncAnswering):
+    """Answers validations that a near cache had no answer to, and sees to it that it has one next time."""
+
+    def __init__(self, channel: AsyncChannel, settings: NearCache, *, coalesce: bool) -> None:
+        super().__init__(channel, coalesce=coalesce)
+        self._clock: Clock = suspend_counting_clock()
+        self.near = self._answers = NearAnswers(settings, self._clock)
+        self._watch = AsyncWatch(channel, self._answers, self._clock)
+
+    async def validate(self, token: str, user_id: str | None, skip_touch: bool, timeout: float) -> Validation:
+        """See `AsyncAnswering`."""
+        self._watch.begin()
+        key = (token, user_id, skip_touch)
+        state = self._here()
+        flight = state.flights.join(key, self._clock())
+        if flight is None:
+            return await self._lead(state.flights, key, timeout)
+        deadline = state.loop.time() + timeout
+        try:
+            async with asyncio.timeout(timeout):
+                await flight.landed.wait()
+        except TimeoutError:
+            raise _core.too_late(timeout, sent=True) from None
+        if (answer := flight.answer_at(self._clock())) is not None:
+            return answer
+        # The other's call failed or was cancelled, which says nothing of this one; or it took long.
+        return await self._fetch(key, max(deadline - state.loop.time(), 0))
+
+    async def close(self) -> None:
+        """See `AsyncAnswering`."""
+        await self._watch.close()
+        await super().close()
+
+    def changed(self, *, token: str | None = None, session_ids: Iterable[str] = (), user_id: str = "") -> None:
+        """See `AsyncAnswering`."""
+        self._answers.drop_for_write(token=token, session_ids=session_ids, user_id=user_id)
+        self._here().flights.clear()
+
+    async def _lead(self, flights: Flights[asyncio.Event], key: Key, timeout: float) -> Validation:
+        flight: Flight[asyncio.Event] = flights.lead(key, self._clock(), asyncio.Event)
+        try:
+            flight.answer = await self._fetch(key, timeout)
+            return flight.answer
+        finally:
+            flights.land(key, flight)
+            flight.landed.set()
+
+    async def _fetch(self, key: Key, timeout: float) -> Validation:
+        token, user_id, skip_touch = key
+        request = _core.validation(token, user_id=user_id, skip_touch=skip_touch)
+        fill = self._answers.begin()
+        response = await self._ask(request, timeout)
+        validation = _core.read_validation(response)
+        self._answers.keep(token, fill, validation, _core.cache_ttl_seconds(response))
+        return validation
+
+
+def answering(channel: AsyncChannel, near_cache: bool | NearCache, *, coalesce: bool) -> AsyncAnswering:
+    """Returns what answers a client's validations, as its arguments say."""
+    if isinstance(near_cache, NearCache):
+        return _NearAnswering(channel, near_cache, coalesce=coalesce)
+    return (
+        _NearAnswering(channel, NearCache(), coalesce=coalesce)
+        if near_cache
+        else AsyncAnswering(channel, coalesce=coalesce)
+    )

@@ -1,0 +1,146 @@
+"""How a client for threads gets the answer to a validation: near cache, another's call, a call with others, a call."""
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from catraca import _core
+from catraca._channel_sync import SyncChannel
+from catraca._flights import Flight, Flights, Key
+from catraca._forks import forks
+from catraca._model import Validation
+from catraca._near_cache import Clock, NearAnswers, NearCache, suspend_counting_clock
+from catraca._together_sync import SyncTogether
+from catraca._watch_sync import SyncWatch
+from catraca.v1 import session_service_pb2 as pb
+
+
+class SyncAnswering:
+    """Answers validations without a near cache."""
+
+    near: NearAnswers | None = None
+
+    def __init__(self, channel: SyncChannel, *, coalesce: bool) -> None:
+        self._channel = channel
+        self._together = SyncTogether(channel) if coalesce else None
+        forks.watch(self)
+
+    def validate(self, token: str, user_id: str | None, skip_touch: bool, timeout: float) -> Validation:
+        """Returns the answer. Raises CatracaError."""
+        return _core.read_validation(
+            self._ask(_core.validation(token, user_id=user_id, skip_touch=skip_touch), timeout)
+        )
+
+    @contextmanager
+    def changing(
+        self, *, token: str | None = None, session_ids: Iterable[str] = (), user_id: str = ""
+    ) -> Iterator[None]:
+        """Around a call that may change or end sessions, whatever becomes of it: this client then sees what it did."""
+        try:
+            yield
+        finally:
+            self.changed(token=token, session_ids=session_ids, user_id=user_id)
+
+    def changed(self, *, token: str | None = None, session_ids: Iterable[str] = (), user_id: str = "") -> None:
+        """Takes note of what may have been changed or ended."""
+
+    def close(self) -> None:
+        """Ends the waiting of those whose validation has not left yet."""
+        if self._together is not None:
+            self._together.close()
+
+    def calls_to_drain(self) -> int:
+        """See `Connection`."""
+        return 0
+
+    def is_open(self) -> bool:
+        """See `Connection`."""
+        return False
+
+    def close_for_fork(self) -> None:
+        """See `Connection`. Those who wait for the call of another go on once that is over."""
+
+    def abandon(self) -> None:
+        """See `Connection`."""
+        if self._together is not None:
+            self._together.renew()
+
+    def _ask(self, request: pb.ValidateSessionRequest, timeout: float) -> pb.ValidateSessionResponse:
+        # What the service refuses goes alone. End users send it often, and others shall not have to ask twice for it.
+        if self._together is None or not request.token:
+            call = _core.validate(request)
+            return call.result(self._channel.call(call, timeout))
+        return self._together.ask(request, timeout)
+
+
+class _NearAnswering(SyncAnswering):
+    """Answers validations that a near cache had no answer to, and sees to it that it has one next time."""
+
+    def __init__(self, channel: SyncChannel, settings: NearCache, *, coalesce: bool) -> None:
+        super().__init__(channel, coalesce=coalesce)
+        self._clock: Clock = suspend_counting_clock()
+        self.near = self._answers = NearAnswers(settings, self._clock)
+        self._watch = SyncWatch(channel, self._answers, self._clock)
+        self._flights: Flights[threading.Event] = Flights()
+
+    def validate(self, token: str, user_id: str | None, skip_touch: bool, timeout: float) -> Validation:
+        """See `SyncAnswering`."""
+        self._watch.begin()
+        key = (token, user_id, skip_touch)
+        flight = self._flights.join(key, self._clock())
+        if flight is None:
+            return self._lead(key, timeout)
+        deadline = time.monotonic() + timeout
+        flight.landed.wait(min(timeout, threading.TIMEOUT_MAX))
+        if (answer := flight.answer_at(self._clock())) is not None:
+            return answer
+        # The other's call failed, which says nothing of this one; or it took long.
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise _core.too_late(timeout, sent=True)
+        return self._fetch(key, left)
+
+    def close(self) -> None:
+        """See `SyncAnswering`."""
+        self._watch.close()
+        super().close()
+
+    def abandon(self) -> None:
+        """See `Connection`."""
+        super().abandon()
+        self._flights.clear()
+
+    def changed(self, *, token: str | None = None, session_ids: Iterable[str] = (), user_id: str = "") -> None:
+        """See `SyncAnswering`."""
+        self._answers.drop_for_write(token=token, session_ids=session_ids, user_id=user_id)
+        self._flights.clear()
+
+    def _lead(self, key: Key, timeout: float) -> Validation:
+        flight: Flight[threading.Event] = self._flights.lead(key, self._clock(), threading.Event)
+        try:
+            flight.answer = self._fetch(key, timeout)
+            return flight.answer
+        finally:
+            self._flights.land(key, flight)
+            flight.landed.set()
+
+    def _fetch(self, key: Key, timeout: float) -> Validation:
+        token, user_id, skip_touch = key
+        request = _core.validation(token, user_id=user_id, skip_touch=skip_touch)
+        fill = self._answers.begin()
+        response = self._ask(request, timeout)
+        validation = _core.read_validation(response)
+        self._answers.keep(token, fill, validation, _core.cache_ttl_seconds(response))
+        return validation
+
+
+def answering(channel: SyncChannel, near_cache: bool | NearCache, *, coalesce: bool) -> SyncAnswering:
+    """Returns what answers a client's validations, as its arguments say."""
+    if isinstance(near_cache, NearCache):
+        return _NearAnswering(channel, near_cache, coalesce=coalesce)
+    return (
+        _NearAnswering(channel, NearCache(), coalesce=coalesce)
+        if near_cache
+        else SyncAnswering(channel, coalesce=coalesce)
+    )

@@ -1,0 +1,161 @@
+"""Which validations leave together: decides, and leaves the sending to the shells.
+
+A validation leaves at once if none is under way. Those that come while one is leave together when it returns, so the
+busier a client is, the more of them share a call, and an idle client waits for nobody. Nothing joins a call that has
+left, so every answer was read after it was asked for.
+"""
+
+import copy
+import math
+import re
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from catraca.errors import CatracaError, FieldViolation, InvalidRequest
+from catraca.v1 import session_service_pb2 as pb
+
+MAX_CALLS = 1_000
+"""What BatchValidateSessions takes."""
+MAX_BYTES = 7 << 20
+"""Of requests in a batch. Servers refuse more than 8 MiB."""
+PATIENCE_SECONDS = 0.010
+"""How long a call holds up those behind it. In a data centre a batch returns sooner; over a longer way, or from a slow
+store, nobody waits more than this for a call that is not their own."""
+CALLS_AWAY = 8
+"""How many calls may be under way beside each other. A server that answers nothing gets no more than this of them."""
+
+_OVERHEAD_BYTES = 8
+_FIELD = re.compile(r"requests\[(\d+)\]\.(.+)", re.DOTALL)
+
+
+class Waiting(Protocol):
+    """A validation that somebody waits for."""
+
+    request: pb.ValidateSessionRequest
+    deadline: float
+    """Until when somebody waits."""
+
+    def fail(self, error: CatracaError) -> None:
+        """Tells whoever waits."""
+
+
+_Waiting = TypeVar("_Waiting", bound=Waiting)
+
+
+@dataclass(slots=True, eq=False)
+class Group(Generic[_Waiting]):
+    """Validations that leave in one call."""
+
+    members: list[_Waiting]
+    left_at: float
+
+    def deadline(self) -> float:
+        """Returns until when somebody waits for an answer."""
+        return max(each.deadline for each in self.members)
+
+
+class Departures(Generic[_Waiting]):
+    """Validations that wait to leave, and the calls that are away."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[_Waiting, None] = {}  # in the order in which they came
+        self.away: list[Group[_Waiting]] = []  # in the order in which they left
+
+    def add(self, waiting: _Waiting) -> None:
+        """One more wants to leave."""
+        self._waiting[waiting] = None
+
+    def remove(self, waiting: _Waiting) -> bool:
+        """One waits no longer. Returns whether it had not left yet."""
+        return self._waiting.pop(waiting, self) is None
+
+    def next_group(self, now: float) -> Group[_Waiting] | None:
+        """Returns those that leave now, if any do. Whoever gets them sends them, and says `returned` afterwards."""
+        if not self._waiting or now < self.next_look():
+            return None
+        members = self._board(now)
+        if not members:
+            return None
+        group = Group(members, now)
+        self.away.append(group)
+        return group
+
+    def returned(self, group: Group[_Waiting]) -> None:
+        """A call is no longer away, whatever became of it."""
+        self.away.remove(group)
+
+    def next_look(self) -> float:
+        """Returns when the next group may leave if no call returns before."""
+        if not self.away:
+            return -math.inf
+        return math.inf if len(self.away) >= CALLS_AWAY else self.away[-1].left_at + PATIENCE_SECONDS
+
+    def last(self) -> _Waiting | None:
+        """Returns the last of those that wait to leave, who will mostly wait longest."""
+        return next(reversed(self._waiting), None)
+
+    def clear(self) -> list[_Waiting]:
+        """Returns all that wait to leave. None of them will."""
+        waiting, self._waiting = list(self._waiting), {}
+        return waiting
+
+    def _board(self, now: float) -> list[_Waiting]:
+        """Takes as many as go into one call, and leaves out those for whom nobody waits any more."""
+        members: list[_Waiting] = []
+        over: list[_Waiting] = []
+        size = 0
+        for each in self._waiting:
+            if each.deadline <= now:
+                over.append(each)
+                continue
+            size += each.request.ByteSize() + _OVERHEAD_BYTES
+            if len(members) == MAX_CALLS or (members and size > MAX_BYTES):
+                break
+            members.append(each)
+        for each in (*members, *over):
+            del self._waiting[each]
+        return members
+
+
+def blamed(error: CatracaError, members: list[_Waiting]) -> dict[_Waiting, InvalidRequest]:
+    """Returns whose requests broke a rule, each with an error of its own that names its own fields.
+
+    Empty if the error blames none of them: then it is everybody's.
+    """
+    if not isinstance(error, InvalidRequest):
+        return {}
+    violations: dict[int, list[FieldViolation]] = {}
+    for violation in error.violations:
+        field = _FIELD.fullmatch(violation.field)
+        if field is None or int(field[1]) >= len(members):
+            return {}
+        violations.setdefault(int(field[1]), []).append(FieldViolation(field[2], violation.description))
+    return {members[at]: _own_invalid(error, of_one) for at, of_one in violations.items()}
+
+
+def tell(error: CatracaError, members: list[_Waiting]) -> list[_Waiting]:
+    """Tells the members of a failed call. Returns those whom the failure does not concern: they are asked for again."""
+    guilty = blamed(error, members)
+    if not guilty:
+        for each in members:
+            each.fail(own(error))
+        return []
+    for each, mine in guilty.items():
+        each.fail(mine)
+    return [each for each in members if each not in guilty]
+
+
+def own(error: CatracaError) -> CatracaError:
+    """Returns a caller's own instance of an error that several get: each raises it with a traceback of its own."""
+    mine = copy.copy(error)
+    mine.__cause__ = error.__cause__
+    return mine
+
+
+def _own_invalid(error: InvalidRequest, violations: list[FieldViolation]) -> InvalidRequest:
+    # The text of the whole batch's error tells of others.
+    mine = InvalidRequest("; ".join(f"{each.field}: {each.description}" for each in violations) + " (INVALID_ARGUMENT)")
+    mine.reason = error.reason
+    mine.violations = tuple(violations)
+    mine.__cause__ = error.__cause__
+    return mine

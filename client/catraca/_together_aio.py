@@ -1,0 +1,147 @@
+"""Validations of many tasks in few calls: a lone one by its own task, a group by a task of its own."""
+
+import asyncio
+import math
+
+from catraca import _coalesce, _core
+from catraca._channel_aio import AsyncChannel
+from catraca.errors import CatracaError, Unavailable
+from catraca.v1 import session_service_pb2 as pb
+
+
+class _Waiting:
+    """A task that waits for the answer to its validation."""
+
+    __slots__ = ("deadline", "future", "request", "timeout")
+
+    def __init__(self, request: pb.ValidateSessionRequest, timeout: float, loop: asyncio.AbstractEventLoop) -> None:
+        self.request = request
+        self.timeout = timeout
+        self.deadline = loop.time() + timeout
+        self.future: asyncio.Future[pb.ValidateSessionResponse] = loop.create_future()
+
+    def fail(self, error: CatracaError) -> None:
+        """See `Waiting`."""
+        if not self.future.done():  # it may have stopped waiting, by its deadline or a cancellation
+            self.future.set_exception(error)
+
+    def tell(self, answer: pb.ValidateSessionResponse) -> None:
+        """Hands the answer over, if the task still waits."""
+        if not self.future.done():
+            self.future.set_result(answer)
+
+
+_Group = _coalesce.Group[_Waiting]
+
+
+class AsyncTogether:
+    """Asks the service about tokens, in as few calls as those who ask at the same time allow. For one event loop."""
+
+    def __init__(self, channel: AsyncChannel, loop: asyncio.AbstractEventLoop) -> None:
+        self._channel = channel
+        self._loop = loop
+        self._departures: _coalesce.Departures[_Waiting] = _coalesce.Departures()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: set[_Waiting] = set()
+        """Those with a deadline to watch over: all who do not make their own call."""
+        self._deadline: asyncio.TimerHandle | None = None
+        self._look: asyncio.TimerHandle | None = None
+
+    async def ask(self, request: pb.ValidateSessionRequest, timeout: float) -> pb.ValidateSessionResponse:
+        """Returns the answer to a validation. Raises CatracaError."""
+        mine = _Waiting(request, timeout, self._loop)
+        self._departures.add(mine)
+        group = self._departures.next_group(self._loop.time())
+        if group is not None and group.members == [mine]:
+            return await self._alone(group, timeout)
+        self._send(group)
+        self._waiting.add(mine)
+        self._watch_deadline(mine.deadline)
+        self._watch_look()
+        try:
+            return await mine.future
+        finally:
+            self._waiting.discard(mine)
+            self._departures.remove(mine)
+
+    def close(self) -> None:
+        """Ends the waiting of those who have not left yet."""
+        for each in self._departures.clear():
+            each.fail(Unavailable(_core.CLOSED))
+
+    async def _alone(self, group: _Group, timeout: float) -> pb.ValidateSessionResponse:
+        call = _core.validate(group.members[0].request)
+        try:
+            return call.result(await self._channel.call(call, timeout))
+        finally:
+            self._returned(group)
+
+    def _send(self, group: _Group | None) -> None:
+        if group is None:
+            return
+        task = self._loop.create_task(self._together(group))
+        # The loop itself holds tasks weakly.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _together(self, group: _Group) -> None:
+        members = group.members
+        try:
+            while members:
+                members = await self._call(members)
+        finally:
+            for each in group.members:  # of a loop that ends, which cancels this task
+                each.fail(Unavailable(_core.CLOSED))
+            self._returned(group)
+
+    async def _call(self, members: list[_Waiting]) -> list[_Waiting]:
+        """Makes a call. Returns whom to send again, because the call failed for others' requests."""
+        timeout = max(max(each.deadline for each in members) - self._loop.time(), 0)
+        try:
+            if len(members) == 1:
+                alone = _core.validate(members[0].request)
+                members[0].tell(alone.result(await self._channel.call(alone, timeout)))
+                return []
+            together = _core.validate_together([each.request for each in members])
+            answers = together.result(await self._channel.call(together, timeout))
+        except CatracaError as error:
+            return _coalesce.tell(error, members)
+        for each, answer in zip(members, answers, strict=True):
+            each.tell(answer)
+        return []
+
+    def _returned(self, group: _Group) -> None:
+        self._departures.returned(group)
+        self._depart()
+
+    def _depart(self) -> None:
+        """Sends what may leave now, and comes back when more may."""
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        while (group := self._departures.next_group(self._loop.time())) is not None:
+            self._send(group)
+        self._watch_look()
+
+    def _watch_look(self) -> None:
+        if self._look is None and self._departures.last() is not None:
+            when = self._departures.next_look()
+            if when < math.inf:
+                self._look = self._loop.call_at(when, self._depart)
+
+    def _watch_deadline(self, deadline: float) -> None:
+        """Keeps one timer for all deadlines, because most are met and a timer for each would be the dearest part."""
+        if self._deadline is not None:
+            if self._deadline.when() <= deadline:
+                return
+            self._deadline.cancel()
+        self._deadline = self._loop.call_at(deadline, self._expire)
+
+    def _expire(self) -> None:
+        now = self._loop.time()
+        self._deadline = None
+        for each in [each for each in self._waiting if each.deadline <= now]:
+            self._waiting.discard(each)
+            each.fail(_core.too_late(each.timeout, sent=not self._departures.remove(each)))
+        if self._waiting:
+            self._watch_deadline(min(each.deadline for each in self._waiting))

@@ -1,0 +1,177 @@
+"""Validations of many threads in few calls. There is no thread for it: each call is made by one of those who wait."""
+
+import threading
+import time
+from _thread import allocate_lock
+
+from catraca import _coalesce, _core
+from catraca._channel_sync import SyncChannel
+from catraca.errors import CatracaError, Unavailable
+from catraca.v1 import session_service_pb2 as pb
+
+_OVERSTAY_SECONDS = 0.010
+"""By how much a thread that makes a call for others may miss its own deadline for theirs."""
+_INTERRUPTED = "the thread that made this call for several was interrupted"
+
+
+class _Waiting:
+    """A thread that waits for the answer to its validation."""
+
+    __slots__ = ("answer", "bell", "deadline", "error", "group", "request")
+
+    def __init__(self, request: pb.ValidateSessionRequest, deadline: float) -> None:
+        self.request = request
+        self.deadline = deadline
+        self.answer: pb.ValidateSessionResponse | None = None
+        self.error: BaseException | None = None
+        self.group: _coalesce.Group[_Waiting] | None = None
+        """What this thread is to send."""
+        # The cheapest thing to wait for: released by whoever has news.
+        self.bell = allocate_lock()
+        self.bell.acquire()
+
+    def fail(self, error: CatracaError) -> None:
+        """See `Waiting`. To be rung afterwards."""
+        self.error = error
+
+    def ring(self) -> None:
+        """Wakes the thread. Two who do so at once wake it once."""
+        try:  # noqa: SIM105  it is on the way of every answer
+            self.bell.release()
+        except RuntimeError:  # it has been rung already
+            pass
+
+    @property
+    def told(self) -> bool:
+        """Whether there is an answer or an error."""
+        return self.answer is not None or self.error is not None
+
+
+_Group = _coalesce.Group[_Waiting]
+_Departures = _coalesce.Departures[_Waiting]
+
+
+class SyncTogether:
+    """Asks the service about tokens, in as few calls as those who ask at the same time allow."""
+
+    def __init__(self, channel: SyncChannel) -> None:
+        self._channel = channel
+        self.renew()
+
+    def renew(self) -> None:
+        """Begins with nobody waiting, as in a child."""
+        self._lock = threading.Lock()
+        self._departures: _Departures = _coalesce.Departures()
+
+    def ask(self, request: pb.ValidateSessionRequest, timeout: float) -> pb.ValidateSessionResponse:
+        """Returns the answer to a validation. Raises CatracaError."""
+        departures = self._departures
+        mine = _Waiting(request, time.monotonic() + timeout)
+        with self._lock:
+            departures.add(mine)
+            self._depart(departures, mine)
+        try:
+            while True:
+                if mine.group is not None:
+                    self._lead(departures, mine.group)
+                    mine.group = None
+                if mine.answer is not None:
+                    return mine.answer
+                if mine.error is not None:
+                    raise mine.error
+                self._wait(departures, mine, timeout)
+        finally:
+            if not mine.told:
+                self._leave(departures, mine)
+
+    def close(self) -> None:
+        """Ends the waiting of those who have not left yet."""
+        with self._lock:
+            waiting = self._departures.clear()
+        for each in waiting:
+            each.error = Unavailable(_core.CLOSED)
+            each.ring()
+
+    @staticmethod
+    def _depart(departures: _Departures, mine: _Waiting) -> None:
+        """If a group may leave now, gives it to whoever will wait long enough for its answer."""
+        group = departures.next_group(time.monotonic())
+        if group is None:
+            return
+        last = max(group.members, key=_deadline)
+        if last.deadline <= mine.deadline + _OVERSTAY_SECONDS:
+            mine.group = group
+        else:
+            last.group = group
+            last.ring()
+
+    def _wait(self, departures: _Departures, mine: _Waiting, timeout: float) -> None:
+        """Waits for news, for this thread's turn to send, or for its deadline."""
+        with self._lock:
+            until = min(mine.deadline, departures.next_look())
+        mine.bell.acquire(timeout=min(max(until - time.monotonic(), 0), threading.TIMEOUT_MAX))
+        if mine.told:
+            return
+        with self._lock:
+            if mine.group is not None:
+                return
+            if time.monotonic() < mine.deadline:
+                self._depart(departures, mine)
+                return
+            sent = not departures.remove(mine)
+        if not mine.told:
+            mine.error = _core.too_late(timeout, sent=sent)
+
+    def _lead(self, departures: _Departures, group: _Group) -> None:
+        """Makes the call of a group, and of what is left of it if some of its requests break a rule."""
+        try:
+            members = group.members
+            while members:
+                members = self._send(members)
+        finally:
+            for each in group.members:
+                if not each.told:  # Ctrl-C in this thread is not the others'
+                    each.error = Unavailable(_INTERRUPTED)
+                each.ring()
+            with self._lock:
+                departures.returned(group)
+                nxt = departures.last()
+            if nxt is not None:
+                nxt.ring()
+
+    def _send(self, members: list[_Waiting]) -> list[_Waiting]:
+        """Makes a call. Returns whom to send again, because the call failed for others' requests."""
+        requests = [each.request for each in members]
+        timeout = max(max(each.deadline for each in members) - time.monotonic(), 0)
+        try:
+            if len(members) == 1:
+                alone = _core.validate(requests[0])
+                members[0].answer = alone.result(self._channel.call(alone, timeout))
+                return []
+            together = _core.validate_together(requests)
+            answers = together.result(self._channel.call(together, timeout))
+        except CatracaError as error:
+            return _coalesce.tell(error, members)
+        for each, answer in zip(members, answers, strict=True):
+            each.answer = answer
+        return []
+
+    def _leave(self, departures: _Departures, mine: _Waiting) -> None:
+        """Passes on what this thread, which was interrupted, was to do."""
+        with self._lock:
+            departures.remove(mine)
+            group, mine.group = mine.group, None
+            if group in departures.away:
+                departures.returned(group)
+            else:
+                group = None
+            nxt = departures.last()
+        for each in group.members if group else ():
+            each.error = each.error or Unavailable(_INTERRUPTED)
+            each.ring()
+        if nxt is not None:
+            nxt.ring()
+
+
+def _deadline(waiting: _Waiting) -> float:
+    return waiting.deadline

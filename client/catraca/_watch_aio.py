@@ -1,0 +1,141 @@
+"""The watch stream of a client for asyncio: one task reads it, from the first validation in a loop until `close`."""
+
+import asyncio
+import random
+import weakref
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from catraca import _core
+from catraca._channel_aio import AsyncChannel
+from catraca._forks import forks
+from catraca._lease import PING_SECONDS
+from catraca._near_cache import Clock, NearAnswers
+from catraca._watching import Watch, log_refusal
+from catraca.errors import CatracaError
+from catraca.v1 import session_service_pb2 as pb
+
+
+class _Reader:
+    """Reads one stream after another, in one loop. It knows nothing of the client, so that a client can be freed."""
+
+    def __init__(self, channel: AsyncChannel, watch: Watch) -> None:
+        self._channel = channel
+        self._watch = watch
+        self._call: Any = None
+
+    async def run(self) -> None:
+        """Reads until it is cancelled."""
+        while True:
+            code = grpc.StatusCode.CANCELLED
+            try:
+                code = await self._stream()
+            finally:
+                log_refusal(self._watch, code)
+                delay = self._watch.ended(code)
+            await asyncio.sleep(delay)
+
+    async def _stream(self) -> grpc.StatusCode:
+        """Reads a stream to its end. Returns how it ended."""
+        task = asyncio.current_task()
+        try:
+            async with self._channel.stream(_core.WATCH, self._requests()) as self._call:
+                async for response in self._call:
+                    self._watch.receive(pb.WatchSessionsResponse.FromString(response))
+        except asyncio.CancelledError:
+            if task is None or task.cancelling():
+                raise
+            return grpc.StatusCode.CANCELLED  # the call was, because its channel was closed or it was silent
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+        except (CatracaError, DecodeError, grpc.aio.BaseError):
+            return grpc.StatusCode.UNAVAILABLE
+        finally:
+            self._call = None
+        return grpc.StatusCode.OK
+
+    async def _requests(self) -> AsyncIterator[bytes]:
+        """Yields the requests of a stream, in a task of gRPC's that ends with the stream."""
+        yield self._watch.start().SerializeToString()
+        while True:
+            yield self._watch.ping().SerializeToString()
+            await asyncio.sleep(PING_SECONDS)
+            if self._call is not None and self._watch.is_silent():
+                self._call.cancel()
+
+
+class AsyncWatch:
+    """Keeps a near cache up to date while a client is in use."""
+
+    def __init__(self, channel: AsyncChannel, answers: NearAnswers, clock: Clock) -> None:
+        self._channel = channel
+        self._answers = answers
+        self._clock = clock
+        self._watch = self._new_watch()
+        self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._finalizer: weakref.finalize[..., AsyncWatch] | None = None
+        forks.watch(self)
+
+    def begin(self) -> None:
+        """Sees to it that the stream is read in the loop that runs. Raises UnusableAfterFork."""
+        forks.check()
+        loop = asyncio.get_running_loop()
+        if self._loop is loop and self._task is not None and not self._task.done():
+            return
+        self._stop()
+        if self._loop is not loop:
+            # Whoever used the client in another loop may still be reading there: two streams do not share a cursor.
+            self._answers.closed()
+            self._watch = self._new_watch()
+        self._loop = loop
+        self._task = loop.create_task(_Reader(self._channel, self._watch).run(), name="catraca-watch")
+        # For clients that nobody closes.
+        self._finalizer = weakref.finalize(self, _cancel, self._task, loop)
+
+    async def close(self) -> None:
+        """Ends the stream and its task, and forgets the answers. A later `begin` begins anew."""
+        task, loop = self._task, self._loop
+        self._stop()
+        self._task = self._loop = None
+        self._watch = self._new_watch()
+        if task is not None and loop is asyncio.get_running_loop():
+            await asyncio.wait([task])
+        self._answers.closed()
+
+    def calls_to_drain(self) -> int:
+        """See `Connection`. What the channel is tells of the stream."""
+        return 0
+
+    def is_open(self) -> bool:
+        """See `Connection`. What the channel is tells of the stream."""
+        return False
+
+    def close_for_fork(self) -> None:
+        """See `Connection`."""
+
+    def abandon(self) -> None:
+        """See `Connection`."""
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._finalizer = self._task = self._loop = None
+        self._watch = self._new_watch()
+        self._answers.renew()
+
+    def _new_watch(self) -> Watch:
+        return Watch(self._answers, self._clock, random.Random())  # noqa: S311  it spreads reconnects and guards nothing
+
+    def _stop(self) -> None:
+        if self._finalizer is not None:
+            self._finalizer()
+            self._finalizer = None
+
+
+def _cancel(task: asyncio.Task[None], loop: asyncio.AbstractEventLoop) -> None:
+    # From the loop itself, from the garbage collector in any thread, or from the end of the program.
+    with suppress(RuntimeError):  # the loop has been closed, and what ran in it with it
+        loop.call_soon_threadsafe(task.cancel)

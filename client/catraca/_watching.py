@@ -1,0 +1,103 @@
+"""The watch stream without its I/O: what to send on it, what its messages mean, when to open another."""
+
+import itertools
+import logging
+import random
+
+import grpc
+
+from catraca._near_cache import Clock, NearAnswers
+from catraca.v1 import session_event_pb2 as events, session_service_pb2 as pb
+
+SILENCE_SECONDS = 5.0
+"""A stream on which nothing has come for so long is given up, though every ping asks for a pong."""
+
+_FIRST_DELAY_SECONDS = 0.1
+_LONGEST_DELAY_SECONDS = 3.0
+_REFUSED_DELAY_SECONDS = 60.0
+_REFUSALS = (
+    grpc.StatusCode.UNIMPLEMENTED,  # a server that is older than the feed
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
+)
+# What makes kept answers outdated. A new session is in no near cache, so nothing is asked about logins.
+_TYPES = (
+    events.SESSION_EVENT_TYPE_UPDATED,
+    events.SESSION_EVENT_TYPE_ROTATED,
+    events.SESSION_EVENT_TYPE_REVOKED,
+)
+
+
+_log = logging.getLogger("catraca")
+_nonces = itertools.count(1)  # for all streams, so that no pong passes for the answer to another's ping
+
+
+class Watch:
+    """One client's watching, stream after stream."""
+
+    def __init__(self, answers: NearAnswers, clock: Clock, chance: random.Random) -> None:
+        self.refused = False
+        """Whether the server last refused to be watched."""
+        self._answers = answers
+        self._clock = clock
+        self._chance = chance
+        self._cursor = ""
+        self._begun_after = ""
+        self._heard_at = 0.0
+        self._failures = 0
+
+    def start(self) -> pb.WatchSessionsRequest:
+        """Returns the first request of a new stream, which goes on where the last one ended."""
+        self._begun_after = self._cursor
+        self._heard_at = self._clock()
+        return pb.WatchSessionsRequest(start=pb.WatchStart(cursor=self._cursor, types=_TYPES))
+
+    def ping(self) -> pb.WatchSessionsRequest:
+        """Returns a ping, to be sent after this and not before."""
+        nonce = next(_nonces)
+        self._answers.lease.ping(nonce, self._clock())
+        return pb.WatchSessionsRequest(ping=pb.WatchPing(nonce=nonce))
+
+    def receive(self, response: pb.WatchSessionsResponse) -> None:
+        """Takes what the server sent."""
+        self._heard_at = self._clock()
+        match response.WhichOneof("response"):
+            case "opened":
+                self._failures, self.refused = 0, False
+                self._cursor = response.opened.cursor
+                self._answers.opened(resumed=bool(self._begun_after))
+            case "event":
+                event = response.event
+                self._answers.drop_for_event(event.session_id, event.user_id)
+                self._cursor = event.cursor
+            case "pong":
+                pong = response.pong
+                self._answers.lease.pong(pong.nonce, pong.age.seconds + pong.age.nanos / 1e9)
+            case "reset":
+                reset = response.reset
+                self._cursor = reset.cursor
+                self._answers.reset(of_another_primary=reset.reason == pb.WATCH_RESET_REASON_EPOCH_CHANGED)
+            case _:  # from a server of the future, which does not skip anything in silence either
+                pass
+
+    def is_silent(self) -> bool:
+        """Whether nothing has come for so long that the connection must be taken for dead."""
+        return self._clock() - self._heard_at > SILENCE_SECONDS
+
+    def ended(self, code: grpc.StatusCode) -> float:
+        """Takes the end of a stream. Returns after how many seconds to open another."""
+        self._answers.ended()
+        if code in _REFUSALS:
+            self.refused = True
+            longest = _REFUSED_DELAY_SECONDS
+        else:
+            longest = min(_FIRST_DELAY_SECONDS * 2**self._failures, _LONGEST_DELAY_SECONDS)
+            self._failures = min(self._failures + 1, 10)
+        # Spread over its second half, so that not all clients of a server come back to the next one at once.
+        return longest * self._chance.uniform(0.5, 1)
+
+
+def log_refusal(watch: Watch, code: grpc.StatusCode) -> None:
+    """Says that there is no near cache with this server, once until it is watched again."""
+    if code in _REFUSALS and not watch.refused:
+        _log.warning("near cache off: WatchSessions refused: %s", code.name)
