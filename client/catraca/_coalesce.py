@@ -21,6 +21,9 @@ MAX_BYTES = 7 << 20
 PATIENCE_SECONDS = 0.010
 """How long a call holds up those behind it. In a data centre a batch returns sooner; over a longer way, or from a slow
 store, nobody waits more than this for a call that is not their own."""
+ENOUGH = 128
+"""So many do not wait for more, because a call costs little for each of them already: they leave beside what is under
+way, and client and server work at the same time."""
 CALLS_AWAY = 8
 """How many calls may be under way beside each other. A server that answers nothing gets no more than this of them."""
 
@@ -88,7 +91,9 @@ class Departures(Generic[_Waiting]):
         """Returns when the next group may leave if no call returns before."""
         if not self.away:
             return -math.inf
-        return math.inf if len(self.away) >= CALLS_AWAY else self.away[-1].left_at + PATIENCE_SECONDS
+        if len(self.away) >= CALLS_AWAY:
+            return math.inf
+        return -math.inf if len(self._waiting) >= ENOUGH else self.away[-1].left_at + PATIENCE_SECONDS
 
     def last(self) -> _Waiting | None:
         """Returns the last of those that wait to leave, who will mostly wait longest."""

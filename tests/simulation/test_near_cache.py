@@ -1,0 +1,95 @@
+"""Near caches in virtual time: no schedule makes one answer "valid" too late, and each rule is what keeps some from it.
+
+`CATRACA_SIMULATION_SEED=123 make test ARGS="tests/simulation"` plays one schedule again.
+"""
+
+import os
+
+import pytest
+from tests.simulation.rules import Change, Rules, rules
+from tests.simulation.world import Breach, World
+
+LONG = os.environ.get("CATRACA_TEST_LONG") == "1"
+ONE = os.environ.get("CATRACA_SIMULATION_SEED")
+BATCHES = 20
+SEEDS_A_BATCH = 5_000 if LONG else 25
+SEEDS_TO_CATCH = 2_000
+SECONDS = 40.0
+
+OURS = rules()
+
+LATE_PING = "                self._answers.lease.ping(pong.nonce, self._clock())\n"
+LATE_LEASE = "                lease_until = self.lease.until\n"
+OVERTAKEN = "and not self._"
+
+
+def play(seed: int, of: Rules = OURS) -> int:
+    """Plays a schedule. Returns how many answers were given near; raises Breach."""
+    world = World(seed, of)
+    world.run(SECONDS)
+    return world.hits
+
+
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_no_answer_comes_too_late(batch: int) -> None:
+    """Whatever is delayed, lost, reordered, stalled, reset or failed over: the bound holds, and memory is bounded."""
+    hits = 0
+    for seed in [int(ONE)] if ONE else range(batch * SEEDS_A_BATCH, (batch + 1) * SEEDS_A_BATCH):
+        try:
+            hits += play(seed)
+        except Breach as breach:
+            again = f'CATRACA_SIMULATION_SEED={seed} make test ARGS="tests/simulation"'
+            pytest.fail(f"{breach}\nplay it again: {again}")
+    assert hits, "the simulation is of no use without answers from the near cache"
+
+
+# Each rule, and the changes of the code that take it away.
+WITHOUT: dict[str, list[Change]] = {
+    "the age counts": [("_lease", "sent_at - age_seconds + LEASE", "sent_at + LEASE")],
+    "a lease ends soon": [("_lease", "LEASE_SECONDS = 2.0", "LEASE_SECONDS = 8.0")],
+    "a ping counts from before it is sent": [
+        ("_watching", "                pong = response.pong\n", "                pong = response.pong\n" + LATE_PING)
+    ],
+    "no hit without a live lease": [("_near_cache", "if now < lease_until:", "if True:")],
+    "no hit past its time": [("_near_cache", "if now < until:", "if True:")],
+    "its time counts from before it was asked for": [("_near_cache", "(fill.started +", "(self._clock() +")],
+    "the lease is read before the entry": [
+        ("_near_cache", "                now = self._clock()\n", "                now = self._clock()\n" + LATE_LEASE)
+    ],
+    "the clock is read last": [
+        ("_near_cache", "        lease_until = self.lease.until\n", "        now = self._clock()\n" + LATE_LEASE[8:]),
+        ("_near_cache", "                now = self._clock()\n", ""),
+    ],
+    "events drop sessions": [
+        ("_near_cache", "self._drop_session(session_id)\n            elif", "pass\n            elif")
+    ],
+    "events drop users": [("_near_cache", "self._drop_user(user_id)\n            else", "pass\n            else")],
+    "an event overtakes the answer": [
+        ("_near_cache", f"{OVERTAKEN}sessions_seen.named_after(session.session_id, fill.seen)", "")
+    ],
+    "a user's event overtakes it": [
+        ("_near_cache", f"{OVERTAKEN}users_seen.named_after(session.user_id, fill.seen)", "")
+    ],
+    "asked while the stream was open": [("_near_cache", "            fill.watching\n", "            True\n")],
+    "a reset drops all": [("_near_cache", "self._resets += 1\n            self._drop_all()", "self._resets += 1")],
+    "a reset makes answers under way worthless": [("_near_cache", "and fill.voided == self._voided", "")],
+    "a new primary settles": [("_near_cache", "and fill.started >= self._keep_from", "")],
+    "a lost stream is resumed": [("_watching", "WatchStart(cursor=self._cursor, ", "WatchStart(")],
+    "updates are watched": [("_watching", "    events.SESSION_EVENT_TYPE_UPDATED,\n", "")],
+    "revocations are watched": [("_watching", "    events.SESSION_EVENT_TYPE_REVOKED,\n", "")],
+    "a client sees what it revoked": [("_near_cache", "self._drop_session(entry[1].session.session_id)", "pass")],
+    "what is kept is bounded": [("_near_cache", "                self._make_room()\n", "")],
+}
+
+
+@pytest.mark.skipif(ONE is not None, reason="one schedule is played")
+@pytest.mark.parametrize("rule", WITHOUT)
+def test_each_rule_is_needed(rule: str) -> None:
+    """With a rule taken away, some schedule breaks a promise."""
+    without = rules(*WITHOUT[rule])
+    for seed in range(SEEDS_TO_CATCH):
+        try:
+            play(seed, without)
+        except Breach:
+            return
+    pytest.fail(f"{SEEDS_TO_CATCH} schedules hold without the rule: {rule}")
