@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from catraca._lease import Lease
+from catraca._lease import LEASE_SECONDS, Lease
 from catraca._model import InvalidReason, Session, Validation
 from catraca.errors import InvalidSetting
 
 SETTLE_SECONDS = 3.0
-"""For so long after the store's primary has changed no answer is kept: it may be of a server that has not noticed yet,
-and the event that corrects it may be from before the reset."""
+"""For so long after everything was dropped an answer is kept no longer than a lease lasts. The store's primary may just
+have changed: the answer may be of a server that has not noticed yet, and the event that corrects it from before."""
 
 _MALFORMED_ENTRIES = 1_000
 _MALFORMED_LENGTH = 256
@@ -146,7 +146,7 @@ class NearAnswers:
         """How many events have come."""
         self._voided = 0
         """How often answers under way have become worthless. It never begins again, whatever else does."""
-        self._keep_from = -math.inf
+        self._settled_at = -math.inf
         self._young, self._old = _Generation(), _Generation()
         self.renew()
 
@@ -194,7 +194,8 @@ class NearAnswers:
         with self._lock:
             if self._may_keep(fill, session) and cache_ttl_seconds > 0 and not validation.token_rotated:
                 # From before the request was sent, so that no delay of the answer prolongs it.
-                self._young.put(token, (fill.started + cache_ttl_seconds, validation), session)
+                until = fill.started + self._keep_seconds(fill, cache_ttl_seconds)
+                self._young.put(token, (until, validation), session)
                 self._make_room()
 
     def drop_for_event(self, session_id: str, user_id: str) -> None:
@@ -229,7 +230,7 @@ class NearAnswers:
             self._voided += 1
             self._watching = True
             if not resumed:
-                self._drop_all()
+                self._begin_anew()
 
     def ended(self) -> None:
         """The stream has ended. What was proven stays proven, and what is kept waits for the events that follow."""
@@ -244,15 +245,13 @@ class NearAnswers:
             self._drop_all()
             self.lease.end()
 
-    def reset(self, *, of_another_primary: bool) -> None:
+    def reset(self) -> None:
         """Events may have been missed."""
         with self._lock:
             self._resets += 1
-            self._drop_all()
+            self._begin_anew()
             # An old primary may have vouched for what it did not know.
             self.lease.end()
-            if of_another_primary:
-                self._keep_from = self._clock() + SETTLE_SECONDS
 
     def stats(self) -> NearCacheStats:
         """Returns what has been counted, and the state."""
@@ -277,9 +276,10 @@ class NearAnswers:
             # An event overtook the answer.
             and not self._sessions_seen.named_after(session.session_id, fill.seen)
             and not self._users_seen.named_after(session.user_id, fill.seen)
-            # A server that has not noticed the new primary answered.
-            and fill.started >= self._keep_from
         )
+
+    def _keep_seconds(self, fill: Fill, cache_ttl_seconds: float) -> float:
+        return min(cache_ttl_seconds, LEASE_SECONDS) if fill.started < self._settled_at else cache_ttl_seconds
 
     def _keep_malformed(self, token: str, validation: Validation) -> None:
         # It depends on nothing but the token: no lease, no event, no time.
@@ -304,6 +304,10 @@ class NearAnswers:
     def _drop_user(self, user_id: str) -> None:
         self._young.drop_user(user_id)
         self._old.drop_user(user_id)
+
+    def _begin_anew(self) -> None:
+        self._drop_all()
+        self._settled_at = self._clock() + SETTLE_SECONDS
 
     def _drop_all(self) -> None:
         self._voided += 1

@@ -64,7 +64,9 @@ class Watch:
         match response.WhichOneof("response"):
             case "opened":
                 self._failures, self.refused = 0, False
-                self._cursor = response.opened.cursor
+                # A stream that cannot be resumed is opened at another cursor, and may be lost before its reset comes: that
+                # cursor must not be where the next one begins.
+                self._cursor = self._begun_after or response.opened.cursor
                 self._answers.opened(resumed=bool(self._begun_after))
             case "event":
                 event = response.event
@@ -74,9 +76,8 @@ class Watch:
                 pong = response.pong
                 self._answers.lease.pong(pong.nonce, pong.age.seconds + pong.age.nanos / 1e9)
             case "reset":
-                reset = response.reset
-                self._cursor = reset.cursor
-                self._answers.reset(of_another_primary=reset.reason == pb.WATCH_RESET_REASON_EPOCH_CHANGED)
+                self._cursor = response.reset.cursor
+                self._answers.reset()
             case _:  # from a server of the future, which does not skip anything in silence either
                 pass
 

@@ -5,52 +5,19 @@ import inspect
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import grpc
 import pytest
+from tests.support.callers import Caller, closing
 from tests.support.service import ServeProcess
 
-from catraca import AsyncSessionClient, InvalidReason, Session, SessionClient, errors
+from catraca import AsyncSessionClient, InvalidReason, SessionClient, errors
 from catraca.v1 import session_service_pb2 as pb, session_service_pb2_grpc as pb_grpc
-
-
-class Caller:
-    """Either client, called the same way: awaited, the sync one from a thread."""
-
-    def __init__(self, client: SessionClient | AsyncSessionClient) -> None:
-        self.client = client
-
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        method = getattr(self.client, name)
-
-        async def call(*positional: Any, **named: Any) -> Any:
-            if isinstance(self.client, SessionClient):
-                return await asyncio.to_thread(method, *positional, **named)
-            return await method(*positional, **named)
-
-        return call
-
-    async def list_sessions(self, *positional: Any, **named: Any) -> list[Session]:
-        """Lists to the end."""
-        if isinstance(self.client, SessionClient):
-            listing = self.client.list_sessions(*positional, **named)
-            return await asyncio.to_thread(list, listing)
-        return [session async for session in self.client.list_sessions(*positional, **named)]
-
-
-@asynccontextmanager
-async def closing(caller: Caller) -> AsyncIterator[Caller]:
-    """Closes the client at the end."""
-    try:
-        yield caller
-    finally:
-        await caller.close()
 
 
 @pytest.fixture(params=[SessionClient, AsyncSessionClient], ids=["sync", "async"])
@@ -60,10 +27,12 @@ def client_type(request: pytest.FixtureRequest) -> type[SessionClient | AsyncSes
     return kind
 
 
-@pytest.fixture
-async def sessions(target: str, client_type: type[SessionClient | AsyncSessionClient]) -> AsyncIterator[Caller]:
-    """A client of the running service; patient, because the machine may be slow."""
-    async with closing(Caller(client_type(target, timeout=30))) as caller:
+@pytest.fixture(params=[False, True], ids=["", "near"])
+async def sessions(
+    target: str, client_type: type[SessionClient | AsyncSessionClient], request: pytest.FixtureRequest
+) -> AsyncIterator[Caller]:
+    """A client of the running service, with a near cache and without; patient, because the machine may be slow."""
+    async with closing(Caller(client_type(target, timeout=30, near_cache=request.param))) as caller:
         yield caller
 
 

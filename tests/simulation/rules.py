@@ -24,6 +24,7 @@ Change = tuple[str, str, str]
 def rules(*changes: Change) -> Rules:
     """Returns the rules, with these changes."""
     names: dict[str, Any] = {}
+    last: dict[str, Any] = {}
     for each in (_lease, _near_cache, _watching):
         assert each.__file__ is not None
         code = Path(each.__file__).read_text(encoding="utf-8")

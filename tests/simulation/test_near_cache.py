@@ -52,7 +52,7 @@ WITHOUT: dict[str, list[Change]] = {
     ],
     "no hit without a live lease": [("_near_cache", "if now < lease_until:", "if True:")],
     "no hit past its time": [("_near_cache", "if now < until:", "if True:")],
-    "its time counts from before it was asked for": [("_near_cache", "(fill.started +", "(self._clock() +")],
+    "its time counts from before it was asked for": [("_near_cache", "until = fill.started", "until = self._clock()")],
     "the lease is read before the entry": [
         ("_near_cache", "                now = self._clock()\n", "                now = self._clock()\n" + LATE_LEASE)
     ],
@@ -71,10 +71,13 @@ WITHOUT: dict[str, list[Change]] = {
         ("_near_cache", f"{OVERTAKEN}users_seen.named_after(session.user_id, fill.seen)", "")
     ],
     "asked while the stream was open": [("_near_cache", "            fill.watching\n", "            True\n")],
-    "a reset drops all": [("_near_cache", "self._resets += 1\n            self._drop_all()", "self._resets += 1")],
+    "a reset drops all": [("_near_cache", "self._resets += 1\n            self._begin_anew()", "self._resets += 1")],
     "a reset makes answers under way worthless": [("_near_cache", "and fill.voided == self._voided", "")],
-    "a new primary settles": [("_near_cache", "and fill.started >= self._keep_from", "")],
+    "a new primary settles": [("_near_cache", "min(cache_ttl_seconds, LEASE_SECONDS) if", "cache_ttl_seconds if")],
     "a lost stream is resumed": [("_watching", "WatchStart(cursor=self._cursor, ", "WatchStart(")],
+    "a cursor is not left behind before its reset": [
+        ("_watching", "self._cursor = self._begun_after or response", "self._cursor = response")
+    ],
     "updates are watched": [("_watching", "    events.SESSION_EVENT_TYPE_UPDATED,\n", "")],
     "revocations are watched": [("_watching", "    events.SESSION_EVENT_TYPE_REVOKED,\n", "")],
     "a client sees what it revoked": [("_near_cache", "self._drop_session(entry[1].session.session_id)", "pass")],

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Self
 
 import grpc
 from tests.simulation.rules import Rules
@@ -19,8 +20,8 @@ from catraca.v1 import session_event_pb2 as events, session_service_pb2 as pb
 
 BOUND_SECONDS = 5.0
 """T: how long after its end was acknowledged a session may still be valid in a near cache."""
-MAX_ENTRIES = 4
-TOKENS = 8
+MAX_ENTRIES = 8
+TOKENS = 10
 USERS = 3
 DETECTION_SECONDS = 1.0
 """How long a server may take a primary that was replaced for the primary."""
@@ -68,6 +69,8 @@ class World:
         self.other_server = Server(self)
         self.clients = [Client(self, number) for number in range(clients)]
         self.hits = 0
+        self.held_up = False
+        """Whether a thread stands still in the middle of a lookup."""
 
     def after(self, seconds: float, step: _Step) -> None:
         """Has something happen later."""
@@ -144,8 +147,9 @@ class World:
     def fail_over(self) -> None:
         """A replica that has everything becomes the primary, with a feed of its own."""
         self.store = Store(self.store.epoch + 1, [replace(each) for each in self.store.sessions])
-        for server in (self.feed_server, self.other_server):
-            self.after(self.chance.uniform(0, DETECTION_SECONDS), server.notice)
+        late = DETECTION_SECONDS
+        self.after(self.chance.choice([0, late / 4, late]), self.feed_server.notice)
+        self.after(self.chance.choice([0, late / 4, late]), self.other_server.notice)
         # Lively right afterwards: the old primary is still asked.
         for _ in range(3):
             self.after(self.chance.uniform(0, DETECTION_SECONDS), self.revoke_one)
@@ -266,13 +270,29 @@ class Stream:
         self._world.after(self._world.chance.uniform(0, 2), lambda: self._client.stream_ended(self))
 
 
+class HeldUp(str):  # noqa: SLOT000  it has one attribute
+    """A user id. A thread that compares it, once it has looked up an answer, may be held up for seconds."""
+
+    _hold_up: _Step
+    __hash__ = str.__hash__
+
+    def __new__(cls, user_id: str, hold_up: _Step) -> Self:
+        """Makes one."""
+        made = super().__new__(cls, user_id)
+        made._hold_up = hold_up
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        self._hold_up()
+        return str.__eq__(self, other)
+
+
 class Client:
     """A client with a near cache: the real one, its stream and calls played by the world."""
 
     def __init__(self, world: World, number: int) -> None:
         self._world = world
         self._offset = 1000.0 * number
-        self._looking = False
         self.answers = world.rules.near_answers(MAX_ENTRIES, self.clock)
         self._watch = world.rules.watch(self.answers, self.clock, world.chance)
         self._stream: Stream | None = None
@@ -282,16 +302,12 @@ class Client:
         """Until when each answer may be given again."""
 
     def clock(self) -> float:
-        """Its clock. A thread that looks up an answer may be held up at the last moment before it reads this."""
-        if self._looking:
-            self._looking = False
-            if self._world.chance.random() < 0.08:
-                self._world.advance(self._world.chance.uniform(0, 8))
+        """Its clock, which only measures durations."""
         return self._world.now + self._offset
 
     def begin(self) -> None:
         """Watches and validates."""
-        self._world.after(self._world.chance.choice([0, 0.5, 3]), self.open)
+        self._world.after(self._world.chance.choice([0, 0, 1]), self.open)
         self._world.after(self._world.chance.uniform(0, 0.7), self._ping)
         self._world.after(0, self._validate)
 
@@ -327,13 +343,18 @@ class Client:
         if world.chance.random() < 0.02:
             self._revoke(at)
             return
-        self._looking = True
-        known = self.answers.get(token(at), None)
-        self._looking = False
+        known = self.answers.get(token(at), HeldUp(world.store.sessions[at].user_id, self._hold_up))
         if known is None:
             self._fetch(at)
         else:
             self._check(at, known)
+
+    def _hold_up(self) -> None:
+        world = self._world
+        if not world.held_up and world.chance.random() < 0.06:
+            world.held_up = True
+            world.advance(world.chance.uniform(0, 15))
+            world.held_up = False
 
     def _fetch(self, at: int) -> None:
         world = self._world
