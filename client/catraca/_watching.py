@@ -64,8 +64,8 @@ class Watch:
         match response.WhichOneof("response"):
             case "opened":
                 self._failures, self.refused = 0, False
-                # A stream that cannot be resumed is opened at another cursor, and may be lost before its reset comes: that
-                # cursor must not be where the next one begins.
+                # A stream that cannot be resumed is opened at another cursor, and may be lost before its reset comes.
+                # The next one must not begin there.
                 self._cursor = self._begun_after or response.opened.cursor
                 self._answers.opened(resumed=bool(self._begun_after))
             case "event":

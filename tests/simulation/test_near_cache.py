@@ -70,9 +70,8 @@ WITHOUT: dict[str, list[Change]] = {
     "a user's event overtakes it": [
         ("_near_cache", f"{OVERTAKEN}users_seen.named_after(session.user_id, fill.seen)", "")
     ],
-    "asked while the stream was open": [("_near_cache", "            fill.watching\n", "            True\n")],
     "a reset drops all": [("_near_cache", "self._resets += 1\n            self._begin_anew()", "self._resets += 1")],
-    "a reset makes answers under way worthless": [("_near_cache", "and fill.voided == self._voided", "")],
+    "a change of one's own makes answers under way worthless": [("_near_cache", "and fill.voided == self._voided", "")],
     "a new primary settles": [("_near_cache", "min(cache_ttl_seconds, LEASE_SECONDS) if", "cache_ttl_seconds if")],
     "a lost stream is resumed": [("_watching", "WatchStart(cursor=self._cursor, ", "WatchStart(")],
     "a cursor is not left behind before its reset": [

@@ -298,6 +298,8 @@ class Client:
         self._stream: Stream | None = None
         self._pinged: dict[int, float] = {}
         self._proven_until = 0.0
+        self._own: dict[int, float] = {}
+        """Which sessions this client has ended itself, and when that was acknowledged."""
         self._good_until: dict[int, tuple[Validation, float]] = {}
         """Until when each answer may be given again."""
 
@@ -379,8 +381,7 @@ class Client:
                 return
             self._world.ended.setdefault(at, self._world.now)
             self.answers.drop_for_write(token=token(at))
-            if self.answers.get(token(at), None):
-                raise Breach("a session that this client has ended is valid to it")
+            self._own[at] = self._world.ended[at]
 
         self._world.after(self._world.delay(), answered)
 
@@ -392,6 +393,8 @@ class Client:
         if world.now >= self._good_until[id(known)][1]:
             raise Breach("an answer past its time")
         ended = world.ended.get(at)
+        if ended is not None and self._own.get(at) == ended:
+            raise Breach("a session that this client has ended is valid to it")
         if ended is not None and world.now > ended + BOUND_SECONDS:
             raise Breach(f"valid {world.now - ended:.2f} s after its end was acknowledged")
         assert known.session is not None

@@ -251,6 +251,8 @@ def test_an_event_about_others_does_no_harm(near: Near) -> None:
 def test_a_request_from_before_the_stream_was_open() -> None:
     """No event will tell of what happened in between."""
     near = Near()
+    near.fill()
+    assert near.answers.stats().entries == 0
     fill = near.answers.begin()
     near.open()
     near.prove()
