@@ -143,7 +143,7 @@ async def test_no_lease_no_near_answer(service: FakeService, sessions: Caller) -
         return len(service.asked) > before
 
     await eventually_async(asks, "the lease ends")
-    assert stats(sessions).lease_lost
+    assert (stats(sessions).feed_age or 0) >= 2
     service.status = grpc.StatusCode.UNAVAILABLE
     with pytest.raises(errors.Unavailable):
         await sessions.validate(token)
