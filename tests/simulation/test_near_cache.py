@@ -6,8 +6,8 @@
 import os
 
 import pytest
-from tests.simulation.rules import Change, Rules, rules
-from tests.simulation.world import Breach, World
+from tests.support.near_cache_rules import Change, Rules, rules
+from tests.support.near_cache_world import Breach, World
 
 LONG = os.environ.get("CATRACA_TEST_LONG") == "1"
 ONE = os.environ.get("CATRACA_SIMULATION_SEED")

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Self
 
 import grpc
-from tests.simulation.rules import Rules
+from tests.support.near_cache_rules import Rules
 
 from catraca._model import InvalidReason, Session, Validation
 from catraca.v1 import session_event_pb2 as events, session_service_pb2 as pb
