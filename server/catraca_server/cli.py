@@ -11,6 +11,7 @@ import uvloop
 from catraca_server import logs
 from catraca_server.app import StartError
 from catraca_server.listening import CannotListen
+from catraca_server.runtime.listener import choose_listener
 from catraca_server.runtime.run import serve
 from catraca_server.settings import SETTINGS, Loaded, SettingsError, environment_name, load
 
@@ -28,6 +29,7 @@ def main(command: str, arguments: Sequence[str]) -> int:
             print(f"catraca: {problem}", file=sys.stderr)
         return EXIT_USAGE
     if command == "serve":
+        choose_listener(command, arguments)
         return _serve(loaded)
     if action == "show":
         _show(loaded)

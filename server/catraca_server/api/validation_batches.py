@@ -13,6 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from catraca.v1 import session_service_pb2 as pb
+from catraca_server.api.eager import start_now
 from catraca_server.api.engine import Status
 from catraca_server.api.messages import validation_response
 from catraca_server.api.session_service import validation_violations
@@ -65,10 +66,11 @@ class ValidationBatches:
     def start(self, calls: Sequence[IncomingCall]) -> None:
         """Sees to it that each call is answered. Has to be called on the event loop."""
         for at in range(0, len(calls), BATCH_MAX_REQUESTS):
-            task = asyncio.create_task(self.answer(calls[at : at + BATCH_MAX_REQUESTS]), name="validations")
-            # The loop itself keeps only a weak reference.
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            task = start_now(self.answer(calls[at : at + BATCH_MAX_REQUESTS]), name="validations")
+            if task is not None:
+                # The loop itself keeps only a weak reference.
+                self._running.add(task)
+                task.add_done_callback(self._running.discard)
 
     async def answer(self, calls: Sequence[IncomingCall]) -> None:
         """Answers each call."""

@@ -88,6 +88,8 @@ class Server:
                 # The core closes only what has been open.
                 self._completions.start(self._after_turn, self._abandon)
                 self._core.start()
+            # Calls that the core reads after this are CANCELLED, though nothing has been done for them.
+            self._completions.take_in()
             self._begin_to_stop()
             self._stop = asyncio.create_task(self._finish_stop())
         _, stopping = await asyncio.wait([self._stop], timeout=grace_seconds or 0)
