@@ -185,6 +185,15 @@ def _parser() -> argparse.ArgumentParser:
     _flag(client, "--target", "where the service is (default 127.0.0.1:50051)")
     _flag(client, "--timeout", "how long to wait for an answer (default 1s)")
     _flag(client, "--output", "text or json (default text)", choices=("text", "json"))
+    _flag(client, "--tls-ca", "file with the authorities (PEM) that the service's certificate is checked against")
+    _flag(client, "--tls-cert", "file with your certificate (PEM), if the service wants one")
+    _flag(client, "--tls-key", "file with its private key (PEM)")
+    _flag(client, "--api-key-file", "file with your API key; the key itself may be in CATRACA_API_KEY")
+    client.add_argument(
+        "--insecure",
+        action=argparse.BooleanOptionalAction,
+        help="send the API key to another machine without TLS (default: not) (CATRACA_INSECURE)",
+    )
     client.add_argument(
         "--use-proxy",
         action=argparse.BooleanOptionalAction,
