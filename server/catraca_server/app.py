@@ -176,7 +176,7 @@ async def _store(
             url = embedded.url
         else:
             is_embedded = settings.store_url.kind is StoreKind.EMBEDDED
-            url = StoreUrl.parse("memory:") if is_embedded else settings.store_url
+            url = StoreUrl.parse("memory:") if is_embedded else settings.store()
         try:
             opening = open_link(
                 url,

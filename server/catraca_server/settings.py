@@ -86,6 +86,11 @@ class Settings:
     )
     store_password: str = _setting("", str, "password for the store, if not in store_url", secret=True)
     sentinel_password: str = _setting("", str, "password for the Sentinels, if they have one", secret=True)
+    store_tls_ca: Path | None = _setting(
+        "", optional_path, "authorities (PEM) that the store's certificate is checked against; default: the system's"
+    )
+    store_tls_cert: Path | None = _setting("", optional_path, "certificate (PEM) to show to the store, if it wants one")
+    store_tls_key: Path | None = _setting("", optional_path, "file with the private key of store_tls_cert (PEM)")
     replica_acks: int = _setting(
         "0", whole_number(0, 9), "replicas that must have a change before it is acknowledged; at most 9"
     )
@@ -118,6 +123,16 @@ class Settings:
     reflection: bool = _setting("true", switch, "serve gRPC reflection, which describes the API to callers")
     log_format: str = _setting("text", one_of("text", "json"), "text or json")
     log_level: str = _setting("info", one_of("debug", "info", "warning", "error"), "debug, info, warning or error")
+
+    def store(self) -> StoreUrl:
+        """Returns where the store is, and how to connect over TLS. Raises ValueError if the two contradict."""
+        paths = {
+            "ssl_ca_certs": self.store_tls_ca,
+            "ssl_certfile": self.store_tls_cert,
+            "ssl_keyfile": self.store_tls_key,
+        }
+        files = {name: str(path) for name, path in paths.items() if path is not None}
+        return self.store_url.with_tls_files(**files) if files else self.store_url
 
     def missing_protection(self) -> tuple[str, ...]:
         """Returns what is missing where others than this machine can reach the service; nothing if nothing is."""
@@ -279,9 +294,14 @@ def _contradictions(settings: Settings) -> list[str]:
 
 def _tls_contradictions(settings: Settings) -> list[str]:
     problems = []
-    if (settings.tls_cert is None) is not (settings.tls_key is None):
-        there, missing = ("tls_cert", "tls_key") if settings.tls_cert else ("tls_key", "tls_cert")
-        problems.append(f"{there} is set and {missing} is not: TLS takes both")
+    for certificate, key in (("tls_cert", "tls_key"), ("store_tls_cert", "store_tls_key")):
+        set_ones = [name for name in (certificate, key) if getattr(settings, name) is not None]
+        if len(set_ones) == 1:
+            problems.append(f"{set_ones[0]} is set, and of {certificate} and {key} both are needed")
+    try:
+        settings.store()
+    except ValueError as error:
+        problems.append(f"store_url {error}")
     if settings.tls_client_ca and not settings.tls_cert:
         problems.append("tls_client_ca is set and tls_cert is not: only over TLS do clients show certificates")
     if settings.workers > 1 and socket_path(settings.host):

@@ -39,12 +39,10 @@ class Authority:
         certificate = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         self.pem = certificate.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
-    def server(self) -> Issued:
-        """Issues a certificate for loopback."""
-        return self._issue(
-            "server",
-            [x509.DNSName("localhost"), *(x509.IPAddress(ipaddress.ip_address(ip)) for ip in ("127.0.0.1", "::1"))],
-        )
+    def server(self, dns: str = "localhost", ips: tuple[str, ...] = ("127.0.0.1", "::1")) -> Issued:
+        """Issues a certificate for a server, by default on loopback."""
+        addresses = [x509.IPAddress(ipaddress.ip_address(ip)) for ip in ips]
+        return self._issue("server", [x509.DNSName(dns), *addresses])
 
     def client(
         self, *, uri: str = "", dns: str = "", email: str = "", name: str = "client", expired: bool = False

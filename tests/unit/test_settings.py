@@ -171,9 +171,13 @@ def test_where_others_can_reach_it_there_is_tls_and_it_knows_who_calls(host: str
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        ({"tls_cert": "/tls.crt"}, "tls_key is not"),
-        ({"tls_key": "/tls.key"}, "tls_cert is not"),
+        ({"tls_cert": "/tls.crt"}, "both are needed"),
+        ({"tls_key": "/tls.key"}, "both are needed"),
         ({"tls_client_ca": "/ca.crt"}, "only over TLS"),
+        ({"store_tls_cert": "/tls.crt", "store_url": "rediss://r"}, "both are needed"),
+        ({"store_tls_ca": "/ca.crt"}, "embedded: does not use TLS"),
+        ({"store_tls_ca": "/ca.crt", "store_url": "redis://r"}, "does not use TLS"),
+        ({"store_tls_ca": "/ca.crt", "store_url": "rediss://r?ssl_ca_certs=/b"}, "names another file itself"),
         ({"host": "unix:/run/catraca.sock", "workers": "2"}, "cannot be shared"),
     ],
 )
