@@ -15,11 +15,13 @@ from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
 
 from catraca_server.api import reflection
+from catraca_server.api.callers import CallerGuard
 from catraca_server.api.engine import Server, from_servicer
-from catraca_server.api.handlers import SERVICE_NAME, session_service_methods
+from catraca_server.api.handlers import METHOD_ROLES, SERVICE_NAME, session_service_methods
 from catraca_server.api.health import Health
 from catraca_server.api.session_service import SessionService
 from catraca_server.api.tls import Certificate, CertificateError
+from catraca_server.callers_file import CallersFileError
 from catraca_server.domain.limits import Policy
 from catraca_server.domain.tokens import Tokens
 from catraca_server.listening import format_address, private_socket, socket_path, why_refused
@@ -69,8 +71,8 @@ async def running(settings: Settings, environment: Mapping[str, str], pepper: by
         # share: connections would come at once, and wait there for the store.
         address = _bind(server, settings) if settings.workers == 1 else ""
         health = Health(SERVICE_NAME, secure=not settings.missing_protection())
-        async with _store(settings, environment, health) as (store, index):
-            _add_methods(server, _service(store, index, settings, pepper), health, settings)
+        async with _guard(settings) as guard, _store(settings, environment, health) as (store, index):
+            _add_methods(server, _service(store, index, settings, pepper), health, guard, settings)
             address = address or _bind(server, settings)
             server.start()
             try:
@@ -156,8 +158,25 @@ def _service(
     )
 
 
-def _add_methods(server: Server, service: SessionService, health: Health, settings: Settings) -> None:
-    server.add_methods(session_service_methods(service, store_timeout_seconds=settings.store_timeout.seconds))
+@asynccontextmanager
+async def _guard(settings: Settings) -> AsyncIterator[CallerGuard | None]:
+    """Knows the callers, and their file as it changes. None: whoever reaches the server may do everything."""
+    if settings.callers_file is None:
+        yield None
+        return
+    try:
+        guard = CallerGuard(settings.callers_file, METHOD_ROLES)
+    except CallersFileError as error:
+        raise StartError(f"{error}. It is set by CATRACA_CALLERS_FILE; `catraca keys new` makes it") from error
+    async with guard.following_file():
+        yield guard
+
+
+def _add_methods(
+    server: Server, service: SessionService, health: Health, guard: CallerGuard | None, settings: Settings
+) -> None:
+    methods = session_service_methods(service, store_timeout_seconds=settings.store_timeout.seconds)
+    server.add_methods(methods, guard)
     server.add_methods(from_servicer(health_pb2_grpc.add_HealthServicer_to_server, health))
     if settings.reflection:
         names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, REFLECTION_NAME)

@@ -34,6 +34,7 @@ _Flags: TypeAlias = argparse.ArgumentParser | argparse._MutuallyExclusiveGroup  
 _SERVER_COMMANDS = {
     "serve": "run the service (needs the server extra)",
     "config": "show or check the service's settings (needs the server extra)",
+    "keys": "make, list and revoke the API keys of callers (needs the server extra)",
 }
 _READ_FROM = "The token is read from --token-file, else from CATRACA_TOKEN, else from standard input."
 _DURATION_HELP = "such as 30s, 15m, 24h, 30d"

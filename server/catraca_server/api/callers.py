@@ -1,0 +1,140 @@
+"""Who calls, and whether they may: decided for every method in one place, before anything of the request is read.
+
+A caller presents an API key, as `authorization: Bearer <key>`, or a certificate in mutual TLS. If there is a key, the
+key alone counts: a certificate does not make up for a key that was revoked.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import NoReturn, TypeAlias, TypeVar
+
+from catraca_server.api.engine import Arrival, StatusError
+from catraca_server.api.statuses import status_of
+from catraca_server.callers_file import CallersFileError, Stamp, read, stamp_of
+from catraca_server.domain.call import Caller, Role
+from catraca_server.domain.callers import Callers
+from catraca_server.domain.errors import PermissionDenied, Unauthenticated
+
+logger = logging.getLogger(__name__)
+
+CHECK_SECONDS = 1.0
+"""How often the file is looked at."""
+
+KNOWN_MAX = 10_000
+"""Credentials that are remembered; beyond that all are forgotten, and read once more."""
+
+_HEADER = "authorization"
+_SCHEME = "bearer "
+_UNAUTHENTICATED = status_of(Unauthenticated())
+
+_Names: TypeAlias = tuple[tuple[bytes, ...], tuple[bytes, ...]]
+"""URIs and DNS names of a certificate."""
+
+_Credential = TypeVar("_Credential")
+
+
+class CallerGuard:
+    """Lets in who the callers file names, with the roles that it gives. Raises CallersFileError.
+
+    `method_roles` says which role each method needs, by its path; nobody may call a method that is not there.
+    """
+
+    def __init__(self, path: Path, method_roles: Mapping[str, Role]) -> None:
+        self._path = path
+        self._needed = {method.encode(): role for method, role in method_roles.items()}
+        self._denied = {role: status_of(PermissionDenied(role)) for role in Role}
+        self._stamp: Stamp | None
+        entries, self._stamp = read(path)
+        self._callers = Callers(entries)
+        # What was presented before, so that most calls cost a look into a dictionary. Only what was accepted is kept:
+        # made-up keys must not fill it.
+        self._by_header: dict[str, Caller] = {}
+        self._by_names: dict[_Names, Caller] = {}
+
+    def __call__(self, arrival: Arrival) -> Caller:
+        """Returns who calls. Raises StatusError: unauthenticated, or without the role that the method needs."""
+        header = None
+        for key, value in arrival.metadata:
+            if key == _HEADER:
+                # Of two, nobody could say which one counts.
+                header = value if header is None else ""
+        if header is None:
+            caller = self._of_certificate(arrival)
+        else:
+            assert isinstance(header, str), "only the values of -bin keys are bytes"
+            caller = self._by_header.get(header) or self._of_header(header)
+        role = self._needed[arrival.method]
+        if role not in caller.roles:
+            raise StatusError(self._denied[role])
+        return caller
+
+    def check_file(self) -> None:
+        """Reads the file if it has changed. If it cannot be used, the callers of before stay, and the log says why."""
+        stamp = stamp_of(self._path)
+        if stamp == self._stamp:
+            return
+        # Also of a file that cannot be used, which is logged once.
+        self._stamp = stamp
+        try:
+            entries, self._stamp = read(self._path)
+        except CallersFileError as error:
+            logger.error("callers file not reloaded, the callers of before stay in force: %s", error)  # noqa: TRY400
+            return
+        self._callers = Callers(entries)
+        self._by_header, self._by_names = {}, {}
+        logger.info("callers file reloaded: %d entries", len(entries))
+
+    @asynccontextmanager
+    async def following_file(self) -> AsyncIterator[None]:
+        """Looks at the file every second in the body."""
+
+        async def follow() -> None:
+            while True:
+                await asyncio.sleep(CHECK_SECONDS)
+                self.check_file()
+
+        task = asyncio.create_task(follow(), name="callers-file")
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    def _of_header(self, header: str) -> Caller:
+        scheme, key = header[: len(_SCHEME)], header[len(_SCHEME) :]
+        caller = self._callers.with_key(key.strip()) if scheme.lower() == _SCHEME else None
+        if caller is None:
+            _refuse()
+        _remember(self._by_header, header, caller)
+        return caller
+
+    def _of_certificate(self, arrival: Arrival) -> Caller:
+        context = arrival.auth_context()
+        if "x509_pem_cert" not in context:
+            _refuse()
+        # Not `peer_identities`, which has names of every kind in one list: an e-mail address or, in a certificate
+        # without other names, the common name would be taken for a DNS name.
+        names = tuple(context.get("peer_uri", ())), tuple(context.get("peer_dns", ()))
+        caller = self._by_names.get(names)
+        if caller is None:
+            uris, dns_names = ([name.decode(errors="replace") for name in each] for each in names)
+            # The authority knows who it is, and nobody has given it a role.
+            caller = self._callers.with_certificate(uris, dns_names) or Caller(
+                next(iter((*uris, *dns_names)), "a certificate")
+            )
+            _remember(self._by_names, names, caller)
+        return caller
+
+
+def _remember(known: dict[_Credential, Caller], credential: _Credential, caller: Caller) -> None:
+    if len(known) >= KNOWN_MAX:
+        known.clear()
+    known[credential] = caller
+
+
+def _refuse() -> NoReturn:
+    raise StatusError(_UNAUTHENTICATED)
