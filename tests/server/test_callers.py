@@ -5,6 +5,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from catraca_server.api.handlers import METHOD_ROLES, SERVICE_NAME
 from catraca_server.domain.call import Caller, Role
 from catraca_server.domain.callers import DnsPattern, Entry, UriPattern, new_key
 
+EXPIRED = timedelta(days=1)
 CA, STRANGER = Authority(), Authority("another authority")
 NOT_A_MESSAGE = b"\xff"
 Code = grpc.StatusCode
@@ -135,7 +137,7 @@ async def test_every_method_and_role_with_keys(door: Door) -> None:
         for path in methods:
             for wrong in (None, revoked, unknown, forged, good[:-1], good.upper(), ""):
                 assert await end_of(channel, path, wrong and f"Bearer {wrong}") == UNAUTHENTICATED
-            for wrong in (good, f"Basic {good}", "Bearer", f"Bearer{good}", f"Bearer {good} {good}"):
+            for wrong in (good, f"Digest {good}", f"Basic {good}", "Bearer", f"Bearer{good}", f"Bearer {good} {good}"):
                 assert await end_of(channel, path, wrong) == UNAUTHENTICATED
             for other in (f"bearer {good}", f"BEARER  {good}"):
                 assert await end_of(channel, path, other) == LET_IN
@@ -168,12 +170,26 @@ async def test_certificates_that_are_none_of_the_authority(door: Door) -> None:
     """They do not get as far as a call."""
     door.callers.write_text("ops validate,issue,admin dns:ops.test\n")
     async with door.serving(mutual=True) as target:
-        for wrong in (None, STRANGER.client(dns="ops.test"), CA.client(dns="ops.test", expired=True)):
+        for wrong in (None, STRANGER.client(dns="ops.test"), CA.client(dns="ops.test", lives=-EXPIRED)):
             async with channel_to(target, wrong) as channel:
                 call: Any = channel.unary_unary(f"/{SERVICE_NAME}/GetSession")
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await call(NOT_A_MESSAGE, timeout=5)
                 assert caught.value.code() is Code.UNAVAILABLE
+
+
+async def test_a_certificate_that_expires(door: Door) -> None:
+    """Calls are refused from then on, on a connection that it opened while it was valid, too."""
+    door.callers.write_text("ops validate,issue,admin dns:ops.test\n")
+    path = f"/{SERVICE_NAME}/GetSession"
+    issued = CA.client(dns="ops.test", lives=timedelta(seconds=3))
+    async with door.serving(mutual=True) as target, channel_to(target, issued) as channel:
+        assert await end_of(channel, path) == LET_IN
+
+        async def is_refused() -> bool:
+            return await end_of(channel, path) == UNAUTHENTICATED
+
+        await eventually_async(is_refused, "the certificate has expired")
 
 
 async def test_without_mutual_tls_a_certificate_is_nothing(door: Door) -> None:

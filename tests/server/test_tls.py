@@ -8,6 +8,7 @@ import stat
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import grpc
@@ -24,6 +25,7 @@ from catraca.errors import InvalidSetting, Unavailable
 from catraca_server.api.tls import Certificate, CertificateError
 
 CA = Authority()
+EXPIRED = timedelta(days=1)
 
 
 class Files:
@@ -114,7 +116,7 @@ async def test_mutual_tls_wants_a_certificate_of_the_authority(files: Files) -> 
     async with serving(**files.settings(mutual=True)) as target:
         async with client(target, CA.client(dns="shop.test")) as sessions:
             assert (await sessions.create("12345")).token
-        for wrong in (None, Authority("another").client(dns="shop.test"), CA.client(dns="shop.test", expired=True)):
+        for wrong in (None, Authority("another").client(dns="shop.test"), CA.client(dns="shop.test", lives=-EXPIRED)):
             async with client(target, wrong) as sessions:
                 with pytest.raises(Unavailable):
                     await sessions.create("12345", timeout=1)

@@ -29,7 +29,7 @@ class Issued:
 
 
 class Authority:
-    """Signs certificates, all of them valid for a day."""
+    """Signs certificates, which end in a day unless asked otherwise."""
 
     def __init__(self, name: str = "test authority") -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
@@ -45,9 +45,15 @@ class Authority:
         return self._issue("server", [x509.DNSName(dns), *addresses])
 
     def client(
-        self, *, uri: str = "", dns: str = "", email: str = "", name: str = "client", expired: bool = False
+        self,
+        *,
+        uri: str = "",
+        dns: str = "",
+        email: str = "",
+        name: str = "client",
+        lives: timedelta = timedelta(days=1),
     ) -> Issued:
-        """Issues a certificate for a caller, with these names in it."""
+        """Issues a certificate for a caller, with these names in it; it ends so long from now."""
         names: list[x509.GeneralName] = []
         if uri:
             names.append(x509.UniformResourceIdentifier(uri))
@@ -55,7 +61,7 @@ class Authority:
             names.append(x509.DNSName(dns))
         if email:
             names.append(x509.RFC822Name(email))
-        return self._issue(name, names, expired=expired)
+        return self._issue(name, names, lives=lives)
 
     def channel_credentials(self, client: Issued | None = None) -> grpc.ChannelCredentials:
         """Returns what to connect with: this authority, and a client's certificate if there is one."""
@@ -63,11 +69,10 @@ class Authority:
             return grpc.ssl_channel_credentials(self.pem)
         return grpc.ssl_channel_credentials(self.pem, client.key, client.certificate)
 
-    def _issue(self, name: str, names: list[x509.GeneralName], *, expired: bool = False) -> Issued:
+    def _issue(self, name: str, names: list[x509.GeneralName], *, lives: timedelta = timedelta(days=1)) -> Issued:
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.now(UTC)
-        end = now - timedelta(days=1) if expired else now + timedelta(days=1)
-        builder = _builder(_name(name), self._name, key, now - timedelta(days=2), end)
+        builder = _builder(_name(name), self._name, key, now - timedelta(days=2), now + lives)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())

@@ -6,11 +6,13 @@ key alone counts: a certificate does not make up for a key that was revoked.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, TypeAlias, TypeVar
 
+from catraca_server.api.certificates import valid_until
 from catraca_server.api.engine import Arrival, StatusError
 from catraca_server.api.statuses import status_of
 from catraca_server.callers_file import CallersFileError, Stamp, read, stamp_of
@@ -30,20 +32,23 @@ _HEADER = "authorization"
 _SCHEME = "bearer "
 _UNAUTHENTICATED = status_of(Unauthenticated())
 
-_Names: TypeAlias = tuple[tuple[bytes, ...], tuple[bytes, ...]]
-"""URIs and DNS names of a certificate."""
+_Certified: TypeAlias = tuple[Caller, float]
+"""Whose a certificate is, and until when."""
 
-_Credential = TypeVar("_Credential")
+_Presented = TypeVar("_Presented")
+_Found = TypeVar("_Found")
 
 
 class CallerGuard:
     """Lets in who the callers file names, with the roles that it gives. Raises CallersFileError.
 
-    `method_roles` says which role each method needs, by its path; nobody may call a method that is not there.
+    `method_roles` says which role each method needs, by its path; nobody may call a method that is not there. `now`
+    returns the seconds since 1970.
     """
 
-    def __init__(self, path: Path, method_roles: Mapping[str, Role]) -> None:
+    def __init__(self, path: Path, method_roles: Mapping[str, Role], *, now: Callable[[], float] = time.time) -> None:
         self._path = path
+        self._now = now
         self._needed = {method.encode(): role for method, role in method_roles.items()}
         self._denied = {role: status_of(PermissionDenied(role)) for role in Role}
         self._stamp: Stamp | None
@@ -52,7 +57,7 @@ class CallerGuard:
         # What was presented before, so that most calls cost a look into a dictionary. Only what was accepted is kept:
         # made-up keys must not fill it.
         self._by_header: dict[str, Caller] = {}
-        self._by_names: dict[_Names, Caller] = {}
+        self._by_certificate: dict[bytes, _Certified] = {}
 
     def __call__(self, arrival: Arrival) -> Caller:
         """Returns who calls. Raises StatusError: unauthenticated, or without the role that the method needs."""
@@ -84,7 +89,7 @@ class CallerGuard:
             logger.error("callers file not reloaded, the callers of before stay in force: %s", error)  # noqa: TRY400
             return
         self._callers = Callers(entries)
-        self._by_header, self._by_names = {}, {}
+        self._by_header, self._by_certificate = {}, {}
         logger.info("callers file reloaded: %d entries", len(entries))
 
     @asynccontextmanager
@@ -114,26 +119,37 @@ class CallerGuard:
 
     def _of_certificate(self, arrival: Arrival) -> Caller:
         context = arrival.auth_context()
-        if "x509_pem_cert" not in context:
+        (certificate,) = context.get("x509_pem_cert", (b"",))
+        caller, until = self._by_certificate.get(certificate) or self._certified(certificate, context)
+        # TLS has checked this, but only at the handshake: a connection may outlive its certificate, and whoever
+        # resumes a TLS session days later is not asked for one again.
+        if until < self._now():
+            _refuse()
+        return caller
+
+    def _certified(self, certificate: bytes, context: Mapping[str, Sequence[bytes]]) -> _Certified:
+        try:
+            until = valid_until(certificate)
+        except ValueError:
+            # There is none, which is the usual case, or nobody can say until when it is valid.
             _refuse()
         # Not `peer_identities`, which has names of every kind in one list: an e-mail address or, in a certificate
         # without other names, the common name would be taken for a DNS name.
-        names = tuple(context.get("peer_uri", ())), tuple(context.get("peer_dns", ()))
-        caller = self._by_names.get(names)
-        if caller is None:
-            uris, dns_names = ([name.decode(errors="replace") for name in each] for each in names)
-            # The authority knows who it is, and nobody has given it a role.
-            caller = self._callers.with_certificate(uris, dns_names) or Caller(
-                next(iter((*uris, *dns_names)), "a certificate")
-            )
-            _remember(self._by_names, names, caller)
-        return caller
+        uris, dns_names = (
+            [name.decode(errors="replace") for name in context.get(key, ())] for key in ("peer_uri", "peer_dns")
+        )
+        # The authority knows who it is. Unless the file names it, nobody has given it a role.
+        caller = self._callers.with_certificate(uris, dns_names) or Caller(
+            next(iter((*uris, *dns_names)), "a certificate")
+        )
+        _remember(self._by_certificate, certificate, (caller, until))
+        return caller, until
 
 
-def _remember(known: dict[_Credential, Caller], credential: _Credential, caller: Caller) -> None:
+def _remember(known: dict[_Presented, _Found], presented: _Presented, found: _Found) -> None:
     if len(known) >= KNOWN_MAX:
         known.clear()
-    known[credential] = caller
+    known[presented] = found
 
 
 def _refuse() -> NoReturn:
