@@ -25,6 +25,7 @@ from catraca_server.callers_file import CallersFileError
 from catraca_server.domain.limits import Policy
 from catraca_server.domain.tokens import Tokens
 from catraca_server.listening import format_address, private_socket, socket_path, why_refused
+from catraca_server.observe.audit import LogAudit
 from catraca_server.operations.ending import Ending
 from catraca_server.operations.sessions import Sessions
 from catraca_server.operations.users import UserSessions
@@ -165,7 +166,7 @@ async def _guard(settings: Settings) -> AsyncIterator[CallerGuard | None]:
         yield None
         return
     try:
-        guard = CallerGuard(settings.callers_file, METHOD_ROLES)
+        guard = CallerGuard(settings.callers_file, METHOD_ROLES, audit=LogAudit())
     except CallersFileError as error:
         raise StartError(f"{error}. It is set by CATRACA_CALLERS_FILE; `catraca keys new` makes it") from error
     async with guard.following_file():

@@ -192,6 +192,26 @@ async def test_a_certificate_that_expires(door: Door) -> None:
         await eventually_async(is_refused, "the certificate has expired")
 
 
+async def test_refused_callers_are_in_the_log(door: Door, caplog: pytest.LogCaptureFixture) -> None:
+    """With the id of the key that they presented, by which a revoked one can be found, and not the key."""
+    valid, revoked = door.new_key(Role.VALIDATE), door.new_key(*Role)
+    door.revoke(revoked)
+    path = f"/{SERVICE_NAME}/GetSession"
+    async with door.serving() as target, channel_to(target) as channel:
+        for header in (None, f"Bearer {revoked}", f"Bearer {valid}", "Bearer nonsense"):
+            await end_of(channel, path, header)
+    lines = [each for each in caplog.messages if each.startswith("caller refused: ")]
+    found = [re.fullmatch(rf"caller refused: (.*) method={path} (.*) peer=ipv\S+", each) for each in lines]
+    assert [each and (each[1], each[2]) for each in found] == [
+        ("reason=UNAUTHENTICATED", "caller=- key_id=-"),
+        ("reason=UNAUTHENTICATED", f"caller=- key_id={revoked[5:27]}"),
+        ("reason=PERMISSION_DENIED", f"caller=web key_id={valid[5:27]}"),
+        ("reason=UNAUTHENTICATED", "caller=- key_id=-"),
+    ]
+    assert revoked[27:] not in caplog.text
+    assert valid[27:] not in caplog.text
+
+
 async def test_without_mutual_tls_a_certificate_is_nothing(door: Door) -> None:
     """The server did not ask for it, and nobody has checked it."""
     door.callers.write_text("ops validate,issue,admin dns:ops.test\n")

@@ -10,14 +10,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import NoReturn, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 from catraca_server.api.certificates import valid_until
 from catraca_server.api.engine import Arrival, StatusError
 from catraca_server.api.statuses import status_of
 from catraca_server.callers_file import CallersFileError, Stamp, read, stamp_of
+from catraca_server.domain.audit import Audit, CallerRefused, NoAudit
 from catraca_server.domain.call import Caller, Role
-from catraca_server.domain.callers import Callers
+from catraca_server.domain.callers import Callers, read_key
 from catraca_server.domain.errors import PermissionDenied, Unauthenticated
 
 logger = logging.getLogger(__name__)
@@ -43,11 +44,19 @@ class CallerGuard:
     """Lets in who the callers file names, with the roles that it gives. Raises CallersFileError.
 
     `method_roles` says which role each method needs, by its path; nobody may call a method that is not there. `now`
-    returns the seconds since 1970.
+    returns the seconds since 1970. `audit` is told of refused calls.
     """
 
-    def __init__(self, path: Path, method_roles: Mapping[str, Role], *, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: Path,
+        method_roles: Mapping[str, Role],
+        *,
+        audit: Audit | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._path = path
+        self._audit = audit or NoAudit()
         self._now = now
         self._needed = {method.encode(): role for method, role in method_roles.items()}
         self._denied = {role: status_of(PermissionDenied(role)) for role in Role}
@@ -66,13 +75,18 @@ class CallerGuard:
             if key == _HEADER:
                 # Of two, nobody could say which one counts.
                 header = value if header is None else ""
+        assert header is None or isinstance(header, str), "only the values of -bin keys are bytes"
+        caller: Caller | None
         if header is None:
             caller = self._of_certificate(arrival)
         else:
-            assert isinstance(header, str), "only the values of -bin keys are bytes"
             caller = self._by_header.get(header) or self._of_header(header)
+        if caller is None:
+            self._tell("UNAUTHENTICATED", arrival, "", header)
+            raise StatusError(_UNAUTHENTICATED)
         role = self._needed[arrival.method]
         if role not in caller.roles:
+            self._tell("PERMISSION_DENIED", arrival, caller.name, header)
             raise StatusError(self._denied[role])
         return caller
 
@@ -109,30 +123,26 @@ class CallerGuard:
             with suppress(asyncio.CancelledError):
                 await task
 
-    def _of_header(self, header: str) -> Caller:
-        scheme, key = header[: len(_SCHEME)], header[len(_SCHEME) :]
-        caller = self._callers.with_key(key.strip()) if scheme.lower() == _SCHEME else None
-        if caller is None:
-            _refuse()
-        _remember(self._by_header, header, caller)
+    def _of_header(self, header: str) -> Caller | None:
+        caller = self._callers.with_key(_key_in(header))
+        if caller is not None:
+            _remember(self._by_header, header, caller)
         return caller
 
-    def _of_certificate(self, arrival: Arrival) -> Caller:
+    def _of_certificate(self, arrival: Arrival) -> Caller | None:
         context = arrival.auth_context()
         (certificate,) = context.get("x509_pem_cert", (b"",))
-        caller, until = self._by_certificate.get(certificate) or self._certified(certificate, context)
+        found = self._by_certificate.get(certificate) or self._certified(certificate, context)
         # TLS has checked this, but only at the handshake: a connection may outlive its certificate, and whoever
         # resumes a TLS session days later is not asked for one again.
-        if until < self._now():
-            _refuse()
-        return caller
+        return None if found is None or found[1] < self._now() else found[0]
 
-    def _certified(self, certificate: bytes, context: Mapping[str, Sequence[bytes]]) -> _Certified:
+    def _certified(self, certificate: bytes, context: Mapping[str, Sequence[bytes]]) -> _Certified | None:
         try:
             until = valid_until(certificate)
         except ValueError:
             # There is none, which is the usual case, or nobody can say until when it is valid.
-            _refuse()
+            return None
         # Not `peer_identities`, which has names of every kind in one list: an e-mail address or, in a certificate
         # without other names, the common name would be taken for a DNS name.
         uris, dns_names = (
@@ -145,12 +155,17 @@ class CallerGuard:
         _remember(self._by_certificate, certificate, (caller, until))
         return caller, until
 
+    def _tell(self, reason: str, arrival: Arrival, caller: str, header: str | None) -> None:
+        presented = read_key(_key_in(header or ""))
+        key_id = "" if presented is None else presented.key_id
+        self._audit.caller_refused(CallerRefused(reason, arrival.method.decode(), caller, key_id, arrival.peer()))
+
+
+def _key_in(header: str) -> str:
+    return header[len(_SCHEME) :].strip() if header[: len(_SCHEME)].lower() == _SCHEME else ""
+
 
 def _remember(known: dict[_Presented, _Found], presented: _Presented, found: _Found) -> None:
     if len(known) >= KNOWN_MAX:
         known.clear()
     known[presented] = found
-
-
-def _refuse() -> NoReturn:
-    raise StatusError(_UNAUTHENTICATED)
