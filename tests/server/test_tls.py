@@ -145,6 +145,26 @@ async def test_a_certificate_is_replaced_while_calls_go_on(files: Files) -> None
     assert calls.failures == []
 
 
+async def test_the_clients_authority_is_replaced(files: Files) -> None:
+    """The next connection is checked against the new one."""
+    new = Authority("a new authority")
+    async with serving(**files.settings(mutual=True)) as target:
+        files.ca.write_bytes(new.pem)
+
+        async def let_in(issued: Issued) -> bool:
+            async with client(target, issued) as sessions:
+                try:
+                    return bool((await sessions.create("12345", timeout=1)).token)
+                except Unavailable:
+                    return False
+
+        async def new_is_let_in() -> bool:
+            return await let_in(new.client(dns="shop.test"))
+
+        await eventually_async(new_is_let_in, "the new authority is in force")
+        assert not await let_in(CA.client(dns="shop.test"))
+
+
 async def test_broken_files_keep_the_old_certificate(files: Files, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever is wrong, the log says so once and connections see the certificate of before, until it is mended."""
     old = files.certificate.read_bytes()
