@@ -404,6 +404,9 @@ def test_the_command_makes_lists_and_revokes_keys(door: Door) -> None:
         own = {"CATRACA_TLS_CA": str(door.ca), "CATRACA_TARGET": f"localhost:{port}", "CATRACA_TIMEOUT": "5s"}
         made = catraca("create", "--user-id", "12345", environment={**own, "CATRACA_API_KEY": key})
         assert made.returncode == 0, made.stderr
+        (door.callers.parent / "web.key").write_text(f"{key}\n")
+        file = ("--api-key-file", str(door.callers.parent / "web.key"))
+        assert catraca("create", "--user-id", "12345", *file, environment=own).returncode == 0
         denied = catraca("list", "--user-id", "12345", environment={**own, "CATRACA_API_KEY": key})
         assert denied.returncode == 4
         assert "needs the role admin" in denied.stderr

@@ -239,10 +239,8 @@ def test_the_command_over_tls(files: Files, tmp_path: Path) -> None:
             return catraca("health", "--target", service.target, "--timeout", "5s", *flags, environment=environment)
 
         assert health(CATRACA_TLS_CA=str(files.ca), **own).stdout == "serving\n"
-        by_flags = health(
-            *("--tls-ca", str(files.ca), "--tls-cert", own["CATRACA_TLS_CERT"], "--tls-key", own["CATRACA_TLS_KEY"])
-        )
-        assert by_flags.stdout == "serving\n"
+        flags = ("--tls-ca", str(files.ca), "--tls-cert", own["CATRACA_TLS_CERT"], "--tls-key", own["CATRACA_TLS_KEY"])
+        assert health(*flags).stdout == "serving\n"
         assert health("--timeout", "1s", CATRACA_TLS_CA=str(files.ca)).returncode == 3
         half = health(CATRACA_TLS_CA=str(files.ca), CATRACA_TLS_CERT=own["CATRACA_TLS_CERT"])
         assert half.returncode == 2
@@ -251,6 +249,8 @@ def test_the_command_over_tls(files: Files, tmp_path: Path) -> None:
             "create", "--user-id", "12345", "--target", service.target, "--timeout", "5s",
             environment={"CATRACA_TLS_CA": str(files.ca), **own},
         )  # fmt: skip
+        assert created.returncode == 0, created.stderr
+        created = catraca("create", "--user-id", "12345", "--target", service.target, "--timeout", "5s", *flags)
         assert created.returncode == 0, created.stderr
 
 

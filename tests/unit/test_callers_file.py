@@ -144,6 +144,15 @@ def test_a_crash_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [each.name for each in tmp_path.iterdir()] == ["callers"]
 
 
+def test_a_change_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file, and then the directory that names it: a revoked key does not come back with a power failure."""
+    synced: list[bool] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(stat.S_ISDIR(os.fstat(handle).st_mode)))
+    add(tmp_path / "callers", ENTRY)
+    remove_key(tmp_path / "callers", RECORD.key_id)
+    assert synced == [False, True, False, True]
+
+
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     """What it points to is changed."""
     (tmp_path / "real").write_text("")

@@ -4,6 +4,8 @@ import errno
 import os
 import socket
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,31 @@ def test_a_stale_socket_is_removed_and_a_used_one_is_not(tmp_path: Path) -> None
         assert path.exists()
     with private_socket(path):
         assert not path.exists()
+
+
+def test_two_servers_that_start_at_the_same_time(tmp_path: Path) -> None:
+    """The second waits for the first, and then finds its socket in use: it does not take it for a stale one."""
+    path = tmp_path / "catraca.sock"
+    with socket.socket(socket.AF_UNIX) as first:
+        begun = threading.Event()
+
+        def start_second() -> str:
+            begun.set()
+            try:
+                with private_socket(path):
+                    return "let in"
+            except CannotListen as error:
+                return str(error)
+
+        with ThreadPoolExecutor(1) as pool:
+            with private_socket(path):
+                second = pool.submit(start_second)
+                begun.wait()
+                # Long enough for one that does not wait to be let in.
+                assert not wait([second], timeout=0.2).done
+                first.bind(str(path))
+                first.listen()
+            assert "another program listens there" in second.result(timeout=20)
 
 
 def test_what_is_not_a_socket_is_left_alone(tmp_path: Path) -> None:
