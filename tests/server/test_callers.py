@@ -3,8 +3,7 @@
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from datetime import timedelta
 from importlib.resources import files as resources
 from pathlib import Path
@@ -15,10 +14,11 @@ import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from tests.support.certificates import Authority, Issued
 from tests.support.command import catraca
-from tests.support.inprocess import METHODS, serving
+from tests.support.door import CA, Door
+from tests.support.inprocess import METHODS
 from tests.support.repeating import repeating
 from tests.support.service import ServeProcess
-from tests.support.waiting import eventually, eventually_async
+from tests.support.waiting import eventually_async
 from tests.support.wire import Refusal, refusal_of
 
 from catraca import AsyncSessionClient, SessionClient
@@ -29,48 +29,13 @@ from catraca_server.domain.call import Caller, Role
 from catraca_server.domain.callers import DnsPattern, Entry, UriPattern, new_key
 
 EXPIRED = timedelta(days=1)
-CA, STRANGER = Authority(), Authority("another authority")
+STRANGER = Authority("another authority")
 NOT_A_MESSAGE = b"\xff"
 Code = grpc.StatusCode
 UNAUTHENTICATED: Refusal = (Code.UNAUTHENTICATED, "UNAUTHENTICATED", [])
 PERMISSION_DENIED: Refusal = (Code.PERMISSION_DENIED, "PERMISSION_DENIED", [])
 LET_IN: Refusal = (Code.INVALID_ARGUMENT, "INVALID_REQUEST", [])
 """The handler was reached: it alone knows that the body is not a message."""
-
-
-class Door:
-    """The files of a service that knows its callers."""
-
-    def __init__(self, directory: Path) -> None:
-        self.callers, self.ca = directory / "callers", directory / "ca.crt"
-        self.certificate, self.key = directory / "tls.crt", directory / "tls.key"
-        self.ca.write_bytes(CA.pem)
-        CA.server().write(self.certificate, self.key)
-        self.callers.write_text(callers_file.HEADER)
-
-    def new_key(self, *roles: Role, name: str = "web") -> str:
-        """Adds a key and returns it."""
-        key, record = new_key(secrets.token_bytes)
-        callers_file.add(self.callers, Entry(Caller(name, frozenset(roles)), record))
-        return key
-
-    def revoke(self, key: str) -> None:
-        """Removes a key."""
-        assert callers_file.remove_key(self.callers, key[5:27])
-
-    @asynccontextmanager
-    async def serving(self, *, mutual: bool = False) -> AsyncIterator[str]:
-        """Runs a service over TLS in this process."""
-        authority = {"tls_client_ca": str(self.ca)} if mutual else {}
-        tls = {"tls_cert": str(self.certificate), "tls_key": str(self.key), **authority}
-        async with serving(store_url="memory:", callers_file=str(self.callers), **tls) as target:
-            yield target
-
-
-@pytest.fixture
-def door(tmp_path: Path) -> Door:
-    """Files of a service without callers."""
-    return Door(tmp_path)
 
 
 async def end_of(channel: grpc.aio.Channel, path: str, header: str | None = None) -> Refusal:
@@ -377,75 +342,6 @@ async def test_clients_and_what_they_may_not(door: Door) -> None:
                 await sessions.validate("a-token-of-nobody")
             assert refused.value.reason == "UNAUTHENTICATED"
             assert nothing[27:] not in str(refused.value)
-
-
-def keys(door: Door, *words: str, **environment: str) -> tuple[int, str, str]:
-    """Runs `catraca keys` and returns its status and its output."""
-    done = catraca("keys", *words, environment={"CATRACA_CALLERS_FILE": str(door.callers), **environment})
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout, done.stderr
-
-
-def test_the_command_makes_lists_and_revokes_keys(door: Door) -> None:
-    """A key is printed once, alone on standard output, and never again; it works with a running service."""
-    door.callers.unlink()
-    status, printed, told = keys(door, "new", "--caller", "web", "--roles", "validate,issue")
-    key = printed.strip()
-    assert (status, len(key), key[:5]) == (0, 76, "ctrk_")
-    assert key[27:] not in told
-    assert key[5:27] in told
-    tls = {"CATRACA_TLS_CERT": str(door.certificate), "CATRACA_TLS_KEY": str(door.key)}
-    with ServeProcess(
-        {"CATRACA_CALLERS_FILE": str(door.callers), "CATRACA_TLS_CLIENT_CA": "", **tls},
-        store_url="memory:", host="0.0.0.0",  # noqa: S104  with TLS and callers it may
-    ) as service:  # fmt: skip
-        assert "INSECURE" not in service.log
-        port = service.target.rpartition(":")[2]
-        own = {"CATRACA_TLS_CA": str(door.ca), "CATRACA_TARGET": f"localhost:{port}", "CATRACA_TIMEOUT": "5s"}
-        made = catraca("create", "--user-id", "12345", environment={**own, "CATRACA_API_KEY": key})
-        assert made.returncode == 0, made.stderr
-        (door.callers.parent / "web.key").write_text(f"{key}\n")
-        file = ("--api-key-file", str(door.callers.parent / "web.key"))
-        assert catraca("create", "--user-id", "12345", *file, environment=own).returncode == 0
-        denied = catraca("list", "--user-id", "12345", environment={**own, "CATRACA_API_KEY": key})
-        assert denied.returncode == 4
-        assert "needs the role admin" in denied.stderr
-        assert catraca("create", "--user-id", "12345", environment=own).returncode == 4
-        status, printed, told = keys(door, "list")
-        assert (status, told) == (0, "")
-        assert re.fullmatch(rf"{key[5:27]}  \d{{4}}-\d\d-\d\dT\S{{9}}  web  validate,issue\n", printed)
-        assert keys(door, "revoke", key[5:27])[0] == 0
-
-        def refused() -> bool:
-            return catraca("create", "--user-id", "1", environment={**own, "CATRACA_API_KEY": key}).returncode == 4
-
-        eventually(refused, "the key is refused")
-        assert key[27:] not in service.log
-    assert keys(door, "list")[:2] == (0, "")
-    assert keys(door, "revoke", key[5:27])[0] == 1
-    assert key[27:] not in door.callers.read_text()
-
-
-@pytest.mark.parametrize(
-    ("words", "status", "text"),
-    [
-        (("new", "--caller", "web"), 2, "--roles"),
-        (("new", "--caller", "web", "--roles", "everything"), 2, "roles are validate, issue, admin"),
-        (("new", "--caller", "two words", "--roles", "admin"), 2, "the name of a caller"),
-        (("revoke", "ctrk_secret"), 2, "that is a key and not its id"),
-        (("revoke", "nobody"), 1, "no key in"),
-        (("list", "--callers-file", "/nonexistent"), 3, "cannot be read"),
-        (("list", "--callers-file", ""), 2, "CATRACA_CALLERS_FILE or --callers-file"),
-        (("new", "--callers-file", "/none/callers", "--caller", "web", "--roles", "admin"), 3, "cannot be changed"),
-        (("burn",), 2, "invalid choice"),
-    ],
-)
-def test_what_the_command_cannot_do(door: Door, words: tuple[str, ...], status: int, text: str) -> None:
-    """It says why, with what would be right."""
-    done = keys(door, *words)
-    assert (done[0], done[1]) == (status, "")
-    assert text in done[2]
-    assert "secret" not in done[2]
 
 
 def test_a_start_without_the_callers_file(door: Door) -> None:
