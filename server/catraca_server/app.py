@@ -7,20 +7,25 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 
+import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
 
 from catraca_server.api import reflection
+from catraca_server.api.callers import CallerGuard
 from catraca_server.api.engine import Server, from_servicer
-from catraca_server.api.handlers import SERVICE_NAME, session_service_methods
+from catraca_server.api.handlers import METHOD_ROLES, SERVICE_NAME, session_service_methods
 from catraca_server.api.health import Health
 from catraca_server.api.session_service import SessionService
+from catraca_server.api.tls import Certificate, CertificateError
+from catraca_server.callers_file import CallersFileError
 from catraca_server.domain.limits import Policy
 from catraca_server.domain.tokens import Tokens
-from catraca_server.listening import format_address, why_refused
+from catraca_server.listening import format_address, private_socket, socket_path, why_refused
+from catraca_server.observe.audit import LogAudit
 from catraca_server.operations.ending import Ending
 from catraca_server.operations.sessions import Sessions
 from catraca_server.operations.users import UserSessions
@@ -66,9 +71,9 @@ async def running(settings: Settings, environment: Mapping[str, str], pepper: by
         # Bound first: a port in use is the commonest mistake, and the cheapest to find. Not so a port that workers
         # share: connections would come at once, and wait there for the store.
         address = _bind(server, settings) if settings.workers == 1 else ""
-        health = Health(SERVICE_NAME)
-        async with _store(settings, environment, health) as (store, index):
-            _add_methods(server, _service(store, index, settings, pepper), health, settings)
+        health = Health(SERVICE_NAME, secure=not settings.missing_protection())
+        async with _guard(settings) as guard, _store(settings, environment, health) as (store, index):
+            _add_methods(server, _service(store, index, settings, pepper), health, guard, settings)
             address = address or _bind(server, settings)
             server.start()
             try:
@@ -154,8 +159,25 @@ def _service(
     )
 
 
-def _add_methods(server: Server, service: SessionService, health: Health, settings: Settings) -> None:
-    server.add_methods(session_service_methods(service, store_timeout_seconds=settings.store_timeout.seconds))
+@asynccontextmanager
+async def _guard(settings: Settings) -> AsyncIterator[CallerGuard | None]:
+    """Knows the callers, and their file as it changes. None: whoever reaches the server may do everything."""
+    if settings.callers_file is None:
+        yield None
+        return
+    try:
+        guard = CallerGuard(settings.callers_file, METHOD_ROLES, audit=LogAudit())
+    except CallersFileError as error:
+        raise StartError(f"{error}. It is set by CATRACA_CALLERS_FILE; `catraca keys new` makes it") from error
+    async with guard.following_file():
+        yield guard
+
+
+def _add_methods(
+    server: Server, service: SessionService, health: Health, guard: CallerGuard | None, settings: Settings
+) -> None:
+    methods = session_service_methods(service, store_timeout_seconds=settings.store_timeout.seconds)
+    server.add_methods(methods, guard)
     server.add_methods(from_servicer(health_pb2_grpc.add_HealthServicer_to_server, health))
     if settings.reflection:
         names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, REFLECTION_NAME)
@@ -174,7 +196,7 @@ async def _store(
             url = embedded.url
         else:
             is_embedded = settings.store_url.kind is StoreKind.EMBEDDED
-            url = StoreUrl.parse("memory:") if is_embedded else settings.store_url
+            url = StoreUrl.parse("memory:") if is_embedded else settings.store()
         try:
             opening = open_link(
                 url,
@@ -218,8 +240,19 @@ def _find_embedded(settings: Settings, environment: Mapping[str, str]) -> Embedd
 
 
 def _bind(server: Server, settings: Settings) -> str:
+    path, credentials = socket_path(settings.host), _credentials(settings)
     try:
-        port = server.listen(format_address(settings.host, settings.port))
+        with private_socket(path) if path else nullcontext():
+            port = server.listen(format_address(settings.host, settings.port), credentials)
     except OSError:
         raise why_refused(settings.host, settings.port) from None
     return format_address(settings.host, port)
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    try:
+        return Certificate(settings.tls_cert, settings.tls_key, settings.tls_client_ca).credentials()
+    except CertificateError as error:
+        raise StartError(f"{error}. It is set by CATRACA_TLS_CERT, CATRACA_TLS_KEY, CATRACA_TLS_CLIENT_CA") from error

@@ -1,4 +1,4 @@
-"""The commands that need the server: `catraca serve` and `catraca config`."""
+"""The commands that need the server: `catraca serve`, `catraca config` and `catraca keys`."""
 
 import argparse
 import asyncio
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import uvloop
 
-from catraca_server import logs
+from catraca_server import keys_cli, logs
 from catraca_server.app import StartError
 from catraca_server.listening import CannotListen
 from catraca_server.runtime.listener import choose_listener
@@ -19,7 +19,9 @@ EXIT_OK, EXIT_USAGE, EXIT_UNAVAILABLE = 0, 2, 3
 
 
 def main(command: str, arguments: Sequence[str]) -> int:
-    """Runs `serve` or `config`. Returns the exit status: 2 for invalid settings, 3 if it cannot start or go on."""
+    """Runs `serve`, `config` or `keys`. Returns the exit status: 2 for invalid settings, 3 if it cannot be done."""
+    if command == "keys":
+        return keys_cli.main(arguments)
     options = vars(_parser(command).parse_args(arguments))
     action = options.pop("action", None)
     try:

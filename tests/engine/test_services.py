@@ -33,7 +33,7 @@ async def serving_sessions() -> AsyncIterator[tuple[str, Health]]:
     async with app._store(settings, {}, health) as (store, index):
         service = app._service(store, index, settings, None)
         server = Server(app._options(settings))
-        app._add_methods(server, service, health, settings)
+        app._add_methods(server, service, health, None, settings)
         port = server.listen("127.0.0.1:0")
         server.start()
         try:

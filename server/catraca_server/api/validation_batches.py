@@ -18,7 +18,7 @@ from catraca_server.api.engine import Status
 from catraca_server.api.messages import validation_response
 from catraca_server.api.session_service import validation_violations
 from catraca_server.api.statuses import status_of
-from catraca_server.domain.call import Call
+from catraca_server.domain.call import ANONYMOUS, Call, Caller
 from catraca_server.domain.errors import InvalidRequest
 from catraca_server.domain.limits import BATCH_MAX_REQUESTS
 from catraca_server.domain.validation import Validation, ValidationRequest
@@ -43,6 +43,10 @@ class IncomingCall(Protocol):
     @property
     def deadline(self) -> float:
         """When the caller stops waiting: a time of the event loop's clock; infinity if it never does."""
+
+    @property
+    def caller(self) -> Caller | None:
+        """Who calls; None on a server that runs open."""
 
     @property
     def cancelled(self) -> bool:
@@ -126,7 +130,7 @@ class _Batch:
         """Returns the call that a request came with."""
         call = self.calls[at]
         assert call is not None, "it has no answer yet"
-        return Call(min(self._latest_deadline, call.deadline))
+        return Call(min(self._latest_deadline, call.deadline), call.caller or ANONYMOUS)
 
     def answer(self, at: int, validation: Validation) -> None:
         """Sends the response, if it is not too late."""

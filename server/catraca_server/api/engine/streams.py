@@ -23,11 +23,11 @@ class Stream(Call):
 
     __slots__ = ("_initial_metadata_sent", "_received", "_sent")
 
-    def __init__(self, event: Any, slot: Slot, completions: Completions) -> None:
+    def __init__(self, event: Any, slot: Slot, completions: Completions, caller: Any) -> None:
         self._received: asyncio.Future[bytes | None] | None = None
         self._sent: asyncio.Future[None] | None = None
         self._initial_metadata_sent = False
-        super().__init__(event, slot, completions)
+        super().__init__(event, slot, completions, caller)
 
     def __aiter__(self) -> "Stream":
         return self
