@@ -23,6 +23,7 @@ from catraca_server.domain.errors import (
     InvalidRequest,
     SessionLimitReached,
     SessionNotFound,
+    Stopping,
     TokenInUse,
     TokenReused,
 )
@@ -67,6 +68,11 @@ _STATUSES: Mapping[type[Exception], tuple[grpc.StatusCode, ErrorReason.ValueType
             grpc.StatusCode.UNAVAILABLE,
             ErrorReason.ERROR_REASON_NOT_DURABLE,
             "too few replicas of the session store acknowledged the change in time, so it may be lost or not: retry",
+        ),
+        Stopping: (
+            grpc.StatusCode.UNAVAILABLE,
+            ErrorReason.ERROR_REASON_STORE_UNAVAILABLE,
+            "the server is stopping: open another stream, with the last cursor",
         ),
         Overloaded: (
             grpc.StatusCode.RESOURCE_EXHAUSTED,

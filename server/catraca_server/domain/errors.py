@@ -37,3 +37,7 @@ class EtagMismatch(Exception):
 
 class SessionLimitReached(Exception):
     """The user is at the session limit, and the policy is to reject new logins."""
+
+
+class Stopping(Exception):
+    """The server is stopping; another one has to go on."""
