@@ -21,6 +21,7 @@ from catraca_server.api.handlers import METHOD_ROLES, SERVICE_NAME, session_serv
 from catraca_server.api.health import Health
 from catraca_server.api.session_service import SessionService
 from catraca_server.api.tls import Certificate, CertificateError
+from catraca_server.api.watch import Watches
 from catraca_server.callers_file import CallersFileError
 from catraca_server.domain.limits import Policy
 from catraca_server.domain.tokens import Tokens
@@ -29,12 +30,14 @@ from catraca_server.observe.audit import LogAudit
 from catraca_server.operations.ending import Ending
 from catraca_server.operations.sessions import Sessions
 from catraca_server.operations.users import UserSessions
+from catraca_server.operations.watching import Watching
 from catraca_server.redis.embedded import EmbeddedStore, default_data_dir, find_binary
 from catraca_server.redis.errors import StoreUnavailable
 from catraca_server.redis.multiplexer import CONNECT_TIMEOUT_SECONDS
 from catraca_server.redis.open import open_link
 from catraca_server.redis.url import StoreKind, StoreUrl
 from catraca_server.settings import Settings
+from catraca_server.store.feed import RedisFeed
 from catraca_server.store.keys import Keys
 from catraca_server.store.sessions import RedisSessionStore
 from catraca_server.store.user_index import RedisUserIndex
@@ -72,8 +75,16 @@ async def running(settings: Settings, environment: Mapping[str, str], pepper: by
         # share: connections would come at once, and wait there for the store.
         address = _bind(server, settings) if settings.workers == 1 else ""
         health = Health(SERVICE_NAME, secure=not settings.missing_protection())
-        async with _guard(settings) as guard, _store(settings, environment, health) as (store, index):
-            _add_methods(server, _service(store, index, settings, pepper), health, guard, settings)
+        async with (
+            _guard(settings) as guard,
+            _store(settings, environment, health) as (store, index, feed),
+            _watching(feed, settings) as watching,
+        ):
+            watches = Watches(watching)
+            service = _service(store, index, feed, settings, pepper)
+            methods = session_service_methods(service, watches, store_timeout_seconds=settings.store_timeout.seconds)
+            server.add_methods(methods, guard)
+            _add_standard_methods(server, health, settings)
             address = address or _bind(server, settings)
             server.start()
             try:
@@ -81,6 +92,8 @@ async def running(settings: Settings, environment: Mapping[str, str], pepper: by
             finally:
                 logger.info("draining: timeout %s", settings.drain_timeout)
                 health.drain()
+                # Before the server waits for what is in hand: these end only because somebody ends them.
+                watches.drain()
                 started = asyncio.get_running_loop().time()
                 await server.stop(settings.drain_timeout.seconds)
                 logger.info("drained: %.2f s", asyncio.get_running_loop().time() - started)
@@ -142,7 +155,7 @@ def _options(settings: Settings) -> tuple[tuple[str, int], ...]:
 
 
 def _service(
-    store: RedisSessionStore, index: RedisUserIndex, settings: Settings, pepper: bytes | None
+    store: RedisSessionStore, index: RedisUserIndex, feed: RedisFeed, settings: Settings, pepper: bytes | None
 ) -> SessionService:
     tokens = Tokens(secrets.token_bytes, pepper)
     policy = Policy(
@@ -153,9 +166,10 @@ def _service(
         max_sessions_per_user=settings.max_sessions_per_user,
         evict_oldest=settings.session_limit_policy == "evict-oldest",
     )
-    ending = Ending(store, index)
+    ending = Ending(store, index, feed)
     return SessionService(
-        Sessions(store, index, ending, tokens, policy), UserSessions(store, index, ending, tokens, policy)
+        Sessions(store, index, ending, tokens, policy, feed=feed),
+        UserSessions(store, index, ending, tokens, policy, feed=feed),
     )
 
 
@@ -173,11 +187,7 @@ async def _guard(settings: Settings) -> AsyncIterator[CallerGuard | None]:
         yield guard
 
 
-def _add_methods(
-    server: Server, service: SessionService, health: Health, guard: CallerGuard | None, settings: Settings
-) -> None:
-    methods = session_service_methods(service, store_timeout_seconds=settings.store_timeout.seconds)
-    server.add_methods(methods, guard)
+def _add_standard_methods(server: Server, health: Health, settings: Settings) -> None:
     server.add_methods(from_servicer(health_pb2_grpc.add_HealthServicer_to_server, health))
     if settings.reflection:
         names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, REFLECTION_NAME)
@@ -189,7 +199,7 @@ def _add_methods(
 @asynccontextmanager
 async def _store(
     settings: Settings, environment: Mapping[str, str], health: Health
-) -> AsyncIterator[tuple[RedisSessionStore, RedisUserIndex]]:
+) -> AsyncIterator[tuple[RedisSessionStore, RedisUserIndex, RedisFeed]]:
     async with AsyncExitStack() as stack:
         embedded = await stack.enter_async_context(embedded_store(settings, environment))
         if embedded is not None:
@@ -215,7 +225,20 @@ async def _store(
         except StoreUnavailable as error:
             raise StartError(f"{error}. The store is set by CATRACA_STORE_URL") from error
         keys = Keys(settings.key_prefix)
-        yield RedisSessionStore(link, keys, has_pexpiretime=has_pexpiretime), RedisUserIndex(link, keys)
+        yield (
+            RedisSessionStore(link, keys, has_pexpiretime=has_pexpiretime),
+            RedisUserIndex(link, keys),
+            RedisFeed(link, keys, has_info=url.kind is not StoreKind.MEMORY),
+        )
+
+
+@asynccontextmanager
+async def _watching(feed: RedisFeed, settings: Settings) -> AsyncIterator[Watching]:
+    watching = Watching(feed, timeout_seconds=settings.store_timeout.seconds)
+    try:
+        yield watching
+    finally:
+        await watching.stop()
 
 
 def _find_embedded(settings: Settings, environment: Mapping[str, str]) -> EmbeddedStore | None:

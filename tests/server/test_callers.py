@@ -15,7 +15,6 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from tests.support.certificates import Authority, Issued
 from tests.support.command import catraca
 from tests.support.door import CA, Door
-from tests.support.inprocess import METHODS
 from tests.support.repeating import repeating
 from tests.support.service import ServeProcess
 from tests.support.waiting import eventually_async
@@ -238,7 +237,6 @@ def test_the_protos_say_the_same_roles() -> None:
                     (role,) = re.findall(r"^ Role: `(\w+)`\.", location.leading_comments, re.MULTILINE)
                     said[f"/{file.package}.{service.name}/{name}"] = Role(role)
     assert said == METHOD_ROLES
-    assert {f"/{SERVICE_NAME}/{name}" for name in METHODS} == METHOD_ROLES.keys()
 
 
 async def test_a_changed_file_is_in_force_soon(door: Door, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,10 +11,11 @@ from typing import TypeAlias, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from catraca.v1 import session_service_pb2 as pb
-from catraca_server.api.engine import BatchMethod, Method, StatusError, UnaryCall, UnaryMethod
+from catraca_server.api.engine import BatchMethod, Method, StatusError, StreamMethod, UnaryCall, UnaryMethod
 from catraca_server.api.session_service import SessionService
 from catraca_server.api.statuses import status_of
 from catraca_server.api.validation_batches import ValidationBatches
+from catraca_server.api.watch import Watches
 from catraca_server.domain.call import ANONYMOUS, Call, Role
 from catraca_server.domain.errors import InvalidRequest
 
@@ -41,7 +42,9 @@ _Rpc: TypeAlias = Callable[[_Request, Call], Awaitable[Message | bytes]]
 """Returns a message, or its bytes."""
 
 
-def session_service_methods(service: SessionService, *, store_timeout_seconds: float) -> dict[str, Method]:
+def session_service_methods(
+    service: SessionService, watches: Watches, *, store_timeout_seconds: float
+) -> dict[str, Method]:
     """Returns the methods of SessionService by their paths. `store_timeout_seconds` is what the store has for one call.
 
     RevokeUserSessions takes more exchanges with the store the more sessions the user has. There the timeout is for each
@@ -62,6 +65,7 @@ def session_service_methods(service: SessionService, *, store_timeout_seconds: f
         "RotateSession": unary(pb.RotateSessionRequest, service.rotate_session),
         "RevokeSession": unary(pb.RevokeSessionRequest, service.revoke_session),
         "RevokeUserSessions": unary(pb.RevokeUserSessionsRequest, service.revoke_user_sessions, USER_WIDE_EXCHANGES),
+        "WatchSessions": StreamMethod(watches.serve),
     }
     return {f"/{SERVICE_NAME}/{name}": method for name, method in methods.items()}
 

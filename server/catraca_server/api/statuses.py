@@ -24,6 +24,7 @@ from catraca_server.domain.errors import (
     PermissionDenied,
     SessionLimitReached,
     SessionNotFound,
+    Stopping,
     TokenInUse,
     TokenReused,
     Unauthenticated,
@@ -69,6 +70,11 @@ _STATUSES: Mapping[type[Exception], tuple[grpc.StatusCode, ErrorReason.ValueType
             grpc.StatusCode.UNAVAILABLE,
             ErrorReason.ERROR_REASON_NOT_DURABLE,
             "too few replicas of the session store acknowledged the change in time, so it may be lost or not: retry",
+        ),
+        Stopping: (
+            grpc.StatusCode.UNAVAILABLE,
+            ErrorReason.ERROR_REASON_STORE_UNAVAILABLE,
+            "the server is stopping: open another stream, with the last cursor",
         ),
         Unauthenticated: (
             grpc.StatusCode.UNAUTHENTICATED,

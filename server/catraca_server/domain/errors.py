@@ -51,3 +51,7 @@ class PermissionDenied(Exception):
     def __init__(self, role: Role) -> None:
         super().__init__()
         self.role = role
+
+
+class Stopping(Exception):
+    """The server is stopping; another one has to go on."""

@@ -69,6 +69,11 @@ class Stream(Call):
         """Ends the stream with another status; for whoever runs the handler, which raises StatusError."""
         self._finish(self._initial_metadata_operations(), status)
 
+    def cancel(self) -> None:
+        """Ends the stream although its caller does not read: no status gets past messages that are not taken."""
+        if self._core is not None:
+            self._core.cancel()
+
     async def _send(self, *operations: Any) -> None:
         while self._sent is not None:
             # One that was given up goes on, too.
