@@ -1,4 +1,13 @@
-"""What all suites share: a Valkey for the whole run, and the backends."""
+"""What all suites share: a Valkey for the whole run, and the backends.
+
+Servers within the process of the tests use the listener that `catraca serve` uses.
+"""
+
+import os
+
+from catraca_server.runtime.listener import ENVIRONMENT
+
+os.environ.update({**ENVIRONMENT, **os.environ})
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path

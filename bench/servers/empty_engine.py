@@ -1,13 +1,18 @@
 """What catraca's own engine alone costs: a server whose one method answers prebuilt bytes.
 
-It runs on uvloop, as catraca does.
+It runs on uvloop and has the listener that catraca has.
 """
 
 import argparse
 import asyncio
+import os
 import sys
 
 import uvloop
+
+from catraca_server.runtime.listener import ENVIRONMENT
+
+os.environ.update({**ENVIRONMENT, **os.environ})
 
 from catraca_server.api.engine import BatchMethod, Server, UnaryCall
 

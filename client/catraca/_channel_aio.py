@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 
 from catraca import _core
+from catraca._access import Access
 from catraca._forks import forks, never_free
 from catraca.errors import Unavailable, UnexpectedAnswer, from_status
 
@@ -15,8 +16,9 @@ from catraca.errors import Unavailable, UnexpectedAnswer, from_status
 class _Opened:
     """A channel between its opening and its closing, in the event loop that it belongs to."""
 
-    def __init__(self, channel: grpc.aio.Channel, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, channel: grpc.aio.Channel, access: Access, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self._access = access
         self.calls = 0
         self.closed = False
         self.streams = 0
@@ -27,14 +29,16 @@ class _Opened:
     def send(self, call: _core.Call[Any], timeout: float) -> Awaitable[bytes]:
         """Begins a call."""
         # No variable may hold the stub: an error that somebody keeps would keep the channel open, and gRPC alive.
-        return (self._stubs.get(call.path) or self._stub(call.path))(call.request.SerializeToString(), timeout=timeout)
+        return (self._stubs.get(call.path) or self._stub(call.path))(
+            call.request.SerializeToString(), timeout=timeout, metadata=self._access.metadata()
+        )
 
     def stream(self, path: str, requests: AsyncIterator[bytes]) -> Any:
         """Begins a call with a stream both ways. Returns its responses, as gRPC gives them."""
         if self._channel is None:
             raise Unavailable(_core.CLOSED)
         begin: Callable[..., Any] = self._channel.stream_stream(path)
-        return begin(requests)
+        return begin(requests, metadata=self._access.metadata())
 
     def detach(self) -> grpc.aio.Channel | None:
         """Lets go of the channel and returns it. Calls that have not begun will not."""
@@ -53,9 +57,9 @@ class _Opened:
 class AsyncChannel:
     """A connection for all tasks of an event loop. Used in another loop, it is opened anew there."""
 
-    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None, *, use_proxy: bool) -> None:
+    def __init__(self, target: str, access: Access, *, use_proxy: bool) -> None:
         self._target = target
-        self._credentials = credentials
+        self._access = access
         self._use_proxy = use_proxy
         self._opened: _Opened | None = None
         forks.watch(self)
@@ -136,15 +140,16 @@ class AsyncChannel:
             with forks.gate:
                 # Only another thread can be forking, and it does not wait for this one.
                 forks.wait(_core.DEFAULT_TIMEOUT_SECONDS)
-                self._opened = _Opened(self._open_channel(), loop)
+                self._opened = _Opened(self._open_channel(), self._access, loop)
         self._opened.calls += 1
         return self._opened
 
     def _open_channel(self) -> grpc.aio.Channel:
         options = _core.channel_options(use_proxy=self._use_proxy)
-        if self._credentials is None:
+        credentials = self._access.credentials
+        if credentials is None:
             return grpc.aio.insecure_channel(self._target, options)
-        return grpc.aio.secure_channel(self._target, self._credentials, options)
+        return grpc.aio.secure_channel(self._target, credentials, options)
 
 
 async def _answer(opened: _Opened, call: _core.Call[Any], timeout: float) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 
 from catraca import _core
+from catraca._access import Access
 from catraca._forks import forks, never_free
 from catraca.errors import CatracaError, Unavailable, from_status
 
@@ -25,17 +26,19 @@ def open_channel(target: str, credentials: grpc.ChannelCredentials | None, *, us
 class _Opened:
     """A channel between its opening and its closing."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
+    def __init__(self, channel: grpc.Channel, access: Access) -> None:
         self.calls = 0
         self.closed = ""
         """Why it was closed, if it was."""
         self._channel: grpc.Channel | None = channel
+        self._access = access
         self._stubs: dict[str, Callable[..., Any]] = {}
 
     def send(self, call: _core.Call[Any], timeout: float) -> bytes:
         """Makes a call and returns the answer's bytes."""
         stub = self._stubs.get(call.path) or self._stub(call.path)
-        answer: bytes = stub(call.request.SerializeToString(), timeout=timeout)
+        metadata = self._access.metadata()
+        answer: bytes = stub(call.request.SerializeToString(), timeout=timeout, metadata=metadata)
         return answer
 
     def stream(self, path: str, requests: Iterator[bytes]) -> Any:
@@ -43,7 +46,7 @@ class _Opened:
         if self._channel is None:
             raise Unavailable(self.closed)
         begin: Callable[..., Any] = self._channel.stream_stream(path)
-        return begin(requests)
+        return begin(requests, metadata=self._access.metadata())
 
     def close(self, why: str) -> None:
         """Ends the calls under way and lets go of the channel."""
@@ -63,9 +66,9 @@ class _Opened:
 class SyncChannel:
     """A connection for all threads of a process."""
 
-    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None, *, use_proxy: bool) -> None:
+    def __init__(self, target: str, access: Access, *, use_proxy: bool) -> None:
         self._target = target
-        self._credentials = credentials
+        self._access = access
         self._use_proxy = use_proxy
         self._opened: _Opened | None = None
         forks.watch(self)
@@ -131,7 +134,8 @@ class SyncChannel:
                     raise Unavailable(_FORKING)
                 timeout -= time.monotonic() - began
             if self._opened is None:
-                self._opened = _Opened(open_channel(self._target, self._credentials, use_proxy=self._use_proxy))
+                channel = open_channel(self._target, self._access.credentials, use_proxy=self._use_proxy)
+                self._opened = _Opened(channel, self._access)
             self._opened.calls += 1
             return self._opened, timeout
 

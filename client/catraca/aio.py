@@ -2,12 +2,14 @@
 
 from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import datetime, timedelta
+from os import PathLike
 from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
 
 from catraca import _core, _settings
+from catraca._access import access_or_default
 from catraca._answering_aio import answering
 from catraca._channel_aio import AsyncChannel
 from catraca._model import Login, Rotation, Session, Validation
@@ -29,13 +31,25 @@ class AsyncSessionClient:
         *,
         timeout: float = _core.DEFAULT_TIMEOUT_SECONDS,
         credentials: grpc.ChannelCredentials | None = None,
+        api_key: str | None = None,
+        api_key_file: str | PathLike[str] | None = None,
+        insecure: bool | None = None,
         use_proxy: bool | None = None,
         near_cache: bool | NearCache = False,
         coalesce: bool = True,
     ) -> None:
         self._target = _settings.target_or_default(target)
         self._timeout = timeout
-        self._channel = AsyncChannel(self._target, credentials, use_proxy=_settings.use_proxy_or_default(use_proxy))
+        proxied = _settings.use_proxy_or_default(use_proxy)
+        access = access_or_default(
+            self._target,
+            credentials=credentials,
+            api_key=api_key,
+            api_key_file=api_key_file,
+            insecure=insecure,
+            use_proxy=proxied,
+        )
+        self._channel = AsyncChannel(self._target, access, use_proxy=proxied)
         self._answering = answering(self._channel, near_cache, coalesce=coalesce)
         self._near = self._answering.near
 

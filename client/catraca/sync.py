@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
+from os import PathLike
 from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
 
 from catraca import _core, _settings
+from catraca._access import access_or_default
 from catraca._answering_sync import answering
 from catraca._channel_sync import SyncChannel
 from catraca._model import Login, Rotation, Session, Validation
@@ -28,7 +30,11 @@ class SessionClient:
     Args:
         target: Where the server is, as gRPC writes it; default CATRACA_TARGET, else 127.0.0.1:50051.
         timeout: Seconds for a call that is given no timeout of its own.
-        credentials: For TLS; default none, as the server on loopback expects.
+        credentials: For TLS; default what CATRACA_TLS_CA, CATRACA_TLS_CERT and CATRACA_TLS_KEY name, else none, as the
+            server on loopback expects.
+        api_key: Says who calls; default CATRACA_API_KEY.
+        api_key_file: A file with the key instead, read again when it changes; default CATRACA_API_KEY_FILE.
+        insecure: Whether the key may be sent without TLS to another machine; default CATRACA_INSECURE, else not.
         use_proxy: Whether to connect through the proxy that http_proxy or https_proxy names; default CATRACA_USE_PROXY,
             else not.
         near_cache: Whether to keep answers in this process and give them again, at most 5 seconds past a revocation:
@@ -46,13 +52,25 @@ class SessionClient:
         *,
         timeout: float = _core.DEFAULT_TIMEOUT_SECONDS,
         credentials: grpc.ChannelCredentials | None = None,
+        api_key: str | None = None,
+        api_key_file: str | PathLike[str] | None = None,
+        insecure: bool | None = None,
         use_proxy: bool | None = None,
         near_cache: bool | NearCache = False,
         coalesce: bool = True,
     ) -> None:
         self._target = _settings.target_or_default(target)
         self._timeout = timeout
-        self._channel = SyncChannel(self._target, credentials, use_proxy=_settings.use_proxy_or_default(use_proxy))
+        proxied = _settings.use_proxy_or_default(use_proxy)
+        access = access_or_default(
+            self._target,
+            credentials=credentials,
+            api_key=api_key,
+            api_key_file=api_key_file,
+            insecure=insecure,
+            use_proxy=proxied,
+        )
+        self._channel = SyncChannel(self._target, access, use_proxy=proxied)
         self._answering = answering(self._channel, near_cache, coalesce=coalesce)
         self._near = self._answering.near
 

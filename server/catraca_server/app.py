@@ -7,29 +7,37 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 
+import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
 
 from catraca_server.api import reflection
+from catraca_server.api.callers import CallerGuard
 from catraca_server.api.engine import Server, from_servicer
-from catraca_server.api.handlers import SERVICE_NAME, session_service_methods
+from catraca_server.api.handlers import METHOD_ROLES, SERVICE_NAME, session_service_methods
 from catraca_server.api.health import Health
 from catraca_server.api.session_service import SessionService
+from catraca_server.api.tls import Certificate, CertificateError
+from catraca_server.api.watch import Watches
+from catraca_server.callers_file import CallersFileError
 from catraca_server.domain.limits import Policy
 from catraca_server.domain.tokens import Tokens
-from catraca_server.listening import format_address, why_refused
+from catraca_server.listening import format_address, private_socket, socket_path, why_refused
+from catraca_server.observe.audit import LogAudit
 from catraca_server.operations.ending import Ending
 from catraca_server.operations.sessions import Sessions
 from catraca_server.operations.users import UserSessions
+from catraca_server.operations.watching import Watching
 from catraca_server.redis.embedded import EmbeddedStore, default_data_dir, find_binary
 from catraca_server.redis.errors import StoreUnavailable
 from catraca_server.redis.multiplexer import CONNECT_TIMEOUT_SECONDS
 from catraca_server.redis.open import open_link
 from catraca_server.redis.url import StoreKind, StoreUrl
 from catraca_server.settings import Settings
+from catraca_server.store.feed import RedisFeed
 from catraca_server.store.keys import Keys
 from catraca_server.store.sessions import RedisSessionStore
 from catraca_server.store.user_index import RedisUserIndex
@@ -66,9 +74,17 @@ async def running(settings: Settings, environment: Mapping[str, str], pepper: by
         # Bound first: a port in use is the commonest mistake, and the cheapest to find. Not so a port that workers
         # share: connections would come at once, and wait there for the store.
         address = _bind(server, settings) if settings.workers == 1 else ""
-        health = Health(SERVICE_NAME)
-        async with _store(settings, environment, health) as (store, index):
-            _add_methods(server, _service(store, index, settings, pepper), health, settings)
+        health = Health(SERVICE_NAME, secure=not settings.missing_protection())
+        async with (
+            _guard(settings) as guard,
+            _store(settings, environment, health) as (store, index, feed),
+            _watching(feed, settings) as watching,
+        ):
+            watches = Watches(watching)
+            service = _service(store, index, feed, settings, pepper)
+            methods = session_service_methods(service, watches, store_timeout_seconds=settings.store_timeout.seconds)
+            server.add_methods(methods, guard)
+            _add_standard_methods(server, health, settings)
             address = address or _bind(server, settings)
             server.start()
             try:
@@ -76,6 +92,8 @@ async def running(settings: Settings, environment: Mapping[str, str], pepper: by
             finally:
                 logger.info("draining: timeout %s", settings.drain_timeout)
                 health.drain()
+                # Before the server waits for what is in hand: these end only because somebody ends them.
+                watches.drain()
                 started = asyncio.get_running_loop().time()
                 await server.stop(settings.drain_timeout.seconds)
                 logger.info("drained: %.2f s", asyncio.get_running_loop().time() - started)
@@ -137,7 +155,7 @@ def _options(settings: Settings) -> tuple[tuple[str, int], ...]:
 
 
 def _service(
-    store: RedisSessionStore, index: RedisUserIndex, settings: Settings, pepper: bytes | None
+    store: RedisSessionStore, index: RedisUserIndex, feed: RedisFeed, settings: Settings, pepper: bytes | None
 ) -> SessionService:
     tokens = Tokens(secrets.token_bytes, pepper)
     policy = Policy(
@@ -148,14 +166,28 @@ def _service(
         max_sessions_per_user=settings.max_sessions_per_user,
         evict_oldest=settings.session_limit_policy == "evict-oldest",
     )
-    ending = Ending(store, index)
+    ending = Ending(store, index, feed)
     return SessionService(
-        Sessions(store, index, ending, tokens, policy), UserSessions(store, index, ending, tokens, policy)
+        Sessions(store, index, ending, tokens, policy, feed=feed),
+        UserSessions(store, index, ending, tokens, policy, feed=feed),
     )
 
 
-def _add_methods(server: Server, service: SessionService, health: Health, settings: Settings) -> None:
-    server.add_methods(session_service_methods(service, store_timeout_seconds=settings.store_timeout.seconds))
+@asynccontextmanager
+async def _guard(settings: Settings) -> AsyncIterator[CallerGuard | None]:
+    """Knows the callers, and their file as it changes. None: whoever reaches the server may do everything."""
+    if settings.callers_file is None:
+        yield None
+        return
+    try:
+        guard = CallerGuard(settings.callers_file, METHOD_ROLES, audit=LogAudit())
+    except CallersFileError as error:
+        raise StartError(f"{error}. It is set by CATRACA_CALLERS_FILE; `catraca keys new` makes it") from error
+    async with guard.following_file():
+        yield guard
+
+
+def _add_standard_methods(server: Server, health: Health, settings: Settings) -> None:
     server.add_methods(from_servicer(health_pb2_grpc.add_HealthServicer_to_server, health))
     if settings.reflection:
         names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, REFLECTION_NAME)
@@ -167,14 +199,14 @@ def _add_methods(server: Server, service: SessionService, health: Health, settin
 @asynccontextmanager
 async def _store(
     settings: Settings, environment: Mapping[str, str], health: Health
-) -> AsyncIterator[tuple[RedisSessionStore, RedisUserIndex]]:
+) -> AsyncIterator[tuple[RedisSessionStore, RedisUserIndex, RedisFeed]]:
     async with AsyncExitStack() as stack:
         embedded = await stack.enter_async_context(embedded_store(settings, environment))
         if embedded is not None:
             url = embedded.url
         else:
             is_embedded = settings.store_url.kind is StoreKind.EMBEDDED
-            url = StoreUrl.parse("memory:") if is_embedded else settings.store_url
+            url = StoreUrl.parse("memory:") if is_embedded else settings.store()
         try:
             opening = open_link(
                 url,
@@ -193,7 +225,20 @@ async def _store(
         except StoreUnavailable as error:
             raise StartError(f"{error}. The store is set by CATRACA_STORE_URL") from error
         keys = Keys(settings.key_prefix)
-        yield RedisSessionStore(link, keys, has_pexpiretime=has_pexpiretime), RedisUserIndex(link, keys)
+        yield (
+            RedisSessionStore(link, keys, has_pexpiretime=has_pexpiretime),
+            RedisUserIndex(link, keys),
+            RedisFeed(link, keys, has_info=url.kind is not StoreKind.MEMORY),
+        )
+
+
+@asynccontextmanager
+async def _watching(feed: RedisFeed, settings: Settings) -> AsyncIterator[Watching]:
+    watching = Watching(feed, timeout_seconds=settings.store_timeout.seconds)
+    try:
+        yield watching
+    finally:
+        await watching.stop()
 
 
 def _find_embedded(settings: Settings, environment: Mapping[str, str]) -> EmbeddedStore | None:
@@ -218,8 +263,19 @@ def _find_embedded(settings: Settings, environment: Mapping[str, str]) -> Embedd
 
 
 def _bind(server: Server, settings: Settings) -> str:
+    path, credentials = socket_path(settings.host), _credentials(settings)
     try:
-        port = server.listen(format_address(settings.host, settings.port))
+        with private_socket(path) if path else nullcontext():
+            port = server.listen(format_address(settings.host, settings.port), credentials)
     except OSError:
         raise why_refused(settings.host, settings.port) from None
     return format_address(settings.host, port)
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    try:
+        return Certificate(settings.tls_cert, settings.tls_key, settings.tls_client_ca).credentials()
+    except CertificateError as error:
+        raise StartError(f"{error}. It is set by CATRACA_TLS_CERT, CATRACA_TLS_KEY, CATRACA_TLS_CLIENT_CA") from error

@@ -1,4 +1,4 @@
-"""The commands that need the server: `catraca serve` and `catraca config`."""
+"""The commands that need the server: `catraca serve`, `catraca config` and `catraca keys`."""
 
 import argparse
 import asyncio
@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import uvloop
 
-from catraca_server import logs
+from catraca_server import keys_cli, logs
 from catraca_server.app import StartError
 from catraca_server.listening import CannotListen
+from catraca_server.runtime.listener import choose_listener
 from catraca_server.runtime.run import serve
 from catraca_server.settings import SETTINGS, Loaded, SettingsError, environment_name, load
 
@@ -18,7 +19,9 @@ EXIT_OK, EXIT_USAGE, EXIT_UNAVAILABLE = 0, 2, 3
 
 
 def main(command: str, arguments: Sequence[str]) -> int:
-    """Runs `serve` or `config`. Returns the exit status: 2 for invalid settings, 3 if it cannot start or go on."""
+    """Runs `serve`, `config` or `keys`. Returns the exit status: 2 for invalid settings, 3 if it cannot be done."""
+    if command == "keys":
+        return keys_cli.main(arguments)
     options = vars(_parser(command).parse_args(arguments))
     action = options.pop("action", None)
     try:
@@ -28,6 +31,7 @@ def main(command: str, arguments: Sequence[str]) -> int:
             print(f"catraca: {problem}", file=sys.stderr)
         return EXIT_USAGE
     if command == "serve":
+        choose_listener(command, arguments)
         return _serve(loaded)
     if action == "show":
         _show(loaded)

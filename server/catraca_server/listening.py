@@ -1,8 +1,18 @@
 """Addresses to listen on: how they are written, which of them stay on this machine, and why one cannot be had."""
 
 import errno
+import fcntl
 import ipaddress
+import os
 import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_SOCKET_PREFIX = "unix:"
+_SOCKET_PATH_MAX_BYTES = 103
+"""What every system takes: 108 on Linux, 104 elsewhere, with the NUL at the end."""
 
 
 class CannotListen(Exception):
@@ -13,7 +23,9 @@ class CannotListen(Exception):
 
 
 def format_address(host: str, port: int) -> str:
-    """Returns host and port as one text, an IPv6 address in brackets."""
+    """Returns host and port as one text, an IPv6 address in brackets. A Unix socket has no port."""
+    if host.startswith(_SOCKET_PREFIX):
+        return host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -21,10 +33,11 @@ def canonical_host(text: str) -> str:
     """Returns a host in the one form that every resolver reads alike. Raises ValueError.
 
     Whatever `getaddrinfo` takes for an address counts as that address: `127.1` is 127.0.0.1. Names are not resolved.
+    A Unix socket is `unix:` and its absolute path.
     """
     host = text.strip()
-    if host.startswith(("unix:", "/")):
-        raise ValueError("must be an address or a name: listening on a Unix socket is not supported yet")
+    if host.startswith((_SOCKET_PREFIX, "/")):
+        return _SOCKET_PREFIX + _canonical_path(host.removeprefix(_SOCKET_PREFIX))
     if "://" in host:
         raise ValueError("must be an address or a name, not a URL")
     if host.startswith("[") and host.endswith("]"):
@@ -53,12 +66,82 @@ def _address(host: str) -> str:
     return str(mapped or address)
 
 
+def _canonical_path(text: str) -> str:
+    path = text.removeprefix("//") if text.startswith("///") else text
+    if not path.startswith("/") or path.startswith("//") or path.endswith("/") or not path.isprintable():
+        raise ValueError("must be unix: and the absolute path of a socket, such as unix:/run/catraca/catraca.sock")
+    if len(os.fsencode(path)) > _SOCKET_PATH_MAX_BYTES:
+        raise ValueError(f"must be the path of a socket, of at most {_SOCKET_PATH_MAX_BYTES} bytes")
+    return path
+
+
+def socket_path(host: str) -> Path | None:
+    """Returns the path of the Unix socket that a host stands for; None if it is an address or a name."""
+    return Path(host.removeprefix(_SOCKET_PREFIX)) if host.startswith(_SOCKET_PREFIX) else None
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach a host, given in its canonical form: loopback, or a Unix socket."""
+    return host.startswith(_SOCKET_PREFIX) or is_loopback(host)
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a host, given in its canonical form."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+@contextmanager
+def private_socket(path: Path) -> Iterator[None]:
+    """Makes way for a Unix socket; one that is bound in the body is for this user alone.
+
+    A missing directory is made, for this user alone. A socket that nobody listens on any more is removed. Raises
+    CannotListen.
+    """
+    host = f"{_SOCKET_PREFIX}{path}"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise CannotListen(host, 0, f"its directory cannot be used ({error.strerror})") from None
+    try:
+        # Of two servers that start at the same time, the second must not take the first one's new socket for stale.
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        _remove_stale(host, path)
+        # By the mask and not afterwards, so that there is no moment at which others can connect.
+        mask = os.umask(0o177)
+        try:
+            yield
+        finally:
+            os.umask(mask)
+    finally:
+        os.close(directory)
+
+
+def _remove_stale(host: str, path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise CannotListen(host, 0, f"{error.strerror}. Choose another path with --host") from None
+    if not stat.S_ISSOCK(mode):
+        raise CannotListen(host, 0, "there is a file that is not a socket. Choose another path with --host")
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            # A full queue of connections, too, means that there is somebody.
+            probe.setblocking(False)
+            probe.connect(str(path))
+    except ConnectionRefusedError:
+        path.unlink(missing_ok=True)
+        return
+    except BlockingIOError:
+        pass
+    except OSError as error:
+        raise CannotListen(host, 0, f"{error.strerror}. Choose another path with --host") from None
+    raise CannotListen(host, 0, "another program listens there. Stop it, or choose another path with --host")
 
 
 def reserve_port(host: str, port: int) -> socket.socket:
@@ -98,6 +181,10 @@ def reserve_port(host: str, port: int) -> socket.socket:
 
 def why_refused(host: str, port: int) -> CannotListen:
     """Returns why an address was refused to the gRPC library, which does not say, by asking for it again."""
+    if path := socket_path(host):
+        access = os.access(path.parent, os.W_OK | os.X_OK)
+        why = "the gRPC library refused it" if access else f"{path.parent} may not be written by this user"
+        return CannotListen(host, port, f"{why}. Choose another path with --host")
     try:
         reserve_port(host, port).close()
     except CannotListen as error:

@@ -12,7 +12,7 @@ from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from catraca_server.listening import canonical_host, is_loopback
+from catraca_server.listening import canonical_host, is_local, socket_path
 from catraca_server.redis.url import HIDDEN, StoreKind, StoreUrl, shows_password
 from catraca_server.setting_values import (
     Duration,
@@ -30,7 +30,7 @@ ENVIRONMENT_PREFIX = "CATRACA_"
 CONFIG_FILE_VARIABLE = "CATRACA_CONFIG"
 
 _OTHER_VARIABLES = re.compile(
-    r"CATRACA_(CONFIG|TARGET|USE_PROXY|TIMEOUT|OUTPUT|DEBUG|TOKEN|API_KEY|API_KEY_FILE|VALKEY_SERVER|TEST_\w+|(SERVICE|PORT)_\w+)"
+    r"CATRACA_(CONFIG|TARGET|TLS_CA|USE_PROXY|TIMEOUT|OUTPUT|DEBUG|TOKEN|API_KEY|API_KEY_FILE|VALKEY_SERVER|TEST_\w+|(SERVICE|PORT)_\w+)"
 )
 """Variables that are not settings of the server: the client's, the tests', and what Kubernetes sets for a service."""
 
@@ -55,7 +55,9 @@ def _setting(default: str, parse: Callable[[str], Any], help_text: str, *, secre
 class Settings:
     """All settings of `catraca serve`."""
 
-    host: str = _setting("127.0.0.1", canonical_host, "address to listen on; any but loopback needs insecure")
+    host: str = _setting(
+        "127.0.0.1", canonical_host, "address or unix:/path to listen on; for any but loopback, see insecure"
+    )
     port: int = _setting("50051", whole_number(0, 65535), "port to listen on; 0: any free port")
     workers: int = _setting("1", whole_number(1, 128), "processes that share the port; each uses one core")
     max_connection_age: Duration = _setting(
@@ -64,7 +66,19 @@ class Settings:
     max_calls_per_connection: int = _setting(
         "250", whole_number(0, 999_999), "calls a connection may have in flight; more are refused; 0: no limit"
     )
-    insecure: bool = _setting("false", switch, "listen on any address, without TLS or caller authentication")
+    tls_cert: Path | None = _setting(
+        "", optional_path, "certificate to serve with, and its chain (PEM); read again when it changes"
+    )
+    tls_key: Path | None = _setting("", optional_path, "file with the private key of tls_cert (PEM, not encrypted)")
+    tls_client_ca: Path | None = _setting(
+        "", optional_path, "authorities whose certificates clients must have (PEM): mutual TLS"
+    )
+    callers_file: Path | None = _setting(
+        "", optional_path, "file that says who may call, and with which roles; read again when it changes"
+    )
+    insecure: bool = _setting(
+        "false", switch, "listen where others can reach it without TLS, or without knowing who calls"
+    )
     store_url: StoreUrl = _setting(
         "embedded:",
         StoreUrl.parse,
@@ -72,6 +86,11 @@ class Settings:
     )
     store_password: str = _setting("", str, "password for the store, if not in store_url", secret=True)
     sentinel_password: str = _setting("", str, "password for the Sentinels, if they have one", secret=True)
+    store_tls_ca: Path | None = _setting(
+        "", optional_path, "authorities (PEM) that the store's certificate is checked against; default: the system's"
+    )
+    store_tls_cert: Path | None = _setting("", optional_path, "certificate (PEM) to show to the store, if it wants one")
+    store_tls_key: Path | None = _setting("", optional_path, "file with the private key of store_tls_cert (PEM)")
     replica_acks: int = _setting(
         "0", whole_number(0, 9), "replicas that must have a change before it is acknowledged; at most 9"
     )
@@ -104,6 +123,27 @@ class Settings:
     reflection: bool = _setting("true", switch, "serve gRPC reflection, which describes the API to callers")
     log_format: str = _setting("text", one_of("text", "json"), "text or json")
     log_level: str = _setting("info", one_of("debug", "info", "warning", "error"), "debug, info, warning or error")
+
+    def store(self) -> StoreUrl:
+        """Returns where the store is, and how to connect over TLS. Raises ValueError if the two contradict."""
+        paths = {
+            "ssl_ca_certs": self.store_tls_ca,
+            "ssl_certfile": self.store_tls_cert,
+            "ssl_keyfile": self.store_tls_key,
+        }
+        files = {name: str(path) for name, path in paths.items() if path is not None}
+        return self.store_url.with_tls_files(**files) if files else self.store_url
+
+    def missing_protection(self) -> tuple[str, ...]:
+        """Returns what is missing where others than this machine can reach the service; nothing if nothing is."""
+        if is_local(self.host):
+            return ()
+        missing = []
+        if self.tls_cert is None:
+            missing.append("there is no TLS (tls_cert, tls_key)")
+        if self.callers_file is None:
+            missing.append("anybody may call (callers_file)")
+        return tuple(missing)
 
     def shown(self) -> dict[str, str]:
         """Returns every setting as text, secrets hidden."""
@@ -158,7 +198,7 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str]) -> Loaded:
             origins["default_idle_timeout"] = "max_ttl"
         problems = _contradictions(settings)
         if not problems:
-            return Loaded(settings, origins, tuple(_unknown(environment)))
+            return Loaded(settings, origins, (*_unknown(environment), *_warnings(settings)))
     raise SettingsError(problems)
 
 
@@ -169,6 +209,12 @@ def _unknown(environment: Mapping[str, str]) -> list[str]:
         for name in sorted(environment)
         if name.startswith(ENVIRONMENT_PREFIX) and name not in known and not _OTHER_VARIABLES.fullmatch(name)
     ]
+
+
+def _warnings(settings: Settings) -> list[str]:
+    if missing := settings.missing_protection():
+        return [f"INSECURE: others can reach {settings.host}, and {' and '.join(missing)}"]
+    return []
 
 
 def _is_service_link(name: str, value: str) -> bool:
@@ -226,11 +272,12 @@ def _contradictions(settings: Settings) -> list[str]:
         for name in ("default_ttl", "default_idle_timeout")
         if (default := getattr(settings, name)).ms > settings.max_ttl.ms
     ]
-    if not settings.insecure and not is_loopback(settings.host):
+    problems += _tls_contradictions(settings)
+    if not settings.insecure and (missing := settings.missing_protection()):
         problems.append(
-            f"host {settings.host} is not loopback, and this version has neither TLS nor caller authentication: anyone "
-            "who reaches the port could create and revoke sessions. Listen on 127.0.0.1, or set --insecure if the "
-            "network itself keeps others out"
+            f"host {settings.host} is not loopback, and {' and '.join(missing)}: whoever is on the network could read "
+            "tokens, or create and revoke sessions. Set those, or listen on 127.0.0.1 or unix:/path, or set --insecure "
+            "if the network itself keeps others out"
         )
     if settings.replica_acks and settings.store_url.kind in (StoreKind.EMBEDDED, StoreKind.MEMORY):
         problems.append(
@@ -241,6 +288,26 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(
             f"store_url memory: allows one worker, not {settings.workers}: each would have a store of its own, without "
             "the sessions of the others. Use embedded: or a Redis, or --workers 1"
+        )
+    return problems
+
+
+def _tls_contradictions(settings: Settings) -> list[str]:
+    problems = []
+    for certificate, key in (("tls_cert", "tls_key"), ("store_tls_cert", "store_tls_key")):
+        set_ones = [name for name in (certificate, key) if getattr(settings, name) is not None]
+        if len(set_ones) == 1:
+            problems.append(f"{set_ones[0]} is set, and of {certificate} and {key} both are needed")
+    try:
+        settings.store()
+    except ValueError as error:
+        problems.append(f"store_url {error}")
+    if settings.tls_client_ca and not settings.tls_cert:
+        problems.append("tls_client_ca is set and tls_cert is not: only over TLS do clients show certificates")
+    if settings.workers > 1 and socket_path(settings.host):
+        problems.append(
+            f"host {settings.host} allows one worker, not {settings.workers}: a Unix socket cannot be shared. Listen "
+            "on 127.0.0.1, or use --workers 1"
         )
     return problems
 

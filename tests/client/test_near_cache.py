@@ -258,7 +258,7 @@ def test_one_event_loop_after_another(service: FakeService) -> None:
 
 def test_threads_hit_while_everything_changes(service: FakeService) -> None:  # noqa: C901  it is one story
     """Eight threads validate while sessions end, the feed is reset and the stream is lost: nothing ended comes back."""
-    with SessionClient(service.target, timeout=30, near_cache=NearCache(max_entries=20)) as sessions:
+    with SessionClient(service.target, timeout=30, near_cache=NearCache(max_entries=100)) as sessions:
         tokens = [service.login(f"user-{at % 5}") for at in range(40)]
         over = threading.Event()
         strange: list[object] = []
@@ -292,7 +292,7 @@ def test_threads_hit_while_everything_changes(service: FakeService) -> None:  # 
             thread.join()
         told = sessions.near_cache_stats()
         assert told is not None
-        assert (told.hits > 0, told.entries <= 20) == (True, True)
+        assert (told.hits > 0, told.entries <= 100) == (True, True)
     assert not strange, strange[:3]
 
 
@@ -308,3 +308,33 @@ def test_forks_under_load() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", [SessionClient, AsyncSessionClient])
+async def test_a_real_service(target: str, kind: type[SessionClient | AsyncSessionClient]) -> None:
+    """Whatever another client changes is seen here, far within the bound."""
+    async with (
+        closing(Caller(kind(target, timeout=30, near_cache=True))) as sessions,
+        closing(Caller(AsyncSessionClient(target, timeout=30))) as other,
+    ):
+        logins = [await other.create("a-user-of-near-caches") for _ in range(4)]
+        for login in logins:
+            await leased(sessions, login.token)
+
+        async def changed() -> bool:
+            first = await sessions.validate(logins[0].token)
+            return first.session.attributes == {"a": "1"} and not await sessions.validate(logins[1].token)
+
+        begun = time.monotonic()
+        await other.update(logins[0].session.session_id, attributes={"a": "1"})
+        await other.revoke(token=logins[1].token)
+        await eventually_async(changed, "an update and a revocation")
+        await other.revoke_user_sessions("a-user-of-near-caches")
+
+        async def all_ended() -> bool:
+            return not any([await sessions.validate(login.token) for login in logins])
+
+        await eventually_async(all_ended, "the revocation of all")
+        assert time.monotonic() - begun < 5
+        assert stats(sessions).hits
+        assert stats(sessions).resets == 0

@@ -16,6 +16,7 @@ from tests.support.model import DAY, GRACE, HOUR, MINUTE, SECOND, Expected, Life
 
 from catraca_server.domain.call import Call
 from catraca_server.domain.commands import NewSession, Update
+from catraca_server.domain.encoding import base62
 from catraca_server.domain.errors import (
     EtagMismatch,
     InvalidRequest,
@@ -25,7 +26,6 @@ from catraca_server.domain.errors import (
     TokenReused,
 )
 from catraca_server.domain.session import StoredSession
-from catraca_server.domain.tokens import _base62
 from catraca_server.domain.validation import InvalidReason, Validation, ValidationRequest
 
 LONG = "CATRACA_TEST_LONG" in os.environ
@@ -378,8 +378,8 @@ class SessionMachine(RuleBasedStateMachine):
         """Presents the public id with a made-up secret, which neither is valid nor ends the session."""
         if made is None:
             return
-        body = made.session_id + _base62(secrets.randbits(256), 43)
-        forged = f"ctr_{body}{_base62(zlib.crc32(body.encode()), 6)}"
+        body = made.session_id + base62(secrets.randbits(256), 43)
+        forged = f"ctr_{body}{base62(zlib.crc32(body.encode()), 6)}"
         if revoking:
             assert not self.run(self.do.sessions.revoke_token(forged, self.call))
         else:

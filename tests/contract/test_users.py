@@ -15,6 +15,7 @@ from catraca_server.domain.validation import ValidationRequest
 from catraca_server.operations.users import PAGE_MAX_BYTES, STEP_SESSIONS, Login
 from catraca_server.store import Creation, IndexEntries, Reservation
 from catraca_server.store.attempts import ATTEMPT_LIFETIME_MS, sequence_at, tombstone
+from catraca_server.store.keys import Keys
 from catraca_server.store.user_index import RedisUserIndex
 
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
@@ -381,4 +382,4 @@ async def test_the_index_ends_with_its_last_session(backend: Backend, made: Stor
     await log_in(operations, ttl_ms=HOUR)
     await log_in(operations, ttl_ms=2 * HOUR, idle_timeout_ms=0)
     await backend.travel(2 * HOUR + 1)
-    assert await backend.keys() == {}
+    assert (await backend.keys()).keys() <= {Keys().feed()}

@@ -13,7 +13,18 @@ from tests.support.engine import OPTIONS, Desk, Pile, echo, echo_all, end_of, se
 from tests.support.raw_http2 import RawConnection
 from tests.support.waiting import eventually_async
 
-from catraca_server.api.engine import BatchMethod, Server, StreamMethod, UnaryCall, UnaryMethod
+from catraca_server.api.engine import (
+    Arrival,
+    BatchMethod,
+    Method,
+    Server,
+    Status,
+    StatusError,
+    Stream,
+    StreamMethod,
+    UnaryCall,
+    UnaryMethod,
+)
 
 OPENSSL = shutil.which("openssl")
 
@@ -181,3 +192,50 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
     async with grpc.aio.insecure_channel(f"unix:{tmp_path / 'socket'}") as channel:
         assert await unary(channel, "/test.Service/Echo", b"x") == b"x"
     await server.stop(None)
+
+
+def guard_by_name(arrival: Arrival) -> str:
+    """Lets in everybody but nobody."""
+    assert arrival.peer().startswith("ipv4:127.0.0.1:")
+    assert "x509_common_name" not in arrival.auth_context()
+    who = str(dict(arrival.metadata)["who"])
+    if who == "nobody":
+        raise StatusError(Status(grpc.StatusCode.UNAUTHENTICATED, "who?", (("why", "because"),)))
+    assert who != "defect"
+    return who.upper()
+
+
+async def test_a_guard_decides_before_the_request_is_read() -> None:
+    """What it returns is the caller of the call; what it refuses, or fails at, reaches no handler of any kind."""
+    reached: list[object] = []
+
+    async def handle(call: UnaryCall) -> bytes:
+        reached.append(call.caller)
+        return call.request
+
+    def handle_batch(calls: list[UnaryCall]) -> None:
+        for call in calls:
+            reached.append(call.caller)
+            call.reply(call.request)
+
+    async def handle_stream(stream: Stream) -> None:
+        reached.append(stream.caller)
+        await stream.send(await stream.receive() or b"")
+
+    methods: dict[str, Method] = {
+        "Unary": UnaryMethod(handle),
+        "Batch": BatchMethod(handle_batch),
+        "Stream": StreamMethod(handle_stream),
+    }
+    async with serving({}) as served:
+        served.server.add_methods({f"/test.Service/{name}": method for name, method in methods.items()}, guard_by_name)
+        for name in methods:
+            for who, code in (("ana", "OK"), ("nobody", "UNAUTHENTICATED"), ("defect", "INTERNAL")):
+                call = served.server_stream(name, b"request", metadata=(("who", who),), timeout=10)
+                if code == "OK":
+                    assert await call.read() == b"request"
+                ended = await end_of(call)
+                assert ended.code.name == code
+                if who == "nobody":
+                    assert (ended.details, ended.trailing_metadata["why"]) == ("who?", "because")
+    assert reached == ["ANA"] * 3

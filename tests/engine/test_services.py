@@ -18,8 +18,10 @@ from catraca import AsyncSessionClient, SessionClient, errors
 from catraca.v1 import session_service_pb2 as pb
 from catraca_server import app
 from catraca_server.api.engine import Server, from_rpc_handler
-from catraca_server.api.handlers import SERVICE_NAME
+from catraca_server.api.handlers import SERVICE_NAME, session_service_methods
 from catraca_server.api.health import Health
+from catraca_server.api.watch import Watches
+from catraca_server.operations.watching import Watching
 from catraca_server.settings import load
 
 METHODS = [method.name for method in pb.DESCRIPTOR.services_by_name["SessionService"].methods]
@@ -30,10 +32,12 @@ async def serving_sessions() -> AsyncIterator[tuple[str, Health]]:
     """Serves all three over a store in memory; yields the target."""
     settings = load({}, {"CATRACA_STORE_URL": "memory:"}).settings
     health = Health(SERVICE_NAME)
-    async with app._store(settings, {}, health) as (store, index):
-        service = app._service(store, index, settings, None)
+    async with app._store(settings, {}, health) as (store, index, feed):
+        service = app._service(store, index, feed, settings, None)
         server = Server(app._options(settings))
-        app._add_methods(server, service, health, settings)
+        watches = Watches(Watching(feed, timeout_seconds=1))
+        server.add_methods(session_service_methods(service, watches, store_timeout_seconds=1))
+        app._add_standard_methods(server, health, settings)
         port = server.listen("127.0.0.1:0")
         server.start()
         try:

@@ -332,3 +332,30 @@ async def test_a_task_beside_the_handler_ends_with_the_call() -> None:
         await call.read()
         call.cancel()
         await eventually_async(are_cancelled, "both tasks are cancelled")
+
+
+async def test_a_stream_whose_caller_does_not_read_can_be_cancelled() -> None:
+    """A handler that is held up in sending ends; cancelling it again does nothing."""
+    held: list[Stream] = []
+    ended = asyncio.Event()
+
+    async def flood(stream: Stream) -> None:
+        held.append(stream)
+        try:
+            while True:
+                await stream.send(bytes(LARGE))
+        finally:
+            ended.set()
+
+    async with serving({"Flood": StreamMethod(flood)}) as served:
+        call = served.server_stream("Flood", b"")
+
+        async def has_begun() -> bool:
+            return bool(held)
+
+        await eventually_async(has_begun, "the stream has begun")
+        held[0].cancel()
+        await asyncio.wait_for(ended.wait(), TIMEOUT_SECONDS)
+        held[0].cancel()
+        assert held[0].cancelled
+        call.cancel()

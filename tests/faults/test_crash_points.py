@@ -4,13 +4,15 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import cast
 
 import pytest
 from tests.support.backends import Backend, Operations, Stores, a_call
 
 from catraca_server.domain.commands import NewSession, Update
 from catraca_server.domain.errors import SessionLimitReached, SessionNotFound, TokenInUse
-from catraca_server.domain.validation import ValidationRequest
+from catraca_server.domain.events import BEFORE_ALL, EndCause, EventType, Position, SessionEvent, revoked
+from catraca_server.domain.validation import InvalidReason, Validation, ValidationRequest
 from catraca_server.operations.users import Login
 from catraca_server.redis.link import Link, Request
 from catraca_server.redis.replies import Replies
@@ -53,6 +55,11 @@ class Scene:
     rotated: str
     other: Login
 
+    @property
+    def ids(self) -> list[str]:
+        """The ids of that user's sessions."""
+        return [login.stored.session.session_id for login in self.logins]
+
 
 def operations_over(link: Link, *, evict_oldest: bool = True) -> Operations:
     """Returns the operations over a link that may crash."""
@@ -68,6 +75,15 @@ async def set_the_scene(backend: Backend, operations: Operations) -> Scene:
     rotation = await operations.sessions.rotate(logins[1].token, a_call())
     await backend.travel(2 * MINUTE)
     return Scene(logins, rotation.token, other)
+
+
+async def told(link: Link) -> list[SessionEvent]:
+    """Returns all events in the feed."""
+    feed = Stores.over(link, has_info=False).feed
+    end = await feed.end(a_call())
+    reading = await feed.read(Position(end.epoch, BEFORE_ALL), 1000, a_call())
+    assert reading.lost is None
+    return [entry.event for entry in reading.entries]
 
 
 Step = Callable[[Operations, Scene], Awaitable[object]]
@@ -101,6 +117,24 @@ MAY_END = {
     "log out everywhere": {0, 1},
 }
 """Which of the user's sessions an operation is to end: no crash in it may end another."""
+
+TELLS: dict[str, Callable[[Scene], SessionEvent]] = {
+    "log in at the limit": lambda scene: revoked(scene.ids[0], "ana", EndCause.LIMIT),
+    "bring a token": lambda scene: revoked(scene.ids[0], "ana", EndCause.LIMIT),
+    "present a rotated token": lambda scene: revoked(scene.ids[1], "ana", EndCause.TOKEN_REUSE),
+    "rotate": lambda scene: SessionEvent(EventType.ROTATED, scene.ids[0], "ana"),
+    "extend": lambda scene: SessionEvent(EventType.UPDATED, scene.ids[0], "ana"),
+    "revoke by id": lambda scene: revoked(scene.ids[0], "ana", EndCause.REQUEST),
+    "revoke by token": lambda scene: revoked(scene.ids[0], "ana", EndCause.REQUEST),
+    "log out everywhere": lambda _: revoked("", "ana", EndCause.USER_REQUEST),
+}
+"""An event that an operation appends when nothing goes wrong."""
+
+TELLS_OF_THE_GONE = {
+    "revoke by id": lambda scene: revoked(scene.ids[0], "", EndCause.REQUEST),
+    "revoke by token": lambda scene: revoked(scene.ids[0], "", EndCause.REQUEST),
+}
+"""The same, from a call that finds the session gone."""
 
 
 async def live_sessions(backend: Backend) -> dict[str, str]:
@@ -173,6 +207,41 @@ async def test_repeating_what_crashed_is_safe(backend: Backend, step: str) -> No
                     await STEPS[step](healthy, scene)
                 await everything_holds(backend, link)
             else:
+                return
+
+
+async def is_acknowledged(step: str, operations: Operations, scene: Scene) -> bool:
+    """Repeats an operation. Whether its caller is told that what it is about has been done."""
+    try:
+        result = await STEPS[step](operations, scene)
+    except (TokenInUse, SessionNotFound):
+        return False
+    if step == "present a rotated token":
+        (validation,) = cast("list[Validation]", result)
+        return validation.reason is InvalidReason.TOKEN_REUSED
+    return True
+
+
+@pytest.mark.parametrize("step", sorted(TELLS))
+async def test_whoever_is_told_of_a_change_can_rely_on_its_event(backend: Backend, step: str) -> None:
+    """Also if a call that crashed made the change, and it is a repeated call that is answered."""
+    async with backend.link() as link:
+        healthy = operations_over(link)
+        for requests in count():
+            await backend.command("FLUSHALL")
+            scene = await set_the_scene(backend, healthy)
+            created = {SessionEvent(EventType.CREATED, session_id, "ana") for session_id in scene.ids}
+            assert created <= set(await told(link)), "a login that nobody was told of"
+            try:
+                await STEPS[step](operations_over(Crashing(link, requests)), scene)
+                crashed, acknowledged = False, True
+            except Crash:
+                crashed, acknowledged = True, await is_acknowledged(step, healthy, scene)
+            expected = {TELLS[step](scene)}
+            if step in TELLS_OF_THE_GONE:
+                expected.add(TELLS_OF_THE_GONE[step](scene))
+            assert not acknowledged or expected & set(await told(link)), "a change that is not in the feed"
+            if not crashed:
                 return
 
 

@@ -22,14 +22,17 @@ from catraca_server.api.engine import BatchMethod, Status, StatusError, UnaryCal
 from catraca_server.api.handlers import SERVICE_NAME, session_service_methods
 from catraca_server.api.paging import write_page_token
 from catraca_server.api.session_service import SessionService
+from catraca_server.api.watch import Watches
 from catraca_server.domain.call import Call
+from catraca_server.domain.events import BEFORE_ALL, EntryId, Position, SessionEvent
 from catraca_server.domain.limits import BATCH_MAX_REQUESTS, Policy
 from catraca_server.domain.session import Session, StoredSession
 from catraca_server.domain.tokens import Credential, Tokens
 from catraca_server.operations.ending import Ending
 from catraca_server.operations.sessions import Sessions
 from catraca_server.operations.users import UserSessions
-from catraca_server.store import Creation, IndexEntries, IndexEntry, ReadResult, Replacement, Reservation
+from catraca_server.operations.watching import Watching
+from catraca_server.store import Creation, FeedReading, IndexEntries, IndexEntry, ReadResult, Replacement, Reservation
 
 TOKENS = 1_000_000
 BODIES = 1_000_000
@@ -134,11 +137,29 @@ class EmptyIndex:
         """Removes nothing."""
 
 
+class EmptyFeed:
+    """A feed that accepts every event without keeping it."""
+
+    on_append: Callable[[], None]
+
+    async def append(self, events: Sequence[SessionEvent], call: Call) -> None:
+        """Does not keep them."""
+
+    async def end(self, _call: Call) -> Position:
+        """Is empty."""
+        return Position(bytes(8), BEFORE_ALL)
+
+    async def read(self, after: Position, _count: int, _call: Call, *, until: EntryId | None = None) -> FeedReading:
+        """Has nothing."""
+        return FeedReading(after, (), None, at_end=True)
+
+
 class FakeCall:
     """What handlers use of a call."""
 
     deadline = inf
     cancelled = False
+    caller = None
 
     def __init__(self, request: bytes) -> None:
         self.request = request
@@ -157,10 +178,11 @@ class FakeCall:
 def handlers() -> dict[str, Handler]:
     """The handlers as the engine calls them, over an empty store: bytes to a status and bytes."""
     policy = Policy(default_ttl_ms=86_400_000, default_idle_timeout_ms=1_800_000, max_ttl_ms=2_592_000_000)
-    store, index = EmptyStore(), EmptyIndex()
-    parts = store, index, Ending(store, index), Tokens(os.urandom), policy
-    service = SessionService(Sessions(*parts), UserSessions(*parts))
-    methods: dict[str, Any] = dict(session_service_methods(service, store_timeout_seconds=1))
+    store, index, feed = EmptyStore(), EmptyIndex(), EmptyFeed()
+    parts = store, index, Ending(store, index, feed), Tokens(os.urandom), policy
+    service = SessionService(Sessions(*parts, feed=feed), UserSessions(*parts, feed=feed))
+    watches = Watches(Watching(feed, timeout_seconds=1))
+    methods: dict[str, Any] = dict(session_service_methods(service, watches, store_timeout_seconds=1))
 
     def handler(name: str) -> Handler:
         method = methods[f"/{SERVICE_NAME}/{name}"]

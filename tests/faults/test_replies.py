@@ -1,18 +1,20 @@
 """Replies that are errors, malformed, or of another request: none is taken for a result."""
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from tests.support.backends import Stores, a_call
-from tests.support.fake_redis import NIL, OK, FakeRedis, array, bulk, integer
+from tests.support.fake_redis import NIL, OK, REPLICATION_ID, FakeRedis, array, bulk, integer
 from tests.support.multiplexers import running_multiplexer
 from tests.support.proxy import Proxy
 from tests.support.waiting import TIMEOUT_SECONDS, eventually_async
 
 from catraca_server.domain.call import Call
+from catraca_server.domain.events import BEFORE_ALL, EPOCH_BYTES, EndCause, Position, revoked
 from catraca_server.domain.session import Session, StoredSession
 from catraca_server.redis.link import Server
 from catraca_server.store import IndexEntries, IndexEntry, Replacement, StoreUnavailable
@@ -101,6 +103,9 @@ class Operation:
     has_pexpiretime: bool = True
 
 
+EPOCH = hashlib.sha256(REPLICATION_ID.encode()).digest()[:EPOCH_BYTES]
+FIELDS = array(*map(bulk, (b"prev", b"0-0", b"type", b"CREATED", b"cause", b"", b"session_id", b"", b"user_id", b"")))
+EMPTY = frozenset({"an empty array"})
 NUMBER = frozenset({"a number"})
 PAIRS = frozenset({"an empty array", "a pair"})
 IDS = frozenset({"an empty array", "a pair", "half a pair", "an id without a score"})
@@ -152,6 +157,21 @@ OPERATIONS = {
     "session ids": Operation(b"ZRANGE", lambda made, call: made.index.session_ids("12345", call), array(), IDS),
     "entries": Operation(
         b"ZMSCORE", lambda made, call: made.index.entries("12345", [ID], call), array(bulk(b"2")), SCORES
+    ),
+    "append": Operation(
+        b"EVAL",
+        lambda made, call: made.feed.append([revoked(ID, "12345", EndCause.REQUEST)], call),
+        integer(1),
+        NUMBER,
+    ),
+    "the end of the feed": Operation(
+        b"XREVRANGE", lambda made, call: made.feed.end(call), array(array(bulk(b"1-2"), FIELDS)), EMPTY
+    ),
+    "read the feed": Operation(
+        b"XRANGE",
+        lambda made, call: made.feed.read(Position(EPOCH, BEFORE_ALL), 10, call),
+        array(array(bulk(b"1-2"), FIELDS)),
+        EMPTY,
     ),
     "remove": Operation(b"EVAL", lambda made, call: made.index.remove("12345", [ENTRY], call), integer(0), NUMBER),
 }

@@ -279,8 +279,8 @@ def operations_of(store: object) -> Sessions:
     """Returns the operations on a store that only reads."""
     reading: SessionStore = store  # type: ignore[assignment]  # what it lacks is not used
     index: object = None
-    ending = Ending(reading, index)  # type: ignore[arg-type]  # as above
-    return Sessions(reading, index, ending, Tokens(bytes), None)  # type: ignore[arg-type]  # as above
+    ending = Ending(reading, index, None)  # type: ignore[arg-type]  # as above
+    return Sessions(reading, index, ending, Tokens(bytes), None, feed=None)  # type: ignore[arg-type]  # as above
 
 
 @pytest.mark.parametrize(

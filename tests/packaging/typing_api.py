@@ -5,6 +5,7 @@ An unused `type: ignore` is an error, so a mistake that mypy no longer sees fail
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import assert_type
 
 from catraca import (
@@ -53,7 +54,9 @@ def sync_client() -> None:
         assert_type(sessions.revoke(token=login.token), bool)
         assert_type(sessions.revoke_user_sessions("12345", except_session_id="id"), int)
         sessions.close()
-        SessionClient(use_proxy=True)
+        SessionClient(use_proxy=True, insecure=None, api_key="ctrk_a-key")
+        SessionClient(api_key_file=Path("a-file"), insecure=True)
+        SessionClient(api_key=b"ctrk_a-key")  # type: ignore[arg-type]
         SessionClient(near_cache=True, coalesce=False)
         assert_type(SessionClient(near_cache=NearCache(max_entries=100)).near_cache_stats(), NearCacheStats | None)
         SessionClient(near_cache=100)  # type: ignore[arg-type]

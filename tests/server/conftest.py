@@ -2,9 +2,11 @@
 
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tests.support.curl import CURLS, Curl
+from tests.support.door import Door
 from tests.support.valkey import Valkey
 from tests.support.wire import serving_stub, stub_of
 
@@ -38,3 +40,9 @@ def curl(request: pytest.FixtureRequest) -> Curl:
     if made.why_missing:
         pytest.skip(made.why_missing)
     return made
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Door:
+    """Files of a service without callers."""
+    return Door(tmp_path)

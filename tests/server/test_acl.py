@@ -8,8 +8,10 @@ import pytest
 from tests.support.cluster import Cluster
 from tests.support.service import ServeProcess
 from tests.support.valkey import Server, Valkey
+from tests.support.wire import TIMEOUT_SECONDS, stub_of
 
 from catraca import SessionClient, errors
+from catraca.v1 import session_service_pb2 as pb
 
 DOCUMENT = Path(__file__).parents[2] / "docs/operations.md"
 CALL_SECONDS = 5.0
@@ -35,6 +37,19 @@ def used_on(server: Server) -> set[str]:
     return {name.partition("_")[2] for name in server.client.info("commandstats")}
 
 
+def watch(target: str) -> None:
+    """Watches sessions until something happens."""
+    with stub_of(target) as stub, SessionClient(target, timeout=CALL_SECONDS) as sessions:
+        watch = stub.WatchSessions(iter([pb.WatchSessionsRequest(start=pb.WatchStart())]), timeout=TIMEOUT_SECONDS)
+        cursor = next(watch).opened.cursor
+        sessions.create("ana")
+        assert next(watch).event.user_id == "ana"
+        resume = pb.WatchSessionsRequest(start=pb.WatchStart(cursor=cursor))
+        again = stub.WatchSessions(iter([resume]), timeout=TIMEOUT_SECONDS)
+        assert next(again).opened.cursor == cursor
+        assert next(again).event.user_id == "ana"
+
+
 def live_a_life(target: str) -> None:
     """Calls every RPC, in all ways that make the store run other commands."""
     with SessionClient(target, timeout=CALL_SECONDS) as sessions:
@@ -48,7 +63,8 @@ def live_a_life(target: str) -> None:
         assert len(list(sessions.list_sessions("ana"))) == 3
         assert sessions.get(session.session_id).attributes == {"device": "phone"}
         assert sessions.revoke(token=token)
-        assert sessions.revoke_user_sessions("ana") == 2
+        watch(target)
+        assert sessions.revoke_user_sessions("ana") == 3
 
 
 def test_the_documented_acl_user_can_do_everything(own_valkey: Valkey) -> None:
@@ -89,7 +105,7 @@ def test_the_documented_acl_user_is_enough_in_a_cluster(valkey_cluster: Cluster)
     assert set().union(*map(used_on, valkey_cluster.nodes)) >= ONLY_IN_CLUSTERS
 
 
-@pytest.mark.parametrize("pattern", ["~session:*", "~user-sessions:*"])
+@pytest.mark.parametrize("pattern", ["~session:*", "~user-sessions:*", "~session-feed"])
 def test_a_missing_key_pattern_is_unavailable(own_valkey: Valkey, pattern: str) -> None:
     """A login that the store does not allow is UNAVAILABLE: not acknowledged, and not a defect."""
     own_valkey.command("ACL", "SETUSER", "catraca", "on", ">secret", *(set(documented_rules()) - {pattern}))

@@ -35,6 +35,13 @@ def test_on_a_pipe() -> None:
         assert found, f"not told, or not in this place: {text}\n{done.stdout}"
 
 
+def test_what_is_set_for_another_service() -> None:
+    """It makes no difference: the demo is by itself."""
+    settings = {"CATRACA_TLS_CA": "/none", "CATRACA_API_KEY": "ctrk_x", "CATRACA_PORT": "1", "CATRACA_TARGET": "a:1"}
+    done = catraca("demo", "--ttl", "100ms", environment=settings)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_on_a_terminal() -> None:
     """On a terminal the wait has a bar that moves, and the verdicts have colours."""
     terminal, ours = pty.openpty()

@@ -16,6 +16,7 @@ from tests.support.service import ServeProcess
 from tests.support.valkey import BINARY, WHY_MISSING, Valkey
 
 from catraca import SessionClient
+from catraca_server.runtime.listener import ENVIRONMENT
 
 USAGE, UNAVAILABLE = 2, 3
 
@@ -71,8 +72,20 @@ def test_loopback_works_however_it_is_written(host: str) -> None:
 
 
 def test_a_unix_socket_to_listen_on() -> None:
-    """It is refused with what can be listened on."""
-    assert_refused(serve(host="unix:/tmp/catraca.sock"), USAGE, "CATRACA_HOST must be", "not supported yet")
+    """It takes an absolute path; `test_tls` shows one that works."""
+    assert_refused(serve(host="unix:catraca.sock"), USAGE, "CATRACA_HOST must be", "absolute path of a socket")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows the environment of a process")
+@pytest.mark.parametrize("own", [None, ""], ids=["ours", "the operator's"])
+def test_the_listener_of_grpc_is_chosen(own: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before gRPC is imported, in the process that was started; unless the operator has chosen. gRPC knows the name."""
+    monkeypatch.delenv("GRPC_EXPERIMENTS")
+    with ServeProcess({} if own is None else {"GRPC_EXPERIMENTS": own}, store_url="memory:") as process:
+        environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+        chosen = ENVIRONMENT["GRPC_EXPERIMENTS"] if own is None else own
+        assert f"GRPC_EXPERIMENTS={chosen}".encode() in environment
+        assert "experiment" not in process.log
 
 
 def test_without_a_home_directory_there_is_no_default_data_directory(tmp_path: Path) -> None:
@@ -80,7 +93,7 @@ def test_without_a_home_directory_there_is_no_default_data_directory(tmp_path: P
     code = "import os, runpy; os.getuid = lambda: 2**31 - 7; runpy.run_module('catraca', run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-c", code, "serve"],
-        env={"CATRACA_VALKEY_SERVER": "/bin/true", "CATRACA_PORT": "0"},
+        env={**ENVIRONMENT, "CATRACA_VALKEY_SERVER": "/bin/true", "CATRACA_PORT": "0"},
         capture_output=True,
         text=True,
         check=False,

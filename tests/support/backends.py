@@ -12,6 +12,7 @@ from typing import Any
 
 import fakeredis._socket._base
 import fakeredis.commands_mixins.server_mixin
+import fakeredis.model._stream
 import pytest
 from redis.asyncio.connection import AbstractConnection
 from tests.support.cluster import Cluster, slot_of
@@ -28,6 +29,7 @@ from catraca_server.redis.link import Link, Server
 from catraca_server.redis.open import open_link
 from catraca_server.redis.url import StoreUrl
 from catraca_server.store import attempts
+from catraca_server.store.feed import RedisFeed
 from catraca_server.store.keys import Keys
 from catraca_server.store.sessions import RedisSessionStore
 from catraca_server.store.user_index import RedisUserIndex
@@ -38,6 +40,9 @@ STORE_TIMEOUT_SECONDS = 5
 
 class Backend:
     """A store that tests can inspect and move through time."""
+
+    has_info = True
+    """Whether it tells its replication id."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -118,7 +123,7 @@ class FakeClock:
     def __init__(self, patch: pytest.MonkeyPatch, unix_ms: int = 1_790_000_000_000) -> None:
         self.microseconds = unix_ms * 1000
         clock = SimpleNamespace(time=self._time, monotonic=time.monotonic, sleep=time.sleep)
-        for module in (fakeredis._socket._base, fakeredis.commands_mixins.server_mixin):
+        for module in (fakeredis._socket._base, fakeredis.commands_mixins.server_mixin, fakeredis.model._stream):
             patch.setattr(module, "time", clock)
 
     def _time(self) -> float:
@@ -128,6 +133,8 @@ class FakeClock:
 
 class FakeBackend(Backend):
     """A new, empty fakeredis with a clock of its own."""
+
+    has_info = False
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         super().__init__("memory:")
@@ -197,23 +204,28 @@ class ClusterBackend(Backend):
 
 @dataclass(frozen=True)
 class Stores:
-    """The two halves of the store's contract."""
+    """The three parts of the store's contract."""
 
     sessions: RedisSessionStore
     index: RedisUserIndex
+    feed: RedisFeed
 
     @classmethod
-    def over(cls, link: Link, *, prefix: str = "", has_pexpiretime: bool = True) -> "Stores":
+    def over(cls, link: Link, *, prefix: str = "", has_pexpiretime: bool = True, has_info: bool = True) -> "Stores":
         """Returns the store over a link."""
         keys = Keys(prefix)
-        return cls(RedisSessionStore(link, keys, has_pexpiretime=has_pexpiretime), RedisUserIndex(link, keys))
+        return cls(
+            RedisSessionStore(link, keys, has_pexpiretime=has_pexpiretime),
+            RedisUserIndex(link, keys),
+            RedisFeed(link, keys, has_info=has_info),
+        )
 
 
 @asynccontextmanager
 async def stores(backend: Backend, *, prefix: str = "", has_pexpiretime: bool = True) -> AsyncIterator[Stores]:
     """Opens the store on a backend."""
     async with backend.link() as link:
-        yield Stores.over(link, prefix=prefix, has_pexpiretime=has_pexpiretime)
+        yield Stores.over(link, prefix=prefix, has_pexpiretime=has_pexpiretime, has_info=backend.has_info)
 
 
 @dataclass(frozen=True)
@@ -230,10 +242,11 @@ class Operations:
         lifetimes = {"default_ttl_ms": 86_400_000, "default_idle_timeout_ms": 1_800_000, "max_ttl_ms": 30 * 86_400_000}
         made_policy = Policy(**{**lifetimes, **policy})
         tokens = Tokens(secrets.token_bytes)
-        ending = Ending(made.sessions, made.index)
+        ending = Ending(made.sessions, made.index, made.feed)
+        parts = made.sessions, made.index, ending, tokens, made_policy
         return cls(
-            Sessions(made.sessions, made.index, ending, tokens, made_policy),
-            UserSessions(made.sessions, made.index, ending, tokens, made_policy),
+            Sessions(*parts, feed=made.feed),
+            UserSessions(*parts, feed=made.feed),
             made_policy,
         )
 

@@ -29,6 +29,10 @@ def integer(number: int) -> bytes:
     return b":%d\r\n" % number
 
 
+REPLICATION_ID = "0123456789abcdef" * 2 + "01234567"
+"""The id of its reign as a primary."""
+
+
 class FakeRedis:
     """Listens on a Unix socket. `reply_to` returns a reply to a command, or None to leave it to the defaults.
 
@@ -44,7 +48,7 @@ class FakeRedis:
         info: Mapping[str, str] | None = None,
     ) -> None:
         self.url = str(StoreUrl.at_socket(str(listen)))
-        self.info = {"redis_version": "7.4.0", "role": "master", **(info or {})}
+        self.info = {"redis_version": "7.4.0", "role": "master", "master_replid": REPLICATION_ID, **(info or {})}
         self.commands: list[list[bytes]] = []
         """All commands so far."""
         self.connected = 0

@@ -13,8 +13,9 @@ from catraca_server.settings import load
 METHODS: dict[str, tuple[type[Message], type[Message]]] = {
     method.name: (GetMessageClass(method.input_type), GetMessageClass(method.output_type))
     for method in pb.DESCRIPTOR.services_by_name["SessionService"].methods
+    if not method.client_streaming
 }
-"""Request and response of each method of SessionService, also of those to come."""
+"""Request and response of each unary method of SessionService, also of those to come."""
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +23,16 @@ class Proxy:
     """Passes traffic on to a store's Unix socket or TCP port, in both directions.
 
     It listens on the Unix socket `listen` or, without one, on a TCP port of loopback. `delay` returns the seconds by
-    which each piece of a reply is delayed; None: no delay.
+    which each piece of a reply is delayed; None: no delay. With `tls`, its port speaks TLS, and the store need not.
     """
 
     def __init__(
-        self, upstream: Path | int, listen: Path | None = None, *, delay: Callable[[], float] | None = None
+        self,
+        upstream: Path | int,
+        listen: Path | None = None,
+        *,
+        delay: Callable[[], float] | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.url = ""
         """Its store URL."""
@@ -37,6 +43,7 @@ class Proxy:
         """What clients have sent since `hold`."""
         self._upstream = upstream
         self._listen = listen
+        self._tls = tls
         self._passing = asyncio.Event()
         self._passing.set()
         self._refusing = False
@@ -86,8 +93,10 @@ class Proxy:
 
     async def __aenter__(self) -> Self:
         if self._listen is None:
-            self._server = await asyncio.start_server(self._serve, _HOST, 0)
-            self.url = f"redis://{_HOST}:{self._server.sockets[0].getsockname()[1]}"
+            self._server = await asyncio.start_server(self._serve, _HOST, 0, ssl=self._tls)
+            self.url = (
+                f"{'redis' if self._tls is None else 'rediss'}://{_HOST}:{self._server.sockets[0].getsockname()[1]}"
+            )
         else:
             self._server = await asyncio.start_unix_server(self._serve, self._listen)
             self.url = str(StoreUrl.at_socket(str(self._listen)))

@@ -3,11 +3,25 @@
 import errno
 import os
 import socket
+import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from catraca_server.listening import CannotListen, canonical_host, is_loopback, reserve_port, why_refused
+from catraca_server.listening import (
+    CannotListen,
+    canonical_host,
+    format_address,
+    is_local,
+    is_loopback,
+    private_socket,
+    reserve_port,
+    socket_path,
+    why_refused,
+)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +53,80 @@ def test_loopback_is_loopback_however_it_is_written(text: str, host: str) -> Non
     assert is_loopback(host)
 
 
+@pytest.mark.parametrize("text", ["unix:/run/catraca.sock", "unix:///run/catraca.sock", "/run/catraca.sock"])
+def test_a_unix_socket_is_local_however_it_is_written(text: str) -> None:
+    """It stays on the machine, is not loopback, has a path, and is written without a port."""
+    host = canonical_host(text)
+    assert host == "unix:/run/catraca.sock"
+    assert is_local(host)
+    assert not is_loopback(host)
+    assert socket_path(host) == Path("/run/catraca.sock")
+    assert format_address(host, 50051) == host
+
+
+def test_a_socket_is_made_for_its_user_alone(tmp_path: Path) -> None:
+    """Nobody else may connect, nor look into a directory that was made for it."""
+    path = tmp_path / "run" / "catraca" / "catraca.sock"
+    mask = os.umask(0)
+    try:
+        with private_socket(path), socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+        assert os.umask(0) == 0
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_a_stale_socket_is_removed_and_a_used_one_is_not(tmp_path: Path) -> None:
+    """One that nobody listens on is in the way; one that somebody listens on is a mistake to report."""
+    path = tmp_path / "catraca.sock"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen(0)
+        with pytest.raises(CannotListen, match="another program listens there"), private_socket(path):
+            pass
+        assert path.exists()
+    with private_socket(path):
+        assert not path.exists()
+
+
+def test_two_servers_that_start_at_the_same_time(tmp_path: Path) -> None:
+    """The second waits for the first, and then finds its socket in use: it does not take it for a stale one."""
+    path = tmp_path / "catraca.sock"
+    with socket.socket(socket.AF_UNIX) as first:
+        begun = threading.Event()
+
+        def start_second() -> str:
+            begun.set()
+            try:
+                with private_socket(path):
+                    return "let in"
+            except CannotListen as error:
+                return str(error)
+
+        with ThreadPoolExecutor(1) as pool:
+            with private_socket(path):
+                second = pool.submit(start_second)
+                begun.wait()
+                # Long enough for one that does not wait to be let in.
+                assert not wait([second], timeout=0.2).done
+                first.bind(str(path))
+                first.listen()
+            assert "another program listens there" in second.result(timeout=20)
+
+
+def test_what_is_not_a_socket_is_left_alone(tmp_path: Path) -> None:
+    """A mistyped path must not cost anybody a file."""
+    path = tmp_path / "precious"
+    path.write_text("data")
+    with pytest.raises(CannotListen, match="not a socket"), private_socket(path):
+        pass
+    with pytest.raises(CannotListen, match="its directory cannot be used"), private_socket(path / "catraca.sock"):
+        pass
+    assert path.read_text() == "data"
+
+
 @pytest.mark.parametrize(
     ("text", "host"),
     [
@@ -62,9 +150,12 @@ def test_what_only_looks_like_loopback_is_not(text: str, host: str) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("unix:/run/catraca.sock", "Unix socket is not supported yet"),
-        ("unix:///run/catraca.sock", "Unix socket is not supported yet"),
-        ("/run/catraca.sock", "Unix socket is not supported yet"),
+        ("unix:", "the absolute path of a socket"),
+        ("unix:catraca.sock", "the absolute path of a socket"),
+        ("unix://catraca.sock", "the absolute path of a socket"),
+        ("unix:/run/", "the absolute path of a socket"),
+        ("unix:/run/a\x07", "the absolute path of a socket"),
+        (f"unix:/{'a' * 103}", "at most 103 bytes"),
         ("http://localhost", "not a URL"),
         ("127.0.0.1:50051", "the port has a setting of its own"),
         ("localhost:50051", "the port has a setting of its own"),

@@ -143,18 +143,54 @@ def test_service_links_of_kubernetes_are_not_settings() -> None:
     assert loaded == Loaded(Settings(), {}, ())
 
 
+TLS = {"tls_cert": "/tls.crt", "tls_key": "/tls.key"}
+CALLERS = {"callers_file": "/callers"}
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "catraca.internal"])  # noqa: S104  that is the point
-def test_all_but_loopback_needs_insecure(host: str) -> None:
-    """Without TLS and caller authentication it listens on loopback only, by default."""
-    (problem,) = problems({"host": host})
-    assert "--insecure" in problem
-    assert load({"host": host, "insecure": "true"}, {}).settings.host == host
+def test_where_others_can_reach_it_there_is_tls_and_it_knows_who_calls(host: str) -> None:
+    """It takes both, or --insecure, which warns of what is missing. Which authority signs clients is not enough."""
+    for given, missing, there in (
+        ({}, ("tls_cert, tls_key", "callers_file"), ()),
+        (TLS, ("callers_file",), ("tls_cert",)),
+        (TLS | {"tls_client_ca": "/ca.crt"}, ("callers_file",), ("tls_cert",)),
+        (CALLERS, ("tls_cert, tls_key",), ("callers_file",)),
+    ):
+        (problem,) = problems({"host": host, **given})
+        loaded = load({"host": host, "insecure": "true", **given}, {})
+        assert loaded.settings.host == host
+        (warning,) = loaded.warnings
+        assert "--insecure" in problem
+        assert warning.startswith("INSECURE")
+        for text in (problem, warning):
+            assert all(f"({each})" in text for each in missing)
+            assert not any(f"({each}" in text for each in there)
+    assert load({"host": host, **TLS, **CALLERS}, {}).warnings == ()
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "LOCALHOST", " 127.1 "])
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ({"tls_cert": "/tls.crt"}, "both are needed"),
+        ({"tls_key": "/tls.key"}, "both are needed"),
+        ({"tls_client_ca": "/ca.crt"}, "only over TLS"),
+        ({"store_tls_cert": "/tls.crt", "store_url": "rediss://r"}, "both are needed"),
+        ({"store_tls_ca": "/ca.crt"}, "embedded: does not use TLS"),
+        ({"store_tls_ca": "/ca.crt", "store_url": "redis://r"}, "does not use TLS"),
+        ({"store_tls_ca": "/ca.crt", "store_url": "rediss://r?ssl_ca_certs=/b"}, "names another file itself"),
+        ({"host": "unix:/run/catraca.sock", "workers": "2"}, "cannot be shared"),
+    ],
+)
+def test_settings_of_the_transport_that_contradict(flags: dict[str, str], reason: str) -> None:
+    """Half of a pair, or what cannot work, is refused."""
+    (problem,) = problems(flags)
+    assert reason in problem
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "LOCALHOST", " 127.1 ", "unix:/a"])
 def test_loopback_needs_no_insecure(host: str) -> None:
     """However it is written; `test_listening` has all forms."""
-    assert load({"host": host}, {}).settings.host in ("127.0.0.1", "::1", "localhost")
+    assert load({"host": host}, {}).settings.host in ("127.0.0.1", "::1", "localhost", "unix:/a")
 
 
 BOUNDS = {

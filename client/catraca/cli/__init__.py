@@ -34,6 +34,7 @@ _Flags: TypeAlias = argparse.ArgumentParser | argparse._MutuallyExclusiveGroup  
 _SERVER_COMMANDS = {
     "serve": "run the service (needs the server extra)",
     "config": "show or check the service's settings (needs the server extra)",
+    "keys": "make, list and revoke the API keys of callers (needs the server extra)",
 }
 _READ_FROM = "The token is read from --token-file, else from CATRACA_TOKEN, else from standard input."
 _DURATION_HELP = "such as 30s, 15m, 24h, 30d"
@@ -185,6 +186,15 @@ def _parser() -> argparse.ArgumentParser:
     _flag(client, "--target", "where the service is (default 127.0.0.1:50051)")
     _flag(client, "--timeout", "how long to wait for an answer (default 1s)")
     _flag(client, "--output", "text or json (default text)", choices=("text", "json"))
+    _flag(client, "--tls-ca", "file with the authorities (PEM) that the service's certificate is checked against")
+    _flag(client, "--tls-cert", "file with your certificate (PEM), if the service wants one")
+    _flag(client, "--tls-key", "file with its private key (PEM)")
+    _flag(client, "--api-key-file", "file with your API key; the key itself may be in CATRACA_API_KEY")
+    client.add_argument(
+        "--insecure",
+        action=argparse.BooleanOptionalAction,
+        help="send the API key to another machine without TLS (default: not) (CATRACA_INSECURE)",
+    )
     client.add_argument(
         "--use-proxy",
         action=argparse.BooleanOptionalAction,

@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from catraca import SessionClient, _settings, errors
+from catraca._access import tls_credentials
 from catraca._channel_sync import open_channel
 from catraca.cli import (
     EXIT_FAILED,
@@ -66,7 +67,14 @@ def _run(options: argparse.Namespace) -> int:
     show = output.Json() if options.output == "json" else output.Text()
     if options.command == "health":
         return _health(options, timeout_seconds, show)
-    with SessionClient(_target(options), timeout=timeout_seconds, use_proxy=options.use_proxy) as sessions:
+    with SessionClient(
+        _target(options),
+        timeout=timeout_seconds,
+        credentials=_credentials(options),
+        api_key_file=None if isinstance(options.api_key_file, FromEnvironment) else options.api_key_file,
+        insecure=options.insecure,
+        use_proxy=options.use_proxy,
+    ) as sessions:
         return _COMMANDS[options.command](sessions, options, show)
 
 
@@ -156,7 +164,8 @@ def _health(options: argparse.Namespace, timeout_seconds: float, show: output.Ou
     target = _settings.target_or_default(_target(options))
     # The health protocol's two messages have a string and an enum as their field 1. On the wire these wrappers look the
     # same, which saves the client a dependency.
-    with open_channel(target, None, use_proxy=_settings.use_proxy_or_default(options.use_proxy)) as channel:
+    use_proxy = _settings.use_proxy_or_default(options.use_proxy)
+    with open_channel(target, _credentials(options), use_proxy=use_proxy) as channel:
         check = channel.unary_unary(
             "/grpc.health.v1.Health/Check",
             request_serializer=StringValue.SerializeToString,
@@ -169,6 +178,13 @@ def _health(options: argparse.Namespace, timeout_seconds: float, show: output.Ou
     serving = status.value == 1
     show.health(serving=serving)
     return EXIT_YES if serving else EXIT_UNAVAILABLE
+
+
+def _credentials(options: argparse.Namespace) -> grpc.ChannelCredentials | None:
+    flags = {"--tls-ca": options.tls_ca, "--tls-cert": options.tls_cert, "--tls-key": options.tls_key}
+    return tls_credentials(
+        {path.variable if isinstance(path, FromEnvironment) else flag: path for flag, path in flags.items()}
+    )
 
 
 def _target(options: argparse.Namespace) -> str | None:

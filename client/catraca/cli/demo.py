@@ -65,6 +65,9 @@ class _Stage:
 def play(ttl: timedelta) -> int:
     """Plays the demo; the first session lives for `ttl`. Returns 0 if everything went as expected."""
     stage = _Stage()
+    for name in [each for each in os.environ if each.startswith("CATRACA_")]:
+        # It is meant for another service: the demo's has no TLS, and wants no key.
+        del os.environ[name]
     print("Starting a service with an embedded store, only for this demo …", flush=True)
     with _service() as target, SessionClient(target, use_proxy=False) as sessions:
         print(f"It listens on {target}.")
@@ -111,7 +114,6 @@ def _service() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="catraca-") as data_dir:
         process = subprocess.Popen(  # noqa: S603  our own command
             [sys.executable, "-m", "catraca", "serve", "--port", "0", "--data-dir", data_dir],
-            env={name: value for name, value in os.environ.items() if not name.startswith("CATRACA_")},
             stderr=subprocess.PIPE,
             text=True,
         )

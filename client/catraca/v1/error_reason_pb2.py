@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63\x61traca/v1/error_reason.proto\x12\ncatraca.v1*\xf1\x02\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12 \n\x1c\x45RROR_REASON_INVALID_REQUEST\x10\x01\x12\"\n\x1e\x45RROR_REASON_SESSION_NOT_FOUND\x10\x02\x12\x1d\n\x19\x45RROR_REASON_TOKEN_IN_USE\x10\x03\x12\"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\x04\x12\x1b\n\x17\x45RROR_REASON_OVERLOADED\x10\x05\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x06\x12&\n\"ERROR_REASON_SESSION_LIMIT_REACHED\x10\x07\x12\x1d\n\x19\x45RROR_REASON_TOKEN_REUSED\x10\x08\x12\x1e\n\x1a\x45RROR_REASON_ETAG_MISMATCH\x10\t\x12\x1c\n\x18\x45RROR_REASON_NOT_DURABLE\x10\nb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63\x61traca/v1/error_reason.proto\x12\ncatraca.v1*\xb7\x03\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12 \n\x1c\x45RROR_REASON_INVALID_REQUEST\x10\x01\x12\"\n\x1e\x45RROR_REASON_SESSION_NOT_FOUND\x10\x02\x12\x1d\n\x19\x45RROR_REASON_TOKEN_IN_USE\x10\x03\x12\"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\x04\x12\x1b\n\x17\x45RROR_REASON_OVERLOADED\x10\x05\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x06\x12&\n\"ERROR_REASON_SESSION_LIMIT_REACHED\x10\x07\x12\x1d\n\x19\x45RROR_REASON_TOKEN_REUSED\x10\x08\x12\x1e\n\x1a\x45RROR_REASON_ETAG_MISMATCH\x10\t\x12\x1c\n\x18\x45RROR_REASON_NOT_DURABLE\x10\n\x12 \n\x1c\x45RROR_REASON_UNAUTHENTICATED\x10\x0b\x12\"\n\x1e\x45RROR_REASON_PERMISSION_DENIED\x10\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'catraca.v1.error_reason_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORREASON']._serialized_start=46
-  _globals['_ERRORREASON']._serialized_end=415
+  _globals['_ERRORREASON']._serialized_end=485
 # @@protoc_insertion_point(module_scope)

@@ -89,6 +89,21 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: UNAVAILABLE {"reason": "NOT_DURABLE"} while the store is without the
     replica that the server's replica_acks setting requires.
     """
+    ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 11
+    """The server does not know who calls: there is neither a valid API key
+    (`authorization: Bearer <key>` in the metadata) nor a client certificate.
+    Decided before the request is looked at.
+
+    Example: UNAUTHENTICATED {"reason": "UNAUTHENTICATED"} for a key that was
+    revoked.
+    """
+    ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 12
+    """The server knows who calls, and this caller does not have the role that the
+    RPC needs. Decided before the request is looked at.
+
+    Example: CreateSession by a caller with the role `validate` answers
+    PERMISSION_DENIED {"reason": "PERMISSION_DENIED"}.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed, as machines read it.
@@ -168,5 +183,20 @@ it in time: a failover of the store might lose it. Retry; it is safe.
 
 Example: UNAVAILABLE {"reason": "NOT_DURABLE"} while the store is without the
 replica that the server's replica_acks setting requires.
+"""
+ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 11
+"""The server does not know who calls: there is neither a valid API key
+(`authorization: Bearer <key>` in the metadata) nor a client certificate.
+Decided before the request is looked at.
+
+Example: UNAUTHENTICATED {"reason": "UNAUTHENTICATED"} for a key that was
+revoked.
+"""
+ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 12
+"""The server knows who calls, and this caller does not have the role that the
+RPC needs. Decided before the request is looked at.
+
+Example: CreateSession by a caller with the role `validate` answers
+PERMISSION_DENIED {"reason": "PERMISSION_DENIED"}.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

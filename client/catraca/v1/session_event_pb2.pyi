@@ -90,10 +90,12 @@ Global___RevocationCause: _TypeAlias = RevocationCause  # noqa: Y015
 class SessionEvent(_message.Message):
     """What happened to a session.
 
-    Events of one session come in the order in which its changes were made. A change
-    is made first, then its event is written, then the caller hears that it is done:
-    so an event may tell of a change that nobody was told of yet, and a repeated call
-    may write it again. A session that expires makes no event.
+    A change is made first, then its event is written, then the caller hears that it
+    is done: so an event may tell of a change that nobody was told of yet, and a
+    repeated call may write it again. Events of one session come in the order of its
+    changes, unless several callers change it at the same time; REVOKED is final,
+    whatever else is told of that session afterwards, unless a brought token begins it
+    anew. A session that expires makes no event.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

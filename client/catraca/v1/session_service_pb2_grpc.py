@@ -31,8 +31,11 @@ class SessionServiceStub(object):
     Common to all RPCs:
 
     - Caller roles. Each RPC names the role its caller needs: `validate`, `issue`
-    or `admin`. A server that listens only on loopback grants all of them to
-    everyone.
+    or `admin`. Callers show an API key, as `authorization: Bearer <key>` in the
+    metadata, or a certificate in mutual TLS. Without either they are
+    UNAUTHENTICATED, without the role PERMISSION_DENIED, before the request is
+    looked at. A server on loopback that was told of no callers grants all roles
+    to everyone.
     - Errors. Every error status carries a `google.rpc.ErrorInfo` with a reason of
     `ErrorReason`; INVALID_ARGUMENT also carries a `google.rpc.BadRequest` that
     names the fields. UNAVAILABLE always means "unknown, retry", never "invalid":
@@ -107,8 +110,11 @@ class SessionServiceServicer(object):
     Common to all RPCs:
 
     - Caller roles. Each RPC names the role its caller needs: `validate`, `issue`
-    or `admin`. A server that listens only on loopback grants all of them to
-    everyone.
+    or `admin`. Callers show an API key, as `authorization: Bearer <key>` in the
+    metadata, or a certificate in mutual TLS. Without either they are
+    UNAUTHENTICATED, without the role PERMISSION_DENIED, before the request is
+    looked at. A server on loopback that was told of no callers grants all roles
+    to everyone.
     - Errors. Every error status carries a `google.rpc.ErrorInfo` with a reason of
     `ErrorReason`; INVALID_ARGUMENT also carries a `google.rpc.BadRequest` that
     names the fields. UNAVAILABLE always means "unknown, retry", never "invalid":
@@ -390,8 +396,11 @@ class SessionService(object):
     Common to all RPCs:
 
     - Caller roles. Each RPC names the role its caller needs: `validate`, `issue`
-    or `admin`. A server that listens only on loopback grants all of them to
-    everyone.
+    or `admin`. Callers show an API key, as `authorization: Bearer <key>` in the
+    metadata, or a certificate in mutual TLS. Without either they are
+    UNAUTHENTICATED, without the role PERMISSION_DENIED, before the request is
+    looked at. A server on loopback that was told of no callers grants all roles
+    to everyone.
     - Errors. Every error status carries a `google.rpc.ErrorInfo` with a reason of
     `ErrorReason`; INVALID_ARGUMENT also carries a `google.rpc.BadRequest` that
     names the fields. UNAVAILABLE always means "unknown, retry", never "invalid":

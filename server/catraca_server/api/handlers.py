@@ -4,20 +4,35 @@ Handlers take and return bytes, so that a malformed body is answered here, like 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from catraca.v1 import session_service_pb2 as pb
-from catraca_server.api.engine import BatchMethod, Method, StatusError, UnaryCall, UnaryMethod
+from catraca_server.api.engine import BatchMethod, Method, StatusError, StreamMethod, UnaryCall, UnaryMethod
 from catraca_server.api.session_service import SessionService
 from catraca_server.api.statuses import status_of
 from catraca_server.api.validation_batches import ValidationBatches
-from catraca_server.domain.call import Call
+from catraca_server.api.watch import Watches
+from catraca_server.domain.call import ANONYMOUS, Call, Role
 from catraca_server.domain.errors import InvalidRequest
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["SessionService"].full_name
+
+METHOD_ROLES: Mapping[str, Role] = MappingProxyType(
+    {
+        f"/{SERVICE_NAME}/{name}": role
+        for role, names in {
+            Role.VALIDATE: ("ValidateSession", "BatchValidateSessions", "WatchSessions"),
+            Role.ISSUE: ("CreateSession", "UpdateSession", "RotateSession", "RevokeSession"),
+            Role.ADMIN: ("GetSession", "ListSessions", "RevokeUserSessions"),
+        }.items()
+        for name in names
+    }
+)
+"""The role that a caller needs for each method, as the protos say too. A method that is not here is nobody's."""
 
 USER_WIDE_EXCHANGES = 40
 """How many store timeouts a call about all sessions of a user may take: 10 s in all unless configured."""
@@ -27,7 +42,9 @@ _Rpc: TypeAlias = Callable[[_Request, Call], Awaitable[Message | bytes]]
 """Returns a message, or its bytes."""
 
 
-def session_service_methods(service: SessionService, *, store_timeout_seconds: float) -> dict[str, Method]:
+def session_service_methods(
+    service: SessionService, watches: Watches, *, store_timeout_seconds: float
+) -> dict[str, Method]:
     """Returns the methods of SessionService by their paths. `store_timeout_seconds` is what the store has for one call.
 
     RevokeUserSessions takes more exchanges with the store the more sessions the user has. There the timeout is for each
@@ -48,6 +65,7 @@ def session_service_methods(service: SessionService, *, store_timeout_seconds: f
         "RotateSession": unary(pb.RotateSessionRequest, service.rotate_session),
         "RevokeSession": unary(pb.RevokeSessionRequest, service.revoke_session),
         "RevokeUserSessions": unary(pb.RevokeUserSessionsRequest, service.revoke_user_sessions, USER_WIDE_EXCHANGES),
+        "WatchSessions": StreamMethod(watches.serve),
     }
     return {f"/{SERVICE_NAME}/{name}": method for name, method in methods.items()}
 
@@ -56,7 +74,7 @@ def _unary(request_type: type[_Request], rpc: _Rpc[_Request], timeout_seconds: f
     async def handle(call: UnaryCall) -> bytes:
         try:
             deadline = min(call.deadline, asyncio.get_running_loop().time() + timeout_seconds)
-            response = await rpc(_parse(request_type, call.request), Call(deadline))
+            response = await rpc(_parse(request_type, call.request), Call(deadline, call.caller or ANONYMOUS))
             return response if isinstance(response, bytes) else response.SerializeToString()
         except Exception as error:  # noqa: BLE001  whatever it is, the caller gets a status made by `statuses`
             raise StatusError(status_of(error)) from None

@@ -1,7 +1,8 @@
 """grpc.health.v1: whether this server serves and, under the name `store`, whether it is connected to its store.
 
 The overall status and that of the service do not follow the store: taking every server out of rotation because Redis is
-down would turn "unknown, retry" into "connection refused". Watch `store` to follow the store.
+down would turn "unknown, retry" into "connection refused". Watch `store` to follow the store. `secure` is NOT_SERVING
+on a server that only `--insecure` let start, so that nobody forgets that it was set.
 """
 
 import asyncio
@@ -12,17 +13,19 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 STORE = "store"
+SECURE = "secure"
 _Status = health_pb2.HealthCheckResponse
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """Serves the status of `services` and of the store.
+    """Serves the status of `services`, of the store, and whether the service is protected where others can reach it.
 
     The stock servicer would not do: its watchers keep a draining server waiting, and one slow watcher delays them all.
     """
 
-    def __init__(self, *services: str) -> None:
+    def __init__(self, *services: str, secure: bool = True) -> None:
         self._status: dict[str, int] = dict.fromkeys(("", *services), _Status.SERVING)
+        self._status[SECURE] = _Status.SERVING if secure else _Status.NOT_SERVING
         self._status[STORE] = _Status.NOT_SERVING
         self._changed = asyncio.Event()
         self._draining = False

@@ -21,10 +21,13 @@ from catraca_server.api.engine import Status
 from catraca_server.domain.errors import (
     EtagMismatch,
     InvalidRequest,
+    PermissionDenied,
     SessionLimitReached,
     SessionNotFound,
+    Stopping,
     TokenInUse,
     TokenReused,
+    Unauthenticated,
 )
 from catraca_server.store import NotDurable, Overloaded, StoreProblem, StoreUnavailable
 
@@ -68,6 +71,16 @@ _STATUSES: Mapping[type[Exception], tuple[grpc.StatusCode, ErrorReason.ValueType
             ErrorReason.ERROR_REASON_NOT_DURABLE,
             "too few replicas of the session store acknowledged the change in time, so it may be lost or not: retry",
         ),
+        Stopping: (
+            grpc.StatusCode.UNAVAILABLE,
+            ErrorReason.ERROR_REASON_STORE_UNAVAILABLE,
+            "the server is stopping: open another stream, with the last cursor",
+        ),
+        Unauthenticated: (
+            grpc.StatusCode.UNAUTHENTICATED,
+            ErrorReason.ERROR_REASON_UNAUTHENTICATED,
+            "this server does not know who calls: send a valid API key (authorization: Bearer KEY), or a certificate",
+        ),
         Overloaded: (
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             ErrorReason.ERROR_REASON_OVERLOADED,
@@ -104,6 +117,12 @@ def status_of(error: Exception) -> Status:
         if isinstance(error, error_type):
             details = [RetryInfo(retry_delay=RETRY_DELAY)] if error_type is Overloaded else []
             return _status(*status, *details)
+    if isinstance(error, PermissionDenied):
+        return _status(
+            grpc.StatusCode.PERMISSION_DENIED,
+            ErrorReason.ERROR_REASON_PERMISSION_DENIED,
+            f"this needs the role {error.role.value}, which this caller does not have",
+        )
     if isinstance(error, StoreUnavailable):
         what, remedy = _STORE_PROBLEMS[error.problem]
         message = f"the session store {what}, so nothing is known about the session: {remedy}"

@@ -13,11 +13,12 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from catraca.v1 import session_service_pb2 as pb
+from catraca_server.api.eager import start_now
 from catraca_server.api.engine import Status
 from catraca_server.api.messages import validation_response
 from catraca_server.api.session_service import validation_violations
 from catraca_server.api.statuses import status_of
-from catraca_server.domain.call import Call
+from catraca_server.domain.call import ANONYMOUS, Call, Caller
 from catraca_server.domain.errors import InvalidRequest
 from catraca_server.domain.limits import BATCH_MAX_REQUESTS
 from catraca_server.domain.validation import Validation, ValidationRequest
@@ -44,6 +45,10 @@ class IncomingCall(Protocol):
         """When the caller stops waiting: a time of the event loop's clock; infinity if it never does."""
 
     @property
+    def caller(self) -> Caller | None:
+        """Who calls; None on a server that runs open."""
+
+    @property
     def cancelled(self) -> bool:
         """Whether nobody waits any more."""
 
@@ -65,10 +70,11 @@ class ValidationBatches:
     def start(self, calls: Sequence[IncomingCall]) -> None:
         """Sees to it that each call is answered. Has to be called on the event loop."""
         for at in range(0, len(calls), BATCH_MAX_REQUESTS):
-            task = asyncio.create_task(self.answer(calls[at : at + BATCH_MAX_REQUESTS]), name="validations")
-            # The loop itself keeps only a weak reference.
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            task = start_now(self.answer(calls[at : at + BATCH_MAX_REQUESTS]), name="validations")
+            if task is not None:
+                # The loop itself keeps only a weak reference.
+                self._running.add(task)
+                task.add_done_callback(self._running.discard)
 
     async def answer(self, calls: Sequence[IncomingCall]) -> None:
         """Answers each call."""
@@ -124,7 +130,7 @@ class _Batch:
         """Returns the call that a request came with."""
         call = self.calls[at]
         assert call is not None, "it has no answer yet"
-        return Call(min(self._latest_deadline, call.deadline))
+        return Call(min(self._latest_deadline, call.deadline), call.caller or ANONYMOUS)
 
     def answer(self, at: int, validation: Validation) -> None:
         """Sends the response, if it is not too late."""

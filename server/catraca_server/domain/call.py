@@ -1,16 +1,29 @@
 """What is known about a call besides its request."""
 
 from dataclasses import dataclass
+from enum import Enum
+
+
+class Role(Enum):
+    """What a caller may do. None of them includes another; a caller may have several."""
+
+    VALIDATE = "validate"
+    """Ask whether tokens are good, and watch what happens to sessions."""
+    ISSUE = "issue"
+    """Begin, change, rotate and end single sessions."""
+    ADMIN = "admin"
+    """Look at sessions by their ids and users, and end all of a user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls."""
+    """Who calls, and what it may do: nothing, unless somebody has said so."""
 
     name: str
+    roles: frozenset[Role] = frozenset()
 
 
-ANONYMOUS = Caller("anonymous")
+ANONYMOUS = Caller("anonymous", frozenset(Role))
 """The caller of a server that runs open."""
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from catraca_server.domain.call import Role
+
 
 @dataclass(frozen=True, slots=True)
 class Violation:
@@ -37,3 +39,19 @@ class EtagMismatch(Exception):
 
 class SessionLimitReached(Exception):
     """The user is at the session limit, and the policy is to reject new logins."""
+
+
+class Unauthenticated(Exception):
+    """Nobody knows who calls: there is neither a valid API key nor a certificate."""
+
+
+class PermissionDenied(Exception):
+    """The caller does not have the role that the call needs."""
+
+    def __init__(self, role: Role) -> None:
+        super().__init__()
+        self.role = role
+
+
+class Stopping(Exception):
+    """The server is stopping; another one has to go on."""

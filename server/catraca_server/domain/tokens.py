@@ -22,25 +22,30 @@ that a dump of the store alone does not let anybody search for tokens offline.
 
 import hashlib
 import hmac
-import zlib
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from catraca_server.domain.encoding import (
+    CHECKSUM_LENGTH,
+    ID_BITS,
+    ID_LENGTH,
+    SECRET_BITS,
+    SECRET_LENGTH,
+    base62,
+    checksum,
+    is_id,
+)
 
 MINTED_PREFIX = "ctr_"
 BROUGHT_MIN_LENGTH = 16
 BROUGHT_MAX_LENGTH = 4096
 
-_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
-_ID_BITS, _ID_LENGTH = 128, 22
-_SECRET_BITS, _SECRET_LENGTH = 256, 43
-_CHECKSUM_LENGTH = 6
 _SALT_BITS = 128
 _ID_AT = len(MINTED_PREFIX)
-_SECRET_AT = _ID_AT + _ID_LENGTH
-_CHECKSUM_AT = _SECRET_AT + _SECRET_LENGTH
-_MINTED_LENGTH = _CHECKSUM_AT + _CHECKSUM_LENGTH
+_SECRET_AT = _ID_AT + ID_LENGTH
+_CHECKSUM_AT = _SECRET_AT + SECRET_LENGTH
+_MINTED_LENGTH = _CHECKSUM_AT + CHECKSUM_LENGTH
 
 Entropy = Callable[[int], bytes]
 """Returns so many unpredictable bytes: `secrets.token_bytes`, except in tests."""
@@ -87,12 +92,12 @@ class Tokens:
 
     def mint(self) -> str:
         """Returns a new token of ours."""
-        session_id = _base62(int.from_bytes(self._entropy(_ID_BITS // 8)), _ID_LENGTH)
-        return _minted(session_id, int.from_bytes(self._entropy(_SECRET_BITS // 8)))
+        session_id = base62(int.from_bytes(self._entropy(ID_BITS // 8)), ID_LENGTH)
+        return _minted(session_id, int.from_bytes(self._entropy(SECRET_BITS // 8)))
 
     def salt(self) -> str:
         """Returns a new salt for `renew`."""
-        return _base62(int.from_bytes(self._entropy(_SALT_BITS // 8)), _ID_LENGTH)
+        return base62(int.from_bytes(self._entropy(_SALT_BITS // 8)), ID_LENGTH)
 
     def renew(self, token: str, salt: str) -> str:
         """Returns the token that follows `token` in the same session. The same two make the same one.
@@ -112,14 +117,14 @@ class Tokens:
                 return None
             data = token.encode()
             body = data[_ID_AT:_CHECKSUM_AT]
-            if not body.isalnum() or _checksum(body) != token[_CHECKSUM_AT:]:
+            if not body.isalnum() or checksum(body) != token[_CHECKSUM_AT:]:
                 return None
             return Credential(token[_ID_AT:_SECRET_AT], self._hash(data[_SECRET_AT:_CHECKSUM_AT]))
         if not _can_be_brought(token):
             return None
         # Two digests of one token: the id is public and must tell nothing about what the record holds.
         derived = self._hash(b"catraca session id\0" + token.encode())
-        return Credential(_base62(int.from_bytes(derived[: _ID_BITS // 8]), _ID_LENGTH), self._hash(token.encode()))
+        return Credential(base62(int.from_bytes(derived[: ID_BITS // 8]), ID_LENGTH), self._hash(token.encode()))
 
     def _hash(self, data: bytes) -> bytes:
         if self._peppered is None:
@@ -140,29 +145,13 @@ def brought_token_fault(token: str) -> str | None:
 
 def is_session_id(text: str) -> bool:
     """Whether this can be a session id, so that nothing else ever becomes part of a key."""
-    return len(text) == _ID_LENGTH and text.isascii() and text.isalnum()
+    return is_id(text)
 
 
 def _minted(session_id: str, secret: int) -> str:
-    body = session_id + _base62(secret, _SECRET_LENGTH)
-    return MINTED_PREFIX + body + _checksum(body.encode())
+    body = session_id + base62(secret, SECRET_LENGTH)
+    return MINTED_PREFIX + body + checksum(body.encode())
 
 
 def _can_be_brought(token: str) -> bool:
     return BROUGHT_MIN_LENGTH <= len(token) <= BROUGHT_MAX_LENGTH and token.isascii() and token.isprintable()
-
-
-def _checksum(body: bytes) -> str:
-    # Written out, because every token that is read has it made. A CRC-32 of 32 bits has six digits, three pairs.
-    rest, last = divmod(zlib.crc32(body), 62 * 62)
-    first, second = divmod(rest, 62 * 62)
-    return _PAIRS[first] + _PAIRS[second] + _PAIRS[last]
-
-
-def _base62(number: int, length: int) -> str:
-    # Two digits at a time, for the ids of brought tokens.
-    digits = ""
-    for _ in range((length + 1) // 2):
-        number, pair = divmod(number, 62 * 62)
-        digits = _PAIRS[pair] + digits
-    return digits[-length:]

@@ -1,41 +1,49 @@
 """The only way a session ends before it expires: by a logout, by an eviction, or because a token was reused.
 
-A session is ended first and then removed from its user's index. A crash in between leaves an index entry without a
-session, which is harmless and found later. Every method returns what it ended, of whom and why; of all calls that end a
-session at the same time, exactly one returns it.
+A session is ended first; then its end is appended to the feed, and it is removed from its user's index. A crash in
+between leaves an index entry without a session, which is harmless and found later, and perhaps no event; but then no
+caller has been told of the end either. Whoever repeats the call will be, so an end that is asked for is appended also
+if the session was gone. Every method returns what it ended; of all calls that end a session at the same time, exactly
+one returns it.
 """
 
+import asyncio
 import contextlib
 from collections.abc import Sequence
 
 from catraca_server.domain.call import Call
-from catraca_server.domain.events import EndCause, Ended
+from catraca_server.domain.events import EndCause, SessionEvent, revoked
 from catraca_server.domain.session import Session
-from catraca_server.store import IndexEntries, Overloaded, SessionStore, StoreUnavailable, UserIndex
+from catraca_server.store import Feed, IndexEntries, IndexEntry, Overloaded, SessionStore, StoreUnavailable, UserIndex
 
 
 class Ending:
     """Ends sessions. Methods raise what the store's methods raise."""
 
-    def __init__(self, store: SessionStore, index: UserIndex) -> None:
+    def __init__(self, store: SessionStore, index: UserIndex, feed: Feed) -> None:
         self._store = store
         self._index = index
+        self._feed = feed
 
-    async def end_entries(self, user_id: str, entries: IndexEntries, cause: EndCause, call: Call) -> Sequence[Ended]:
+    async def end_entries(
+        self, user_id: str, entries: IndexEntries, cause: EndCause, call: Call
+    ) -> Sequence[SessionEvent]:
         """Ends those sessions of a user that have these entries in the index, written already or not."""
         if not entries.entries:
             return ()
         ended_ids = await self._store.end(user_id, entries, call)
+        events = [revoked(entry.session_id, user_id, cause) for entry in entries.entries]
+        ended = [event for event in events if event.session_id in ended_ids]
         # What this call did not end may be about to be written, unless its login is over.
         ended_for_good = [
             entry for entry in entries.entries if entry.session_id in ended_ids or entry.is_over(entries.now_ms)
         ]
-        # They have ended, whether the index still names them or not.
-        with contextlib.suppress(StoreUnavailable, Overloaded):
-            await self._index.remove(user_id, ended_for_good, call)
-        return [Ended(session_id, user_id, cause) for session_id in ended_ids]
+        # Of a user's sessions many have ended long ago; the event that speaks for all of them speaks for these, too.
+        told = ended if cause is EndCause.USER_REQUEST else events
+        await asyncio.gather(self._append(told, call), self._remove(user_id, ended_for_good, call))
+        return ended
 
-    async def end_session(self, session: Session, now_ms: int, cause: EndCause, call: Call) -> Sequence[Ended]:
+    async def end_session(self, session: Session, now_ms: int, cause: EndCause, call: Call) -> Sequence[SessionEvent]:
         """Ends a session that was read at `now_ms`."""
         entry = None
         with contextlib.suppress(StoreUnavailable):
@@ -46,10 +54,31 @@ class Ending:
             return await self._delete(session.session_id, session.user_id, cause, call)
         return await self.end_entries(session.user_id, IndexEntries(now_ms, [entry]), cause, call)
 
-    async def end_unreadable(self, session_id: str, cause: EndCause, call: Call) -> Sequence[Ended]:
+    async def end_unreadable(self, session_id: str, cause: EndCause, call: Call) -> Sequence[SessionEvent]:
         """Ends whatever is under a session's key and could not be read as a session. Its user is not known."""
         return await self._delete(session_id, "", cause, call)
 
-    async def _delete(self, session_id: str, user_id: str, cause: EndCause, call: Call) -> Sequence[Ended]:
+    async def tell_of_all(self, user_id: str, call: Call) -> None:
+        """Tells that all sessions of a user have ended, also those that a call ended which could not tell of them."""
+        await self._append([revoked("", user_id, EndCause.USER_REQUEST)], call)
+
+    async def tell_again(self, session_id: str, cause: EndCause, call: Call) -> None:
+        """Tells of the end of a session that was gone: whoever ended it may not have been able to."""
+        await asyncio.gather(
+            self._append([revoked(session_id, "", cause)], call), self._store.ensure_replicated([session_id], call)
+        )
+
+    async def _delete(self, session_id: str, user_id: str, cause: EndCause, call: Call) -> Sequence[SessionEvent]:
         deleted = await self._store.delete(session_id, call)
-        return [Ended(session_id, user_id, cause)] if deleted else ()
+        event = revoked(session_id, user_id, cause)
+        await self._append([event], call)
+        return [event] if deleted else ()
+
+    async def _append(self, events: Sequence[SessionEvent], call: Call) -> None:
+        if events:
+            await self._feed.append(events, call)
+
+    async def _remove(self, user_id: str, entries: Sequence[IndexEntry], call: Call) -> None:
+        """They have ended, whether the index still names them or not."""
+        with contextlib.suppress(StoreUnavailable, Overloaded):
+            await self._index.remove(user_id, entries, call)

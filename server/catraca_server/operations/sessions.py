@@ -3,14 +3,15 @@
 The operations on all sessions of a user, logging in among them, are in `users`.
 """
 
+import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from catraca_server.domain.call import Call
 from catraca_server.domain.commands import Update
-from catraca_server.domain.errors import SessionNotFound, TokenReused
-from catraca_server.domain.events import EndCause
+from catraca_server.domain.errors import EtagMismatch, SessionNotFound, TokenReused
+from catraca_server.domain.events import EndCause, EventType, SessionEvent
 from catraca_server.domain.limits import Policy
 from catraca_server.domain.session import Session, StoredSession
 from catraca_server.domain.tokens import Credential, Tokens, is_session_id
@@ -18,6 +19,7 @@ from catraca_server.domain.validation import TokenStatus, Validation, Validation
 from catraca_server.operations.ending import Ending
 from catraca_server.operations.validating import Validating
 from catraca_server.store import (
+    Feed,
     Replacement,
     SessionStore,
     StoreProblem,
@@ -35,11 +37,18 @@ class Rotation:
 
 
 class Sessions:
-    """The operations on one session. Every method raises what the store's methods raise."""
+    """The operations on one session. Every method raises what the store's methods raise.
 
-    def __init__(self, store: SessionStore, index: UserIndex, ending: Ending, tokens: Tokens, policy: Policy) -> None:
+    Whoever is told of a change can rely on its event being in the feed, also if an earlier call made the change and
+    perhaps could not tell.
+    """
+
+    def __init__(
+        self, store: SessionStore, index: UserIndex, ending: Ending, tokens: Tokens, policy: Policy, *, feed: Feed
+    ) -> None:
         self._store = store
         self._index = index
+        self._feed = feed
         self._ending = ending
         self._tokens = tokens
         self._policy = policy
@@ -58,13 +67,19 @@ class Sessions:
         """Changes a session. Raises SessionNotFound, EtagMismatch, InvalidRequest."""
         while True:
             before, now_ms = await self._read(update.session_id, call)
-            after = update.apply(before, now_ms, self._policy)
+            try:
+                after = update.apply(before, now_ms, self._policy)
+            except EtagMismatch:
+                # It may be this very update that changed the etag, in a call that failed before it could tell.
+                await self._tell(EventType.UPDATED, before, call)
+                raise
             if after.session.absolute_expire_time_ms > before.session.absolute_expire_time_ms:
                 # First, so that the index never ends before a session that it names.
                 await self._index.extend(after.session, call)
             # If it was changed or touched meanwhile, decide again, until the deadline.
             exclusive = bool(update.etag)
             if written := await self._store.replace(Replacement(before, after), call, exclusive=exclusive):
+                await self._tell(EventType.UPDATED, written, call)
                 return written
 
     async def rotate(self, token: str, call: Call) -> Rotation:
@@ -84,8 +99,12 @@ class Sessions:
                     await self._ending.end_session(stored.session, now_ms, EndCause.TOKEN_REUSE, call)
                     raise TokenReused
                 case TokenStatus.IN_GRACE:
-                    await self._store.ensure_replicated([credential.session_id], call)
-                    return Rotation(self._successor(token, credential, stored.session), stored)
+                    successor = self._successor(token, credential, stored.session)
+                    await asyncio.gather(
+                        self._tell(EventType.ROTATED, stored, call),
+                        self._store.ensure_replicated([credential.session_id], call),
+                    )
+                    return Rotation(successor, stored)
                 case TokenStatus.CURRENT:
                     salt = self._tokens.salt()
                     renewed = self._tokens.renew(token, salt)
@@ -94,6 +113,7 @@ class Sessions:
                     after = replace(stored, session=session)
                     # If it was changed meanwhile, perhaps by another rotation, this token is in its grace now.
                     if written := await self._store.replace(Replacement(stored, after), call):
+                        await self._tell(EventType.ROTATED, written, call)
                         return Rotation(renewed, written)
 
     async def revoke(self, session_id: str, call: Call) -> bool:
@@ -115,7 +135,7 @@ class Sessions:
             return False
         ((now_ms, stored, _),) = await self._store.read([credential.session_id], call)
         if stored is None:
-            await self._store.ensure_replicated([credential.session_id], call)
+            await self._ending.tell_again(credential.session_id, EndCause.REQUEST, call)
             return False
         # The id is public: only who knows the secret may end the session by token.
         if token_status(credential, stored, now_ms) is TokenStatus.UNKNOWN:
@@ -128,6 +148,10 @@ class Sessions:
             if stored is not None:
                 return stored, now_ms
         raise SessionNotFound
+
+    async def _tell(self, event_type: EventType, stored: StoredSession, call: Call) -> None:
+        session = stored.session
+        await self._feed.append([SessionEvent(event_type, session.session_id, session.user_id)], call)
 
     def _digest(self, token: str) -> str:
         credential = self._tokens.read(token)

@@ -13,6 +13,7 @@ entries on every other login. The index itself expires with the last deadline of
 the states of a login.
 """
 
+import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,13 +21,14 @@ from dataclasses import dataclass, field
 from catraca_server.domain.call import Call
 from catraca_server.domain.commands import NewSession
 from catraca_server.domain.errors import InvalidRequest, SessionLimitReached, TokenInUse
-from catraca_server.domain.events import EndCause
+from catraca_server.domain.events import EndCause, EventType, SessionEvent
 from catraca_server.domain.limits import Policy
 from catraca_server.domain.session import Session, StoredSession
 from catraca_server.domain.tokens import Tokens
 from catraca_server.operations.ending import Ending
 from catraca_server.store import (
     Creation,
+    Feed,
     IndexEntries,
     IndexEntry,
     Overloaded,
@@ -64,9 +66,12 @@ class Page:
 class UserSessions:
     """The operations on all sessions of a user. Every method raises what the store's methods raise."""
 
-    def __init__(self, store: SessionStore, index: UserIndex, ending: Ending, tokens: Tokens, policy: Policy) -> None:
+    def __init__(
+        self, store: SessionStore, index: UserIndex, ending: Ending, tokens: Tokens, policy: Policy, *, feed: Feed
+    ) -> None:
         self._store = store
         self._index = index
+        self._feed = feed
         self._ending = ending
         self._tokens = tokens
         self._policy = policy
@@ -98,10 +103,16 @@ class UserSessions:
             case Creation.FOUND if new.token:
                 # Another call may have brought it, and only one may be told that it did. A minted one is ours alone.
                 raise StoreUnavailable("another call may have used the token", StoreProblem.DISCONNECTED)
-            case Creation.CREATED | Creation.FOUND | Creation.REVOKED:
-                # Revoked: somebody ended it as soon as it began, as they might have a moment later.
-                await self._commit(session, entry, call, written=outcome is not Creation.REVOKED)
-                return Login(token, stored, tuple(each.session_id for each in evicted))
+            case Creation.REVOKED:
+                # Somebody ended it as soon as it began, as they might have a moment later. They tell of its end, after
+                # which it must not seem to begin.
+                await self._commit(session, entry, call, written=False)
+            case Creation.CREATED | Creation.FOUND:
+                created = SessionEvent(EventType.CREATED, session.session_id, session.user_id)
+                await asyncio.gather(
+                    self._feed.append([created], call), self._commit(session, entry, call, written=True)
+                )
+        return Login(token, stored, tuple(each.session_id for each in evicted))
 
     async def page(self, user_id: str, before: int | None, size: int, call: Call) -> Page:
         """Returns live sessions, newest first: at most `size`, of logins before that sequence."""
@@ -129,6 +140,7 @@ class UserSessions:
         for at in range(0, len(ending), STEP_SESSIONS):
             entries = await self._index.entries(user_id, ending[at : at + STEP_SESSIONS], call)
             revoked += len(await self._ending.end_entries(user_id, entries, EndCause.USER_REQUEST, call))
+        await self._ending.tell_of_all(user_id, call)
         return revoked
 
     async def _reserve(self, session: Session, call: Call) -> tuple[IndexEntry, IndexEntries]:

@@ -1,10 +1,11 @@
-"""The one way to Redis: a bounded queue, and one task that owns one connection.
+"""The one way to Redis: a bounded queue, and one connection that has one batch of commands in flight.
 
 Request handlers never await a Redis connection. A handler that is cancelled in the middle of a reply would leave the
 rest of it to the next caller, which is how other services have shown one user another's data. Here a handler hands over
-its commands and a deadline, and awaits a future. The owner takes everything that waits, writes it at once, reads the
-replies in order and hands them out; if a handler has gone by then, its reply is read all the same and dropped. Any
-doubt about the connection (a timeout, a reply that makes no sense) closes it and fails what was in flight.
+its commands and a deadline, and awaits a future. Everything that waits is written at once. When all replies are there
+they are handed out, and what has come meanwhile is written; if a handler has gone by then, its reply is read all the
+same and dropped. Any doubt about the connection (a timeout, a reply that makes no sense) closes it and fails what was
+in flight. One task, the owner, connects and connects again; the exchanges themselves need no task.
 
 If the other side closes the connection (CLIENT KILL, Redis' `timeout`, a restart) there is no such doubt, and mostly
 time left. Requests whose replies were lost with it are sent again on a new one, within their deadlines and at most
@@ -19,9 +20,9 @@ one. Each batch starts with TIME: all replies carry the store's clock, which is 
 import asyncio
 import contextlib
 import logging
-import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -31,6 +32,7 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from catraca_server.redis.errors import NotDurable, Overloaded, StoreProblem, StoreUnavailable
 from catraca_server.redis.failures import again, failure_of, failure_to_connect
+from catraca_server.redis.pending import Deadlines, PendingRequest
 from catraca_server.redis.replies import Replies, described
 from catraca_server.redis.wire import Wire, take_over
 
@@ -70,36 +72,8 @@ REPEATS = 2
 WAIT_FRACTION = 0.4
 """Of the timeout, for replicas to acknowledge: a caller that had to wait for one batch still hears about the next."""
 
-TIMER_PAUSE_SECONDS = 0.001
-"""Between two looks at the deadlines."""
-
 _TIME = pack_command(("TIME",))
 _ROLE = pack_command(("ROLE",))
-
-
-class _Request:
-    """Commands that wait for their replies."""
-
-    __slots__ = ("count", "deadline", "packed", "replies", "sent")
-
-    def __init__(self, packed: bytes, count: int, deadline: float) -> None:
-        self.packed = packed
-        self.count = count
-        self.deadline = deadline
-        self.sent = 0
-        """How many times."""
-        self.replies: asyncio.Future[Replies] = asyncio.get_running_loop().create_future()
-
-    def resolve(self, replies: Replies) -> None:
-        if not self.replies.done():
-            self.replies.set_result(replies)
-
-    def expire(self) -> None:
-        self.fail(StoreUnavailable("no reply by the deadline", StoreProblem.NOT_IN_TIME))
-
-    def fail(self, error: Exception) -> None:
-        if not self.replies.done():
-            self.replies.set_exception(error)
 
 
 class Multiplexer:
@@ -122,16 +96,20 @@ class Multiplexer:
         self._role_due = True
         self._heartbeat: asyncio.TimerHandle | None = None
         self._role_refused = False
-        self._waiting: deque[_Request] = deque()
+        self._waiting: deque[PendingRequest] = deque()
         self._waiting_commands = 0
-        self._in_flight: list[_Request] = []
+        self._in_flight: list[PendingRequest] = []
         self._received: list[Any] = []
         """The replies so far to what is in flight, with those to ROLE and TIME before them."""
         self._asks_role = False
         """Whether the batch in flight does."""
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = math.inf
-        self._wake = asyncio.Event()
+        self._deadlines = Deadlines(lambda: chain(self._in_flight, self._waiting))
+        self._wire: Wire | None = None
+        """What is connected and not in doubt."""
+        self._exchanging = False
+        self._send_due = False
+        self._broken: asyncio.Future[None]
+        """What ends the connection: set while there is one."""
         self._disconnected: StoreUnavailable | None = StoreUnavailable("not connected yet", StoreProblem.CANNOT_CONNECT)
         self._invalidated: StoreUnavailable | None = None
         self._logged_at = -LOG_PAUSE_SECONDS
@@ -160,9 +138,9 @@ class Multiplexer:
             self._owner.cancel()
             await asyncio.gather(self._owner, return_exceptions=True)
         self._refuse(StoreUnavailable("shutting down", StoreProblem.SHUTTING_DOWN))
-        for timer in (self._timer, self._heartbeat):
-            if timer is not None:
-                timer.cancel()
+        self._deadlines.close()
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
 
     async def execute(self, commands: Sequence[Command], deadline: float) -> Replies:
         """Sends commands and returns their replies by `deadline`, a time of the loop's clock, or the timeout.
@@ -182,12 +160,11 @@ class Multiplexer:
             raise StoreUnavailable("the deadline has passed", StoreProblem.NOT_IN_TIME)
         if self._waiting_commands + count > QUEUE_LIMIT:
             raise Overloaded
-        request = _Request(packed, count, deadline)
+        request = PendingRequest(packed, count, deadline)
         self._waiting.append(request)
         self._waiting_commands += count
-        self._wake.set()
-        if deadline < self._timer_at:
-            self._set_timer(deadline)
+        self._deadlines.add(deadline)
+        self._send_soon()
         try:
             return await request.replies
         finally:
@@ -197,7 +174,7 @@ class Multiplexer:
     def invalidate(self, why: str, problem: StoreProblem = StoreProblem.MALFORMED_REPLY) -> None:
         """Has the connection closed and a new one made, because its replies can no longer be trusted."""
         self._invalidated = StoreUnavailable(why, problem)
-        self._wake.set()
+        self._send_soon()
 
     def log_throttled(self, what: str) -> None:
         """Logs what is wrong with the store, but not once for every call that suffers from it."""
@@ -206,31 +183,10 @@ class Multiplexer:
             self._logged_at = now
             logger.error(what)
 
-    def _set_timer(self, deadline: float) -> None:
-        """One timer for all requests: it is set for the earliest deadline, which is rarely reached."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(deadline, self._fail_late)
-        self._timer_at = deadline
-
-    def _fail_late(self) -> None:
-        """Fails the requests whose deadline has passed."""
-        self._timer, self._timer_at = None, math.inf
-        now = asyncio.get_running_loop().time()
-        next_at = math.inf
-        for request in chain(self._in_flight, self._waiting):
-            if request.deadline <= now:
-                request.fail(StoreUnavailable("no reply by the deadline", StoreProblem.NOT_IN_TIME))
-            elif not request.replies.done():
-                next_at = min(next_at, request.deadline)
-        if next_at < math.inf:
-            # A clock may be coarser than a deadline, and many deadlines be close together.
-            self._set_timer(max(next_at, now + TIMER_PAUSE_SECONDS))
-
     def _beat(self) -> None:
         """Has the connection used, idle or not, and its server asked for its role."""
         self._role_due = True
-        self._wake.set()
+        self._send_soon()
         self._set_heartbeat()
 
     def _set_heartbeat(self) -> None:
@@ -278,15 +234,42 @@ class Multiplexer:
                 timer.cancel()
 
     async def _serve(self, wire: Wire) -> None:
-        while True:
-            if not self._waiting:
-                await self._wake.wait()
-            self._wake.clear()
+        """Has the connection used until something ends it, and raises that."""
+        self._broken = asyncio.get_running_loop().create_future()
+        self._wire, self._exchanging = wire, False
+        try:
+            if self._waiting:
+                self._send()
+            await self._broken
+        finally:
+            self._wire = None
+
+    def _send_soon(self) -> None:
+        """Sends what waits, in the next turn of the loop: together with whatever else comes in this one."""
+        if self._wire is not None and not (self._send_due or self._exchanging):
+            self._send_due = True
+            asyncio.get_running_loop().call_soon(self._send)
+
+    def _send(self) -> None:
+        self._send_due = False
+        wire = self._wire
+        if wire is None or self._exchanging:
+            return
+        try:
             self._check_valid()
             # A connection that was closed is noticed before anything is written, so that nothing is lost with it.
             wire.check()
             self._take()
-            await self._exchange(wire)
+            if self._in_flight or self._role_due:
+                self._begin_exchange(wire)
+        except Exception as error:  # noqa: BLE001  whatever it is, the owner deals with it
+            self._break(error)
+
+    def _break(self, error: Exception) -> None:
+        """Has the owner close the connection."""
+        self._wire = None
+        if not self._broken.done():
+            self._broken.set_exception(error)
 
     def _take(self) -> None:
         """Moves what waits into flight, up to the limit, leaving out what nobody waits for any more."""
@@ -299,22 +282,46 @@ class Multiplexer:
                 self._in_flight.append(request)
                 commands += request.count
 
-    async def _exchange(self, wire: Wire) -> None:
+    def _begin_exchange(self, wire: Wire) -> None:
         self._asks_role = self._role_due
-        waits = self._replica_acks > 0 and bool(self._in_flight)
         packed = [_ROLE, _TIME] if self._asks_role else [_TIME]
         packed += [request.packed for request in self._in_flight]
-        count = 1 + self._asks_role + sum(request.count for request in self._in_flight) + waits
-        if waits:
+        count = 1 + self._asks_role + sum(request.count for request in self._in_flight)
+        if self._waits():
             packed.append(self._wait)
-        await wire.exchange(b"".join(packed), count, self._received, self._timeout_seconds)
-        too_few = self._too_few_replicas(self._received.pop()) if waits else None
+            count += 1
+        self._exchanging = True
+        wire.begin(b"".join(packed), count, self._received, self._timeout_seconds, partial(self._end_exchange, wire))
+
+    def _end_exchange(self, wire: Wire, fault: Exception | None) -> None:
+        """Hands out the replies, and sends what has come meanwhile."""
+        if wire is not self._wire:
+            return
+        self._exchanging = False
+        if fault is not None:
+            self._break(fault)
+            return
+        try:
+            self._check_valid()
+            self._hand_out()
+        except Exception as error:  # noqa: BLE001  whatever it is, the owner deals with it
+            self._break(error)
+        else:
+            if self._waiting or self._invalidated is not None or self._role_due:
+                self._send()
+
+    def _hand_out(self) -> None:
+        too_few = self._too_few_replicas(self._received.pop()) if self._waits() else None
         for request, replies in zip(self._in_flight, self._complete(), strict=True):
             if too_few is None:
                 request.resolve(replies)
             else:
                 request.fail(NotDurable(too_few.detail))
         self._in_flight, self._received = [], []
+
+    def _waits(self) -> bool:
+        """Whether the batch in flight waits for replicas."""
+        return self._replica_acks > 0 and bool(self._in_flight)
 
     def _complete(self) -> list[Replies]:
         """Returns the replies to the first requests in flight: to as many as have all of theirs."""

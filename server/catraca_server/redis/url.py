@@ -101,6 +101,17 @@ class StoreUrl:
         """Returns the URL of a server that listens on a Unix socket."""
         return cls(StoreKind.STANDALONE, socket_path=path, _text=f"unix://{quote(path)}")
 
+    def with_tls_files(self, **files: str) -> "StoreUrl":
+        """Returns the same store with these TLS options (`ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`).
+
+        Raises ValueError if it does not use TLS, or says otherwise itself.
+        """
+        if not self.uses_tls:
+            raise ValueError(f"{self} does not use TLS: write rediss instead of redis")
+        if said := files.keys() & dict(self.tls_options).keys():
+            raise ValueError(f"{self} names another file itself ({', '.join(sorted(said))}): leave one of the two out")
+        return replace(self, tls_options=tuple(sorted((*self.tls_options, *files.items()))))
+
     def server(self, address: Address) -> "StoreUrl":
         """Returns the URL of one of the servers that keep the sessions of this store."""
         return replace(self, kind=StoreKind.STANDALONE, addresses=(address,), primary_name="", _text="")

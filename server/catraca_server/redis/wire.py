@@ -2,13 +2,14 @@
 
 redis-py connects, authenticates and examines the server. From then on its way of reading costs more than all the rest,
 because it awaits every single reply. So the transport is taken over from it: whatever arrives is parsed at once by
-hiredis, and one future tells that the batch is complete. What arrives that nobody asked for is a doubt about the
+hiredis, and a callback tells that the batch is complete. What arrives that nobody asked for is a doubt about the
 connection, as everything is that RESP2 does not have.
 """
 
 import asyncio
 import math
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
 
 from hiredis import Reader
 from redis.asyncio.connection import AbstractConnection
@@ -22,16 +23,20 @@ _PIECE_BYTES = 1024
 """fakeredis takes a time that grows with the square of what it is given at once."""
 
 
+OnDone: TypeAlias = Callable[[Exception | None], None]
+
+
 class Wire(Protocol):
-    """A connection that is fit for use."""
+    """A connection that is fit for use. It has one exchange at a time."""
 
     def check(self) -> None:
         """Raises OSError if the other side has closed it, RedisError if it sent what nobody asked for."""
 
-    async def exchange(self, packed: bytes, count: int, received: list[Any], timeout_seconds: float) -> None:
+    def begin(self, packed: bytes, count: int, received: list[Any], timeout_seconds: float, on_done: OnDone) -> None:
         """Sends commands, and appends their replies to `received`; an error reply is an exception in its place.
 
-        Raises OSError, among them TimeoutError, or RedisError. What was received by then is in `received`.
+        `on_done` is called once: with None when all replies are there, else with the OSError, among them TimeoutError,
+        or RedisError that ended the exchange. What was received by then is in `received`.
         """
 
 
@@ -60,7 +65,7 @@ class _TransportWire(asyncio.Protocol):
         self._reader = reader
         self._expected = 0
         self._received: list[Any] = []
-        self._complete: asyncio.Future[None] | None = None
+        self._on_done: OnDone | None = None
         self._fault: Exception | None = None
         self._late_at = math.inf
         self._timer: asyncio.TimerHandle | None = None
@@ -72,20 +77,12 @@ class _TransportWire(asyncio.Protocol):
         if self._fault is not None:
             raise self._fault
 
-    async def exchange(self, packed: bytes, count: int, received: list[Any], timeout_seconds: float) -> None:
-        self.check()
-        self._expected, self._received = count, received
-        self._complete = complete = self._loop.create_future()
+    def begin(self, packed: bytes, count: int, received: list[Any], timeout_seconds: float, on_done: OnDone) -> None:
+        self._expected, self._received, self._on_done = count, received, on_done
         self._late_at = self._loop.time() + timeout_seconds
         if self._late_at < self._timer_at:
             self._set_timer()
         self._transport.write(packed)
-        try:
-            await complete
-        finally:
-            self._expected, self._received, self._complete = 0, [], None
-        if not _RESP2_TYPES.issuperset(map(type, received)):
-            _examine(received)
 
     def _set_timer(self) -> None:
         """Sets the timer for the exchange that is under way.
@@ -99,7 +96,7 @@ class _TransportWire(asyncio.Protocol):
 
     def _on_timer(self) -> None:
         self._timer, self._timer_at = None, math.inf
-        if self._complete is None:
+        if self._on_done is None:
             return
         if self._late_at <= self._loop.time():
             self._fail(TimeoutError())
@@ -120,8 +117,8 @@ class _TransportWire(asyncio.Protocol):
             return
         if len(received) > self._expected or reader.has_data():
             self._fail(InvalidResponse("a reply that nobody asked for"))
-        elif self._complete is not None and not self._complete.done():
-            self._complete.set_result(None)
+        elif self._on_done is not None:
+            self._finish(None if _RESP2_TYPES.issuperset(map(type, received)) else _fault_in(received))
 
     def eof_received(self) -> None:
         self._fail(ConnectionResetError("closed by the other side"))
@@ -135,8 +132,13 @@ class _TransportWire(asyncio.Protocol):
         """The first fault is the one that counts: the connection is not used after it."""
         if self._fault is None:
             self._fault = fault
-        if self._complete is not None and not self._complete.done():
-            self._complete.set_exception(self._fault)
+        self._finish(self._fault)
+
+    def _finish(self, fault: Exception | None) -> None:
+        on_done, self._on_done = self._on_done, None
+        self._expected, self._received = 0, []
+        if on_done is not None:
+            on_done(fault)
 
 
 class _DriverWire:
@@ -144,25 +146,37 @@ class _DriverWire:
 
     def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection
+        self._exchange: asyncio.Task[Exception | None]
 
     def check(self) -> None:
         """Such a connection is within this process, and stays open."""
 
-    async def exchange(self, packed: bytes, count: int, received: list[Any], timeout_seconds: float) -> None:
-        async with asyncio.timeout(timeout_seconds):
-            pieces = [packed[at : at + _PIECE_BYTES] for at in range(0, len(packed), _PIECE_BYTES)]
-            await self._connection.send_packed_command(pieces, check_health=False)
-            for _ in range(count):
-                try:
-                    received.append(await self._connection.read_response(disable_decoding=True))
-                except ResponseError as error:
-                    received.append(error)
+    def begin(self, packed: bytes, count: int, received: list[Any], timeout_seconds: float, on_done: OnDone) -> None:
+        self._exchange = asyncio.create_task(self._exchanged(packed, count, received, timeout_seconds))
+        self._exchange.add_done_callback(lambda task: None if task.cancelled() else on_done(task.result()))
+
+    async def _exchanged(
+        self, packed: bytes, count: int, received: list[Any], timeout_seconds: float
+    ) -> Exception | None:
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                pieces = [packed[at : at + _PIECE_BYTES] for at in range(0, len(packed), _PIECE_BYTES)]
+                await self._connection.send_packed_command(pieces, check_health=False)
+                for _ in range(count):
+                    try:
+                        received.append(await self._connection.read_response(disable_decoding=True))
+                    except ResponseError as error:
+                        received.append(error)
+        except Exception as error:  # noqa: BLE001  whatever it is, who waits has to hear of it
+            return error
+        return None
 
 
-def _examine(received: list[Any]) -> None:
-    """Raises the reply that says that this connection cannot be used, or that RESP2 does not have."""
+def _fault_in(received: list[Any]) -> Exception | None:
+    """Returns the reply that says that this connection cannot be used, or a fault if RESP2 has no such reply."""
     for reply in received:
         if isinstance(reply, RedisConnectionError):
-            raise reply
+            return reply
         if type(reply) not in _RESP2_TYPES and not isinstance(reply, ResponseError):
-            raise InvalidResponse("a reply of a type that RESP2 does not have")
+            return InvalidResponse("a reply of a type that RESP2 does not have")
+    return None

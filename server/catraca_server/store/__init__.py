@@ -17,18 +17,21 @@ Promises common to all methods:
   session, or reserve one, do not return before enough replicas have it; nor do those that find the change made already.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
 from catraca_server.domain.call import Call
+from catraca_server.domain.events import EntryId, FeedEntry, Position, ResetReason, SessionEvent
 from catraca_server.domain.session import Session, StoredSession
 from catraca_server.redis.errors import NotDurable, Overloaded, StoreProblem, StoreUnavailable
 from catraca_server.store.attempts import IndexEntry
 
 __all__ = [
     "Creation",
+    "Feed",
+    "FeedReading",
     "IndexEntries",
     "IndexEntry",
     "NotDurable",
@@ -95,6 +98,19 @@ class Creation(Enum):
     """The login was ended before its session was written."""
     LATE = "late"
     """The login took too long and was given up before its session was written."""
+
+
+class FeedReading(NamedTuple):
+    """What was read of the feed."""
+
+    position: Position
+    """Right after the last entry that was read, or where the reading began."""
+    entries: Sequence[FeedEntry]
+    """In the order of the feed."""
+    lost: ResetReason | None
+    """Why entries after the position may be missing, in which case there are none here; None: none is missing."""
+    at_end: bool
+    """Whether these are all there were."""
 
 
 class SessionStore(Protocol):
@@ -189,3 +205,27 @@ class UserIndex(Protocol):
 
     async def remove(self, user_id: str, entries: Sequence[IndexEntry], call: Call) -> None:
         """Removes sessions that have ended; those reserved anew or committed since then stay."""
+
+
+class Feed(Protocol):
+    """What happened to sessions, in the order in which it was appended, of the last ten minutes at least.
+
+    (Unless there are very many: then of the last so many.) A change is made first and appended then; whoever is told
+    that it was made can rely on its event being in the feed. It need not be on replicas: when the primary changes,
+    everyone who reads learns that events may have been lost.
+    """
+
+    on_append: Callable[[], None]
+    """Called when something has been appended here. Others append, too."""
+
+    async def append(self, events: Sequence[SessionEvent], call: Call) -> None:
+        """Appends events, in this order. Repeating it does no harm; it never raises Overloaded."""
+
+    async def end(self, call: Call) -> Position:
+        """Returns where the feed ends."""
+
+    async def read(self, after: Position, count: int, call: Call, *, until: EntryId | None = None) -> FeedReading:
+        """Reads at most so many entries after a position, up to and including `until`, if that is given.
+
+        It notices, and says so, if entries that followed the position are no longer there, or never will be.
+        """

@@ -10,6 +10,7 @@ class Keys:
     def __init__(self, prefix: str = "") -> None:
         self._session = f"{prefix}session:"
         self._user = f"{prefix}user-sessions:"
+        self._feed = f"{prefix}session-feed"
 
     def session(self, session_id: str) -> str:
         """Returns the key of a session's record."""
@@ -18,3 +19,7 @@ class Keys:
     def user_index(self, user_id: str) -> str:
         """Returns the key of the index of a user's sessions."""
         return self._user + user_id
+
+    def feed(self) -> str:
+        """Returns the key of the feed."""
+        return self._feed

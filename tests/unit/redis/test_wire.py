@@ -25,8 +25,17 @@ def echoing(reply: bytes) -> Reply:
 async def exchanged(wire: Wire, count: int = 1, *, within: float = TIMEOUT_SECONDS) -> list[Any]:
     """Sends one ECHO and returns so many replies."""
     received: list[Any] = []
-    await wire.exchange(b"*1\r\n$4\r\nECHO\r\n", count, received, within)
+    await exchange(wire, count, received, within)
     return received
+
+
+async def exchange(wire: Wire, count: int, received: list[Any], within: float = TIMEOUT_SECONDS) -> None:
+    """Sends one ECHO and waits for so many replies. Raises what ends the exchange."""
+    done: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+    wire.check()
+    wire.begin(b"*1\r\n$4\r\nECHO\r\n", count, received, within, done.set_result)
+    if fault := await done:
+        raise fault
 
 
 async def fails(wire: Wire, kind: type[Exception] = RedisError) -> None:
@@ -161,7 +170,7 @@ async def test_what_was_received_before_a_fault_is_there(tmp_path: Path) -> None
     """The replies that came before the connection was closed can still be handed out."""
     async with connected(tmp_path, echoing(bulk(b"1"))) as (_fake, connection):
         wire, received = take_over(connection), list[Any]()
-        exchange = asyncio.create_task(wire.exchange(b"*1\r\n$4\r\nECHO\r\n", 2, received, TIMEOUT_SECONDS))
+        exchanging = asyncio.create_task(exchange(wire, 2, received))
 
         async def has_arrived() -> bool:
             return received == [b"1"]
@@ -169,6 +178,6 @@ async def test_what_was_received_before_a_fault_is_there(tmp_path: Path) -> None
         await eventually_async(has_arrived, "the first reply arrives")
         connection._writer.transport.abort()
         with pytest.raises(OSError, match="closed"):
-            await exchange
+            await exchanging
         assert received == [b"1"]
         await connection.disconnect(nowait=True)

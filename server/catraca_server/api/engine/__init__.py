@@ -16,7 +16,7 @@ It knows bytes, metadata and statuses, and nothing of messages. All of it runs o
 uses, and why.
 """
 
-from catraca_server.api.engine.calls import Call, UnaryCall
+from catraca_server.api.engine.calls import Arrival, Call, Guard, UnaryCall
 from catraca_server.api.engine.methods import BatchMethod, Method, StreamMethod, UnaryMethod
 from catraca_server.api.engine.server import Server
 from catraca_server.api.engine.servicers import from_rpc_handler, from_servicer
@@ -24,8 +24,10 @@ from catraca_server.api.engine.statuses import Metadata, Status, StatusError
 from catraca_server.api.engine.streams import Stream
 
 __all__ = [
+    "Arrival",
     "BatchMethod",
     "Call",
+    "Guard",
     "Metadata",
     "Method",
     "Server",

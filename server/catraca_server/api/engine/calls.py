@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -21,6 +21,32 @@ _OK_CODE = grpc.StatusCode.OK.value[0]
 NO_REQUEST = Status(grpc.StatusCode.UNIMPLEMENTED, "the method takes exactly one request message")
 
 
+class Arrival:
+    """A call that has just come in. Nothing of its request has been read."""
+
+    __slots__ = ("_core", "metadata", "method")
+
+    def __init__(self, event: Any) -> None:
+        self.method: bytes = event.call_details.method
+        """The path: `/package.Service/Method`."""
+        self.metadata: Metadata = event.invocation_metadata
+        """What the caller sent; keys are lower case."""
+        self._core = event.call
+
+    def peer(self) -> str:
+        """Returns where the call comes from, such as `ipv4:127.0.0.1:40312`."""
+        peer: bytes = self._core.peer()
+        return peer.decode()
+
+    def auth_context(self) -> Mapping[str, Sequence[bytes]]:
+        """Returns what the transport knows of the caller."""
+        return _auth_context(self._core)
+
+
+Guard: TypeAlias = Callable[[Arrival], Any]
+"""Decides whether a call is taken up. It returns what is to be known of the caller, or raises StatusError."""
+
+
 class Call:
     """What is known of a call, and the two ways in which it ends: an answer, or its caller leaves."""
 
@@ -29,6 +55,7 @@ class Call:
         "_core",
         "_slot",
         "answered",
+        "caller",
         "cancelled",
         "deadline",
         "initial_metadata",
@@ -38,7 +65,7 @@ class Call:
         "trailing_metadata",
     )
 
-    def __init__(self, event: Any, slot: Slot, completions: Completions) -> None:
+    def __init__(self, event: Any, slot: Slot, completions: Completions, caller: Any) -> None:
         details = event.call_details
         deadline = details.deadline
         self.method: bytes = details.method
@@ -49,6 +76,8 @@ class Call:
         """A time of the loop's clock in seconds; infinity if there is none. The core ends calls that are past it."""
         self.metadata: Metadata = event.invocation_metadata
         """What the caller sent; keys are lower case."""
+        self.caller: Any = caller
+        """What the guard of the method returned; None if it has none."""
         self.cancelled = False
         """Whether the call has ended without an answer: its caller has left, or its deadline or the grace is over."""
         self.answered = False
@@ -75,8 +104,7 @@ class Call:
 
     def auth_context(self) -> Mapping[str, Sequence[bytes]]:
         """Returns what the transport knows of the caller; empty once the call is over."""
-        properties = None if self._core is None else core.auth_context(self._core)
-        return {key.decode(): values for key, values in (properties or {}).items()}
+        return {} if self._core is None else _auth_context(self._core)
 
     def _on_close(self, event: Any) -> None:
         if event.batch_operations[0].cancelled() and not self.answered:
@@ -116,9 +144,9 @@ class UnaryCall(Call):
     __slots__ = ("_on_request_do", "request")
 
     def __init__(
-        self, event: Any, slot: Slot, completions: Completions, on_request: "Callable[[UnaryCall], None]"
+        self, event: Any, slot: Slot, completions: Completions, caller: Any, on_request: "Callable[[UnaryCall], None]"
     ) -> None:
-        super().__init__(event, slot, completions)
+        super().__init__(event, slot, completions, caller)
         self.request = b""
         """The message as it came, decompressed."""
         self._on_request_do = on_request
@@ -148,3 +176,7 @@ class UnaryCall(Call):
         elif not self.answered:
             # Most often the caller has left, and this goes nowhere.
             self.fail(NO_REQUEST)
+
+
+def _auth_context(core_call: Any) -> Mapping[str, Sequence[bytes]]:
+    return {key.decode(): values for key, values in (core.auth_context(core_call) or {}).items()}

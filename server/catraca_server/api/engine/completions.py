@@ -73,6 +73,10 @@ class Completions:
             raise RuntimeError(f"the core refused an operation: error {refused}")
         self.due += 1
 
+    def take_in(self) -> None:
+        """Takes in, now, what connections have brought and nobody has read yet."""
+        self._handle(None)
+
     async def close(self) -> None:
         """Ends the thread. Nothing may be due any more."""
         self.queue.shutdown()

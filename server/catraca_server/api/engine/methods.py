@@ -76,8 +76,8 @@ class Method:
         """Binds it to the work of its server."""
         self._work = work
 
-    def accept(self, event: Any, slot: Slot, completions: Completions) -> None:
-        """Accepts a call."""
+    def accept(self, event: Any, slot: Slot, completions: Completions, caller: Any) -> None:
+        """Accepts a call; `caller` is what its guard returned."""
         raise NotImplementedError
 
 
@@ -93,8 +93,8 @@ class BatchMethod(Method):
         self._handler = handler
         self._calls: list[UnaryCall] = []
 
-    def accept(self, event: Any, slot: Slot, completions: Completions) -> None:  # noqa: D102  as its base says
-        UnaryCall(event, slot, completions, self._on_request)
+    def accept(self, event: Any, slot: Slot, completions: Completions, caller: Any) -> None:  # noqa: D102  as its base says
+        UnaryCall(event, slot, completions, caller, self._on_request)
 
     def hand_over(self) -> None:
         """Calls the handler."""
@@ -129,8 +129,8 @@ class UnaryMethod(Method):
         super().__init__()
         self._handler = handler
 
-    def accept(self, event: Any, slot: Slot, completions: Completions) -> None:  # noqa: D102  as its base says
-        UnaryCall(event, slot, completions, self._on_request)
+    def accept(self, event: Any, slot: Slot, completions: Completions, caller: Any) -> None:  # noqa: D102  as its base says
+        UnaryCall(event, slot, completions, caller, self._on_request)
 
     def _on_request(self, call: UnaryCall) -> None:
         if call.cancelled:
@@ -149,9 +149,9 @@ class StreamMethod(Method):
         super().__init__()
         self._handler = handler
 
-    def accept(self, event: Any, slot: Slot, completions: Completions) -> None:  # noqa: D102  as its base says
+    def accept(self, event: Any, slot: Slot, completions: Completions, caller: Any) -> None:  # noqa: D102  as its base says
         slot.give_up()
-        stream = Stream(event, slot, completions)
+        stream = Stream(event, slot, completions, caller)
         self._work.start_task(stream, self._handler(stream), stream.finish)
 
 

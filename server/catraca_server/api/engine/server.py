@@ -8,9 +8,11 @@ from typing import Any, cast
 import grpc
 
 from catraca_server.api.engine import core
+from catraca_server.api.engine.calls import Arrival, Guard
 from catraca_server.api.engine.completions import Completions
-from catraca_server.api.engine.methods import Method, Work
+from catraca_server.api.engine.methods import DEFECT, Method, Work, log_defect
 from catraca_server.api.engine.slots import Slot, Slots
+from catraca_server.api.engine.statuses import Status, StatusError, checked
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +22,10 @@ core and count there."""
 
 SLOT_HOLD_LIMIT_SECONDS = 0.5
 """Longer than calls take at the capacity of a core."""
+
+UNKNOWN_METHOD = Status(grpc.StatusCode.UNIMPLEMENTED, "unknown method")
+
+_UNKNOWN: tuple[None, None] = (None, None)
 
 _LAST_WORDS_SECONDS = 5.0
 """How long cancelled handlers have for what they do last."""
@@ -42,7 +48,7 @@ class Server:
         slots: int = SLOTS,
         slot_hold_limit_seconds: float = SLOT_HOLD_LIMIT_SECONDS,
     ) -> None:
-        self._methods: dict[bytes, Method] = {}
+        self._methods: dict[bytes, tuple[Method, Guard | None]] = {}
         self._work = Work()
         self._completions = Completions()
         self._core = core.Server(tuple(options), False)  # not xDS
@@ -53,11 +59,14 @@ class Server:
         self._stop: asyncio.Task[None] | None = None
         self._all_done = asyncio.Event()
 
-    def add_methods(self, methods: Mapping[str, Method]) -> None:
-        """Serves methods, by their paths: `/package.Service/Method`. Of two with the same path, the later is served."""
+    def add_methods(self, methods: Mapping[str, Method], guard: Guard | None = None) -> None:
+        """Serves methods, by their paths: `/package.Service/Method`. Of two with the same path, the later is served.
+
+        A guard is asked about each call before anything of its request is read.
+        """
         for path, method in methods.items():
             method.bind(self._work)
-            self._methods[path.encode()] = method
+            self._methods[path.encode()] = method, guard
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """Binds an address, before `start`, and returns the port; with credentials, for TLS. Raises OSError."""
@@ -88,6 +97,8 @@ class Server:
                 # The core closes only what has been open.
                 self._completions.start(self._after_turn, self._abandon)
                 self._core.start()
+            # Calls that the core reads after this are CANCELLED, though nothing has been done for them.
+            self._completions.take_in()
             self._begin_to_stop()
             self._stop = asyncio.create_task(self._finish_stop())
         _, stopping = await asyncio.wait([self._stop], timeout=grace_seconds or 0)
@@ -111,15 +122,29 @@ class Server:
         await self._completions.close()
 
     def _accept(self, slot: Slot, event: Any) -> None:
-        method = self._methods.get(event.call_details.method)
-        if method is not None:
-            method.accept(event, slot, self._completions)
+        method, guard = self._methods.get(event.call_details.method, _UNKNOWN)
+        if method is None:
+            self._refuse(slot, event, UNKNOWN_METHOD)
             return
+        caller = None
+        if guard is not None:
+            try:
+                caller = guard(Arrival(event))
+            except StatusError as refused:
+                self._refuse(slot, event, refused.status)
+                return
+            except Exception as error:  # noqa: BLE001  a guard that fails lets nobody in
+                log_defect(event.call_details.method, error)
+                self._refuse(slot, event, DEFECT)
+                return
+        method.accept(event, slot, self._completions, caller)
+
+    def _refuse(self, slot: Slot, event: Any, status: Status) -> None:
         refusal = (
             core.SendInitialMetadataOperation((), core.NO_FLAGS),
             core.ReceiveCloseOnServerOperation(core.NO_FLAGS),
             core.SendStatusFromServerOperation(
-                (), grpc.StatusCode.UNIMPLEMENTED.value[0], b"unknown method", core.NO_FLAGS
+                checked(status.trailing_metadata), status.code.value[0], status.message.encode(), core.NO_FLAGS
             ),
         )
         self._completions.begin(event.call, refusal, lambda _: slot.release())

@@ -23,11 +23,11 @@ class Stream(Call):
 
     __slots__ = ("_initial_metadata_sent", "_received", "_sent")
 
-    def __init__(self, event: Any, slot: Slot, completions: Completions) -> None:
+    def __init__(self, event: Any, slot: Slot, completions: Completions, caller: Any) -> None:
         self._received: asyncio.Future[bytes | None] | None = None
         self._sent: asyncio.Future[None] | None = None
         self._initial_metadata_sent = False
-        super().__init__(event, slot, completions)
+        super().__init__(event, slot, completions, caller)
 
     def __aiter__(self) -> "Stream":
         return self
@@ -68,6 +68,11 @@ class Stream(Call):
     def fail(self, status: Status) -> None:
         """Ends the stream with another status; for whoever runs the handler, which raises StatusError."""
         self._finish(self._initial_metadata_operations(), status)
+
+    def cancel(self) -> None:
+        """Ends the stream although its caller does not read: no status gets past messages that are not taken."""
+        if self._core is not None:
+            self._core.cancel()
 
     async def _send(self, *operations: Any) -> None:
         while self._sent is not None:

@@ -1,0 +1,119 @@
+"""The certificate that the server shows: read from files, and read again when they have changed.
+
+gRPC asks at each handshake whether there is a new one, so a changed file is in force with the next connection, and the
+connections there are go on. Files that cannot be used change nothing: what was read before stays in force.
+"""
+
+import logging
+import ssl
+import threading
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+
+logger = logging.getLogger(__name__)
+
+_Stamp: TypeAlias = tuple[tuple[int, int, int], ...]
+"""What changes whenever one of the files does."""
+
+
+class CertificateError(Exception):
+    """The certificate cannot be used: why, with the names of the files and nothing of what is in them."""
+
+
+class Certificate:
+    """A certificate with its key, and the authorities of clients' certificates if those have to have one.
+
+    All are paths of PEM files.
+    """
+
+    def __init__(self, certificate: Path, key: Path, client_authorities: Path | None) -> None:
+        self._certificate = certificate
+        self._key = key
+        self._client_authorities = client_authorities
+        self._stamp: _Stamp | None = None
+        # Handshakes ask from threads of the core.
+        self._lock = threading.Lock()
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Returns what to listen with. Raises CertificateError."""
+        self._stamp = self._stamp_now()
+        configuration = self._read(self._stamp)
+        return grpc.dynamic_ssl_server_credentials(
+            configuration,
+            self._read_if_changed,  # type: ignore[arg-type]  # it may return None, says the documentation
+            require_client_authentication=self._client_authorities is not None,
+        )
+
+    def _read_if_changed(self) -> grpc.ServerCertificateConfiguration | None:
+        """Returns what to serve with from now on; None if that is what it was."""
+        with self._lock:
+            stamp = self._stamp_now()
+            if stamp == self._stamp:
+                return None
+            # Also of what cannot be used, which is logged once and not at every handshake.
+            self._stamp = stamp
+            try:
+                configuration = self._read(stamp)
+            except CertificateError as error:
+                logger.error("certificate not reloaded, the old one stays in force: %s", error)  # noqa: TRY400
+                return None
+            logger.info("certificate reloaded: %s", self._certificate)
+            return configuration
+
+    @property
+    def _paths(self) -> tuple[Path, ...]:
+        paths = (self._certificate, self._key)
+        return paths if self._client_authorities is None else (*paths, self._client_authorities)
+
+    def _stamp_now(self) -> _Stamp:
+        return tuple(_stamp(path) for path in self._paths)
+
+    def _read(self, stamp: _Stamp) -> grpc.ServerCertificateConfiguration:
+        contents = [_content(path) for path in self._paths]
+        self._check()
+        # Checked was what the files hold, and served is what was read.
+        if self._stamp_now() != stamp:
+            raise CertificateError(f"{self._certificate} or a file beside it is just being written")
+        certificate, key, *authorities = contents
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], *authorities)
+
+    def _check(self) -> None:
+        """Refuses what gRPC would refuse without saying why. Raises CertificateError."""
+        context: Any = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(self._certificate, self._key, password=_no_password)
+        except ssl.SSLError as error:
+            why = "the key is not that of the certificate" if error.reason == "KEY_VALUES_MISMATCH" else "not valid PEM"
+            raise CertificateError(f"{self._certificate} and {self._key} cannot be used: {why}") from None
+        except ValueError:
+            raise CertificateError(f"{self._key} is encrypted: store it without a passphrase") from None
+        except OSError as error:
+            raise CertificateError(f"{self._certificate} or {self._key} cannot be read: {error.strerror}") from None
+        if self._client_authorities is None:
+            return
+        try:
+            context.load_verify_locations(self._client_authorities)
+        except OSError:  # among them SSLError
+            raise CertificateError(f"{self._client_authorities} has no certificates in PEM") from None
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0, 0
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CertificateError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _no_password() -> str:
+    # Or else OpenSSL would ask for it on the terminal.
+    raise ValueError

@@ -1,0 +1,71 @@
+"""Requests that wait for their replies, and what happens when they have waited too long."""
+
+import asyncio
+import math
+from collections.abc import Callable, Iterable
+
+from catraca_server.redis.errors import StoreProblem, StoreUnavailable
+from catraca_server.redis.replies import Replies
+
+_PAUSE_SECONDS = 0.001
+"""Between two looks at the deadlines."""
+
+
+class PendingRequest:
+    """Commands that wait for their replies."""
+
+    __slots__ = ("count", "deadline", "packed", "replies", "sent")
+
+    def __init__(self, packed: bytes, count: int, deadline: float) -> None:
+        self.packed = packed
+        self.count = count
+        """How many commands there are."""
+        self.deadline = deadline
+        self.sent = 0
+        """How many times."""
+        self.replies: asyncio.Future[Replies] = asyncio.get_running_loop().create_future()
+
+    def resolve(self, replies: Replies) -> None:
+        """Hands the replies to whoever waits for them, if anybody does."""
+        if not self.replies.done():
+            self.replies.set_result(replies)
+
+    def fail(self, error: Exception) -> None:
+        """Raises an error for whoever waits, if anybody does."""
+        if not self.replies.done():
+            self.replies.set_exception(error)
+
+
+class Deadlines:
+    """Fails requests whose deadline has passed. One timer serves all: set for the earliest, which is rarely reached."""
+
+    def __init__(self, pending: Callable[[], Iterable[PendingRequest]]) -> None:
+        self._pending = pending
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+
+    def add(self, deadline: float) -> None:
+        """Watches a deadline, a time of the loop's clock."""
+        if deadline < self._timer_at:
+            self.close()
+            self._timer = asyncio.get_running_loop().call_at(deadline, self._fail_late)
+            self._timer_at = deadline
+
+    def close(self) -> None:
+        """Stops to watch."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer, self._timer_at = None, math.inf
+
+    def _fail_late(self) -> None:
+        self._timer, self._timer_at = None, math.inf
+        now = asyncio.get_running_loop().time()
+        next_at = math.inf
+        for request in self._pending():
+            if request.deadline <= now:
+                request.fail(StoreUnavailable("no reply by the deadline", StoreProblem.NOT_IN_TIME))
+            elif not request.replies.done():
+                next_at = min(next_at, request.deadline)
+        if next_at < math.inf:
+            # A clock may be coarser than a deadline, and many deadlines be close together.
+            self.add(max(next_at, now + _PAUSE_SECONDS))
