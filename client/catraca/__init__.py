@@ -4,6 +4,14 @@
 same errors, which are in `catraca.errors`. The generated gRPC stubs are in `catraca.v1`.
 """
 
+from catraca._events import (
+    RevocationCause,
+    SessionEvent,
+    SessionEventType,
+    WatchOpened,
+    WatchReset,
+    WatchResetReason,
+)
 from catraca._model import InvalidReason, Login, Rotation, Session, Validation
 from catraca._near_cache import NearCache, NearCacheStats
 from catraca.aio import AsyncSessionClient
@@ -15,8 +23,14 @@ __all__ = [
     "Login",
     "NearCache",
     "NearCacheStats",
+    "RevocationCause",
     "Rotation",
     "Session",
     "SessionClient",
+    "SessionEvent",
+    "SessionEventType",
     "Validation",
+    "WatchOpened",
+    "WatchReset",
+    "WatchResetReason",
 ]

@@ -3,8 +3,8 @@
 import asyncio
 import random
 import weakref
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
 from typing import Any
 
 import grpc
@@ -15,18 +15,55 @@ from catraca._channel_aio import AsyncChannel
 from catraca._forks import forks
 from catraca._lease import PING_SECONDS
 from catraca._near_cache import Clock, NearAnswers
-from catraca._watching import Watch, log_refusal
-from catraca.errors import CatracaError
+from catraca._watching import Talk, Watch, log_refusal
+from catraca.errors import CatracaError, Unavailable
 from catraca.v1 import session_service_pb2 as pb
+
+
+class AsyncStreams:
+    """One stream after another, each read by whoever iterates over `messages`."""
+
+    def __init__(self, channel: AsyncChannel, talk: Talk) -> None:
+        self._channel = channel
+        self._talk = talk
+        self._call: Any = None
+
+    async def messages(self) -> AsyncGenerator[pb.WatchSessionsResponse]:
+        """Opens a stream and yields what comes. Raises grpc.aio.BaseError, CatracaError or DecodeError."""
+        task = asyncio.current_task()
+        try:
+            async with self._channel.stream(_core.WATCH, self._requests()) as self._call:
+                async for response in self._call:
+                    yield pb.WatchSessionsResponse.FromString(response)
+        except asyncio.CancelledError:
+            if task is None or task.cancelling():
+                raise
+            # The call was, because its channel was closed or it was silent.
+            raise Unavailable(_core.CLOSED) from None
+        finally:
+            self._call = None
+
+    def cancel(self) -> None:
+        """Ends the stream that is open, if one is."""
+        if self._call is not None:
+            self._call.cancel()
+
+    async def _requests(self) -> AsyncIterator[bytes]:
+        """Yields the requests of a stream, in a task of gRPC's that ends with the stream."""
+        yield self._talk.start().SerializeToString()
+        while True:
+            yield self._talk.ping().SerializeToString()
+            await asyncio.sleep(PING_SECONDS)
+            if self._talk.is_silent():
+                self.cancel()
 
 
 class _Reader:
     """Reads one stream after another, in one loop. It knows nothing of the client, so that a client can be freed."""
 
     def __init__(self, channel: AsyncChannel, watch: Watch) -> None:
-        self._channel = channel
         self._watch = watch
-        self._call: Any = None
+        self._streams = AsyncStreams(channel, watch)
 
     async def run(self) -> None:
         """Reads until it is cancelled."""
@@ -41,31 +78,15 @@ class _Reader:
 
     async def _stream(self) -> grpc.StatusCode:
         """Reads a stream to its end. Returns how it ended."""
-        task = asyncio.current_task()
         try:
-            async with self._channel.stream(_core.WATCH, self._requests()) as self._call:
-                async for response in self._call:
-                    self._watch.receive(pb.WatchSessionsResponse.FromString(response))
-        except asyncio.CancelledError:
-            if task is None or task.cancelling():
-                raise
-            return grpc.StatusCode.CANCELLED  # the call was, because its channel was closed or it was silent
+            async with aclosing(self._streams.messages()) as messages:
+                async for response in messages:
+                    self._watch.receive(response)
         except grpc.aio.AioRpcError as error:
             return error.code()
         except (CatracaError, DecodeError, grpc.aio.BaseError):
             return grpc.StatusCode.UNAVAILABLE
-        finally:
-            self._call = None
         return grpc.StatusCode.OK
-
-    async def _requests(self) -> AsyncIterator[bytes]:
-        """Yields the requests of a stream, in a task of gRPC's that ends with the stream."""
-        yield self._watch.start().SerializeToString()
-        while True:
-            yield self._watch.ping().SerializeToString()
-            await asyncio.sleep(PING_SECONDS)
-            if self._call is not None and self._watch.is_silent():
-                self._call.cancel()
 
 
 class AsyncWatch:

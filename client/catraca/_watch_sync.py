@@ -15,7 +15,7 @@ from catraca._channel_sync import SyncChannel
 from catraca._forks import forks, never_free
 from catraca._lease import PING_SECONDS
 from catraca._near_cache import Clock, NearAnswers
-from catraca._watching import Watch, log_refusal
+from catraca._watching import Talk, Watch, log_refusal
 from catraca.errors import CatracaError
 from catraca.v1 import session_service_pb2 as pb
 
@@ -23,13 +23,56 @@ _JOIN_SECONDS = 5.0
 """How long `close` waits for the thread at most. It ends as soon as its call does."""
 
 
+class SyncStreams:
+    """One stream after another, each read by whoever iterates over `messages`."""
+
+    def __init__(self, channel: SyncChannel, talk: Talk) -> None:
+        self._channel = channel
+        self._talk = talk
+        self._call: Any = None
+        self._over = False
+
+    def messages(self) -> Iterator[pb.WatchSessionsResponse]:
+        """Opens a stream and yields what comes, to its end. Raises grpc.RpcError, CatracaError or DecodeError."""
+        ended = threading.Event()
+        try:
+            call = self._call = self._channel.stream(_core.WATCH, self._requests(ended))
+            if self._over:  # stopped before there was anything to cancel
+                call.cancel()
+            for response in call:
+                yield pb.WatchSessionsResponse.FromString(response)
+        finally:
+            ended.set()
+            self.cancel()
+            self._call = None
+
+    def cancel(self) -> None:
+        """Ends the stream that is open, if one is."""
+        call = self._call
+        if call is not None:
+            call.cancel()
+
+    def stop(self) -> None:
+        """Ends the stream that is open, and every later one."""
+        self._over = True
+        self.cancel()
+
+    def _requests(self, ended: threading.Event) -> Iterator[bytes]:
+        """Yields the requests of a stream, in a thread of gRPC's."""
+        yield self._talk.start().SerializeToString()
+        while not ended.is_set():
+            yield self._talk.ping().SerializeToString()
+            ended.wait(PING_SECONDS)
+            if not ended.is_set() and self._talk.is_silent():
+                self.cancel()
+
+
 class _Reader:
     """A thread that reads one stream after another. It knows nothing of the client, so that a client can be freed."""
 
     def __init__(self, channel: SyncChannel, answers: NearAnswers, clock: Clock) -> None:
-        self._channel = channel
         self._watch = Watch(answers, clock, random.Random())  # noqa: S311  it spreads reconnects and guards nothing
-        self._call: Any = None
+        self._streams = SyncStreams(channel, self._watch)
         self._over = threading.Event()
         self._pid = os.getpid()
         # A daemon, because a program may end without closing its client.
@@ -41,9 +84,7 @@ class _Reader:
         if os.getpid() != self._pid:
             return  # a child has no such thread, and what that thread held stays held for ever
         self._over.set()
-        call = self._call
-        if call is not None:
-            call.cancel()
+        self._streams.stop()
         if self._thread is not threading.current_thread():
             self._thread.join(_JOIN_SECONDS)
 
@@ -55,33 +96,14 @@ class _Reader:
 
     def _stream(self) -> grpc.StatusCode:
         """Reads a stream to its end. Returns how it ended."""
-        ended = threading.Event()
         try:
-            call = self._call = self._channel.stream(_core.WATCH, self._requests(ended))
-            if self._over.is_set():  # stopped before there was anything to cancel
-                call.cancel()
-            for response in call:
-                self._watch.receive(pb.WatchSessionsResponse.FromString(response))
+            for response in self._streams.messages():
+                self._watch.receive(response)
         except grpc.RpcError as error:
             return error.code()
         except (CatracaError, DecodeError):
             return grpc.StatusCode.UNAVAILABLE
-        finally:
-            ended.set()
-            call, self._call = self._call, None
-            if call is not None:
-                call.cancel()
         return grpc.StatusCode.OK
-
-    def _requests(self, ended: threading.Event) -> Iterator[bytes]:
-        """Yields the requests of a stream, in a thread of gRPC's."""
-        yield self._watch.start().SerializeToString()
-        while not ended.is_set():
-            yield self._watch.ping().SerializeToString()
-            ended.wait(PING_SECONDS)
-            call = self._call
-            if call is not None and self._watch.is_silent():
-                call.cancel()
 
 
 class SyncWatch:

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import random
+from typing import Protocol
 
 import grpc
 
@@ -15,7 +16,7 @@ SILENCE_SECONDS = 5.0
 _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 3.0
 _REFUSED_DELAY_SECONDS = 60.0
-_REFUSALS = (
+REFUSALS = (
     grpc.StatusCode.UNIMPLEMENTED,  # a server that is older than the feed
     grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.UNAUTHENTICATED,
@@ -27,9 +28,43 @@ _TYPES = (
     events.SESSION_EVENT_TYPE_REVOKED,
 )
 
-
 _log = logging.getLogger("catraca")
-_nonces = itertools.count(1)  # for all streams, so that no pong passes for the answer to another's ping
+nonces = itertools.count(1)  # for all streams, so that no pong passes for the answer to another's ping
+
+
+class Talk(Protocol):
+    """What is sent on a stream, and when it must be taken for dead."""
+
+    def start(self) -> pb.WatchSessionsRequest:
+        """Returns the first request of a new stream."""
+
+    def ping(self) -> pb.WatchSessionsRequest:
+        """Returns a ping, to be sent after this and not before."""
+
+    def is_silent(self) -> bool:
+        """Whether nothing has come for so long that the connection must be taken for dead."""
+
+
+class Backoff:
+    """How long to wait before another stream is opened: longer after each one that was not opened."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self._failures = 0
+
+    def opened(self) -> None:
+        """A stream was opened."""
+        self._failures = 0
+
+    def seconds(self, *, refused: bool) -> float:
+        """Returns how long to wait after the end of a stream, or after one that was not opened."""
+        if refused:
+            longest = _REFUSED_DELAY_SECONDS
+        else:
+            longest = min(_FIRST_DELAY_SECONDS * 2**self._failures, _LONGEST_DELAY_SECONDS)
+            self._failures = min(self._failures + 1, 10)
+        # Spread over its second half, so that not all clients of a server come back to the next one at once.
+        return longest * self._chance.uniform(0.5, 1)
 
 
 class Watch:
@@ -40,11 +75,10 @@ class Watch:
         """Whether the server last refused to be watched."""
         self._answers = answers
         self._clock = clock
-        self._chance = chance
+        self._backoff = Backoff(chance)
         self._cursor = ""
         self._begun_after = ""
         self._heard_at = 0.0
-        self._failures = 0
 
     def start(self) -> pb.WatchSessionsRequest:
         """Returns the first request of a new stream, which goes on where the last one ended."""
@@ -54,7 +88,7 @@ class Watch:
 
     def ping(self) -> pb.WatchSessionsRequest:
         """Returns a ping, to be sent after this and not before."""
-        nonce = next(_nonces)
+        nonce = next(nonces)
         self._answers.lease.ping(nonce, self._clock())
         return pb.WatchSessionsRequest(ping=pb.WatchPing(nonce=nonce))
 
@@ -63,7 +97,8 @@ class Watch:
         self._heard_at = self._clock()
         match response.WhichOneof("response"):
             case "opened":
-                self._failures, self.refused = 0, False
+                self._backoff.opened()
+                self.refused = False
                 # A stream that cannot be resumed is opened at another cursor, and may be lost before its reset comes.
                 # The next one must not begin there.
                 self._cursor = self._begun_after or response.opened.cursor
@@ -88,17 +123,12 @@ class Watch:
     def ended(self, code: grpc.StatusCode) -> float:
         """Takes the end of a stream. Returns after how many seconds to open another."""
         self._answers.ended()
-        if code in _REFUSALS:
-            self.refused = True
-            longest = _REFUSED_DELAY_SECONDS
-        else:
-            longest = min(_FIRST_DELAY_SECONDS * 2**self._failures, _LONGEST_DELAY_SECONDS)
-            self._failures = min(self._failures + 1, 10)
-        # Spread over its second half, so that not all clients of a server come back to the next one at once.
-        return longest * self._chance.uniform(0.5, 1)
+        refused = code in REFUSALS
+        self.refused = self.refused or refused
+        return self._backoff.seconds(refused=refused)
 
 
 def log_refusal(watch: Watch, code: grpc.StatusCode) -> None:
     """Says that there is no near cache with this server, once until it is watched again."""
-    if code in _REFUSALS and not watch.refused:
+    if code in REFUSALS and not watch.refused:
         _log.warning("near cache off: WatchSessions refused: %s", code.name)

@@ -12,6 +12,9 @@ from catraca import _core, _settings
 from catraca._access import access_or_default
 from catraca._answering_aio import answering
 from catraca._channel_aio import AsyncChannel
+from catraca._events import SessionEvent, SessionEventType, WatchOpened, WatchReset
+from catraca._feed import Feed
+from catraca._feed_aio import watch
 from catraca._model import Login, Rotation, Session, Validation
 from catraca._near_cache import NearCache, NearCacheStats
 
@@ -52,6 +55,7 @@ class AsyncSessionClient:
         self._channel = AsyncChannel(self._target, access, use_proxy=proxied)
         self._answering = answering(self._channel, near_cache, coalesce=coalesce)
         self._near = self._answering.near
+        self._closings = 0
 
     async def create(
         self,
@@ -171,12 +175,20 @@ class AsyncSessionClient:
         with self._answering.changing(user_id=user_id):
             return await self._make(_core.revoke_user_sessions(user_id, except_session_id=except_session_id), timeout)
 
+    def watch(
+        self, *, types: Iterable[SessionEventType] = (), cursor: str = "", timeout: float | None = None
+    ) -> AsyncIterator[SessionEvent | WatchOpened | WatchReset]:
+        """Yields what happens to sessions, as it happens, without an end. See `SessionClient.watch`."""
+        feed = Feed(types, cursor)
+        return watch(self._channel, feed, self._timeout if timeout is None else timeout, lambda: self._closings)
+
     def near_cache_stats(self) -> NearCacheStats | None:
         """Returns what the near cache has done and how it is; None for a client without one."""
         return None if self._near is None else self._near.stats()
 
     async def close(self) -> None:
         """Closes the connection. Calls under way end with Unavailable. A later call opens a new connection."""
+        self._closings += 1
         await self._answering.close()
         await self._channel.close()
 

@@ -12,6 +12,9 @@ from catraca import _core, _settings
 from catraca._access import access_or_default
 from catraca._answering_sync import answering
 from catraca._channel_sync import SyncChannel
+from catraca._events import SessionEvent, SessionEventType, WatchOpened, WatchReset
+from catraca._feed import Feed
+from catraca._feed_sync import watch
 from catraca._model import Login, Rotation, Session, Validation
 from catraca._near_cache import NearCache, NearCacheStats
 
@@ -73,6 +76,7 @@ class SessionClient:
         self._channel = SyncChannel(self._target, access, use_proxy=proxied)
         self._answering = answering(self._channel, near_cache, coalesce=coalesce)
         self._near = self._answering.near
+        self._closings = 0
 
     def create(
         self,
@@ -230,12 +234,34 @@ class SessionClient:
         with self._answering.changing(user_id=user_id):
             return self._make(_core.revoke_user_sessions(user_id, except_session_id=except_session_id), timeout)
 
+    def watch(
+        self, *, types: Iterable[SessionEventType] = (), cursor: str = "", timeout: float | None = None
+    ) -> Iterator[SessionEvent | WatchOpened | WatchReset]:
+        """Yields what happens to sessions, as it happens, without an end.
+
+        A connection that is lost is made again, and no event is missed by it: the next stream continues after the last
+        event. Where that cannot be done, a WatchReset says so. Each stream begins with a WatchOpened.
+
+        Args:
+            types: Which events; default all.
+            cursor: Where to begin: after the event, opening or reset that had this cursor; default now.
+            timeout: Seconds for opening a stream; the events themselves may take any time.
+
+        Raises:
+            NotAllowed: The server does not allow this caller to watch, or is too old for it.
+            InvalidRequest: The cursor is not one.
+            Unavailable: The first stream was not opened, or the client was closed.
+        """
+        feed = Feed(types, cursor)
+        return watch(self._channel, feed, self._timeout if timeout is None else timeout, lambda: self._closings)
+
     def near_cache_stats(self) -> NearCacheStats | None:
         """Returns what the near cache has done and how it is; None for a client without one."""
         return None if self._near is None else self._near.stats()
 
     def close(self) -> None:
         """Closes the connection. Calls under way end with Unavailable. A later call opens a new connection."""
+        self._closings += 1
         self._answering.close()
         self._channel.close()
 

@@ -22,7 +22,7 @@ AWAITED = (
     "close",
 )
 ITERATED = ("list_sessions",)
-PLAIN = ("near_cache_stats",)
+PLAIN = ("near_cache_stats", "watch")
 
 
 def test_the_names_of_the_client() -> None:
@@ -33,10 +33,16 @@ def test_the_names_of_the_client() -> None:
         "Login",
         "NearCache",
         "NearCacheStats",
+        "RevocationCause",
         "Rotation",
         "Session",
         "SessionClient",
+        "SessionEvent",
+        "SessionEventType",
         "Validation",
+        "WatchOpened",
+        "WatchReset",
+        "WatchResetReason",
     ]
     for name in catraca.__all__:
         assert inspect.isclass(getattr(catraca, name))

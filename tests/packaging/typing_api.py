@@ -17,7 +17,11 @@ from catraca import (
     Rotation,
     Session,
     SessionClient,
+    SessionEvent,
+    SessionEventType,
     Validation,
+    WatchOpened,
+    WatchReset,
 )
 from catraca.errors import (
     CatracaError,
@@ -50,6 +54,8 @@ def sync_client() -> None:
         end = datetime.now(UTC)
         assert_type(sessions.update("id", etag="1", absolute_expire_time=end, idle_timeout=timedelta(0)), Session)
         assert_type(sessions.update("id", attributes={"a": "1"}, set_attributes={"b": "2", "c": None}), Session)
+        events = sessions.watch(types=[SessionEventType.REVOKED], cursor="a-cursor", timeout=1)
+        assert_type(events, Iterator[SessionEvent | WatchOpened | WatchReset])
         assert_type(sessions.rotate(login.token), Rotation)
         assert_type(sessions.revoke(token=login.token), bool)
         assert_type(sessions.revoke_user_sessions("12345", except_session_id="id"), int)

@@ -240,6 +240,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_READ_FROM,
     )
     _add_revoke(add("revoke", "end a session, or all sessions of a user", client, epilog=_READ_FROM))
+    _add_watch(add("watch", "show what happens to sessions, as it happens, until Ctrl-C", client))
     return parser
 
 
@@ -271,6 +272,19 @@ def _add_revoke(revoke: argparse.ArgumentParser) -> None:
     which.add_argument("--user", metavar="VALUE", help="end all sessions of this user, not that of a token")
     revoke.add_argument(
         "--except", metavar="SESSION_ID", dest="except_session_id", help="with --user: spare the session with this id"
+    )
+
+
+def _add_watch(watch: argparse.ArgumentParser) -> None:
+    watch.add_argument(
+        "--type",
+        action="append",
+        default=[],
+        choices=("created", "updated", "rotated", "revoked"),
+        help="show only events of this type; may be repeated (default: all)",
+    )
+    watch.add_argument(
+        "--cursor", help="continue after the event with this cursor (--output json shows it; default: now)"
     )
 
 

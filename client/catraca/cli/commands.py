@@ -24,6 +24,7 @@ from catraca.cli import (
     demo,
     output,
     tell,
+    watch,
 )
 from catraca.cli.text import visible
 
@@ -149,6 +150,11 @@ def _revoke(sessions: SessionClient, options: argparse.Namespace, show: output.O
     return EXIT_YES
 
 
+def _watch(sessions: SessionClient, options: argparse.Namespace, show: output.Output) -> int:
+    _not_empty("--cursor", options.cursor)
+    return watch.follow(sessions, options.type, options.cursor or "", show)
+
+
 _COMMANDS = {
     "create": _create,
     "validate": _validate,
@@ -157,6 +163,7 @@ _COMMANDS = {
     "update": _update,
     "rotate": _rotate,
     "revoke": _revoke,
+    "watch": _watch,
 }
 
 

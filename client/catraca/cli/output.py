@@ -12,7 +12,17 @@ from typing import Any, Protocol
 
 from google.protobuf.duration_pb2 import Duration
 
-from catraca import InvalidReason, Login, Rotation, Session, Validation
+from catraca import (
+    InvalidReason,
+    Login,
+    Rotation,
+    Session,
+    SessionEvent,
+    Validation,
+    WatchOpened,
+    WatchReset,
+    WatchResetReason,
+)
 from catraca.cli import table
 from catraca.cli.text import duration, moment, visible
 
@@ -23,6 +33,13 @@ _WHY_NOT = {
     InvalidReason.TOKEN_REUSED: "it was rotated and its grace is over, so its session has now been revoked",
     InvalidReason.UNSPECIFIED: "for a reason that this client does not know",
 }
+_WHY_RESET = {
+    WatchResetReason.TRIMMED: "what follows the cursor is no longer in the feed",
+    WatchResetReason.EPOCH_CHANGED: "the store's primary has changed",
+    WatchResetReason.SLOW_CONSUMER: "they were read more slowly than they came",
+    WatchResetReason.UNSPECIFIED: "for a reason that this client does not know",
+}
+_EVENT = "{:<23}  {:<8} {:<13} {:<22}  {}"
 
 
 class Output(Protocol):
@@ -48,6 +65,9 @@ class Output(Protocol):
 
     def revoked_count(self, count: int) -> None:
         """This many sessions of a user were ended."""
+
+    def happened(self, happening: SessionEvent | WatchOpened | WatchReset) -> None:
+        """A watch has something to say."""
 
     def health(self, *, serving: bool) -> None:
         """The service is serving, or is not."""
@@ -112,6 +132,24 @@ class Text:
         """Shows how many were ended."""
         print(f"revoked {count} {'session' if count == 1 else 'sessions'}")
 
+    def happened(self, happening: SessionEvent | WatchOpened | WatchReset) -> None:
+        """Shows an event as a line, in columns as far as what is in them is as wide as usual."""
+        match happening:
+            case SessionEvent():
+                line = _EVENT.format(
+                    f"{happening.event_time.astimezone():%Y-%m-%d %H:%M:%S.%f}"[:-3],
+                    happening.type.name.lower(),
+                    happening.cause.name.lower() if happening.cause else "",
+                    visible(happening.session_id) or "(all of the user's)",
+                    visible(happening.user_id),
+                ).rstrip()
+            case WatchReset(reason=reason):
+                line = f"reset: events may have been missed: {_WHY_RESET[reason]} ({reason.name})"
+            case _:
+                line = f"watching, after cursor {visible(happening.cursor)}"
+        # At once, because the next one may take its time.
+        print(line, flush=True)
+
     def health(self, *, serving: bool) -> None:
         """Shows the health."""
         print("serving" if serving else "not serving")
@@ -164,6 +202,17 @@ class Json:
         """Shows a RevokeUserSessionsResponse."""
         _print_json({"revokedCount": count})
 
+    def happened(self, happening: SessionEvent | WatchOpened | WatchReset) -> None:
+        """Shows a WatchSessionsResponse, on one line."""
+        match happening:
+            case SessionEvent():
+                shown = {"event": _event(happening)}
+            case WatchReset(reason=reason, cursor=cursor):
+                shown = {"reset": {"cursor": cursor, "reason": f"WATCH_RESET_REASON_{reason.name}"}}
+            case _:
+                shown = {"opened": {"cursor": happening.cursor}}
+        print(json.dumps(shown), flush=True)
+
     def health(self, *, serving: bool) -> None:
         """Shows a HealthCheckResponse."""
         _print_json({"status": "SERVING" if serving else "NOT_SERVING"})
@@ -189,6 +238,19 @@ def _session(session: Session) -> dict[str, Any]:
         idle_timeout = Duration()
         idle_timeout.FromTimedelta(session.idle_timeout)
         shown["idleTimeout"] = idle_timeout.ToJsonString()
+    return shown
+
+
+def _event(event: SessionEvent) -> dict[str, str]:
+    shown = {
+        "type": f"SESSION_EVENT_TYPE_{event.type.name}",
+        "sessionId": event.session_id,
+        "userId": event.user_id,
+        "eventTime": _timestamp(event.event_time),
+        "cursor": event.cursor,
+    }
+    if event.cause is not None:
+        shown["cause"] = f"REVOCATION_CAUSE_{event.cause.name}"
     return shown
 
 

@@ -1,0 +1,107 @@
+"""`watch` without its I/O: what a stream's messages mean to whoever reads the events, and when to open another."""
+
+import logging
+import random
+import time
+from collections.abc import Iterable
+
+import grpc
+
+from catraca._events import (
+    SessionEvent,
+    SessionEventType,
+    WatchOpened,
+    WatchReset,
+    read_event,
+    read_opened,
+    read_reset,
+)
+from catraca._watching import REFUSALS, SILENCE_SECONDS, Backoff, nonces
+from catraca.errors import CatracaError, NotAllowed, Unavailable, UnexpectedAnswer, UnusableAfterFork, from_status
+from catraca.v1 import session_event_pb2 as events, session_service_pb2 as pb
+
+_log = logging.getLogger("catraca")
+
+
+class Feed:
+    """One caller's watch, stream after stream."""
+
+    def __init__(self, types: Iterable[SessionEventType], cursor: str) -> None:
+        self._types = [events.SessionEventType.ValueType(each.value) for each in types]
+        self._cursor = cursor
+        self._backoff = Backoff(random.Random())  # noqa: S311  it spreads reconnects and guards nothing
+        self._heard_at = 0.0
+        self._was_open = False
+        self.is_open = False
+        """Whether the server has said that the stream which was begun last is open."""
+
+    def start(self) -> pb.WatchSessionsRequest:
+        """Returns the first request of a new stream, which goes on where the last one ended."""
+        return pb.WatchSessionsRequest(start=pb.WatchStart(cursor=self._cursor, types=self._types))
+
+    def ping(self) -> pb.WatchSessionsRequest:
+        """Returns a ping, whose pong shows that the connection is alive."""
+        return pb.WatchSessionsRequest(ping=pb.WatchPing(nonce=next(nonces)))
+
+    def begins(self) -> None:
+        """A stream is about to be opened."""
+        self.is_open = False
+        self._heard_at = time.monotonic()
+
+    def receive(self, response: pb.WatchSessionsResponse) -> SessionEvent | WatchOpened | WatchReset | None:
+        """Takes what the server sent. Returns what it says to the caller, if anything."""
+        self._heard_at = time.monotonic()
+        try:
+            return self._read(response)
+        except (ValueError, OverflowError) as error:
+            raise UnexpectedAnswer(f"an event cannot be read: {type(error).__name__}") from None
+
+    def _read(self, response: pb.WatchSessionsResponse) -> SessionEvent | WatchOpened | WatchReset | None:
+        match response.WhichOneof("response"):
+            case "opened":
+                self._backoff.opened()
+                self.is_open = self._was_open = True
+                # A stream that cannot be resumed is opened at another cursor, and may be lost before its reset comes.
+                # The next one must not begin there.
+                opened = read_opened(response.opened, cursor=self._cursor)
+                self._cursor = opened.cursor
+                return opened
+            case "event":
+                event = read_event(response.event)
+                self._cursor = event.cursor
+                return event
+            case "reset":
+                reset = read_reset(response.reset)
+                self._cursor = reset.cursor
+                return reset
+            case _:
+                return None
+
+    def is_silent(self) -> bool:
+        """Whether nothing has come for so long that the connection must be taken for dead."""
+        return time.monotonic() - self._heard_at > SILENCE_SECONDS
+
+    def ended(self, error: CatracaError | None) -> float:
+        """Takes the end of a stream. Returns after how many seconds to open another. Raises if there shall be none."""
+        error = error or Unavailable("the stream ended")
+        if not self._was_open or not isinstance(error, Unavailable) or isinstance(error, UnusableAfterFork):
+            raise error
+        seconds = self._backoff.seconds(refused=False)
+        _log.warning("watch lost, connecting again in %.1f s: %s", seconds, error)
+        return seconds
+
+
+def failure(error: grpc.RpcError) -> CatracaError:
+    """Returns the exception for a stream that ended with an error."""
+    code = error.code()
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return NotAllowed("this server has no WatchSessions: it is older than the feed (UNIMPLEMENTED)")
+    known = from_status(code, error.details(), error.trailing_metadata() or ())
+    passing = isinstance(known, UnexpectedAnswer) and code not in REFUSALS
+    # Whatever a proxy or a server that crashes says: the next server may do better.
+    return Unavailable(str(known)) if passing else known
+
+
+def late(timeout: float) -> Unavailable:
+    """Returns what is told if a stream was not opened in time."""
+    return Unavailable(f"the watch was not opened within {timeout:g} s")

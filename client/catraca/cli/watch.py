@@ -1,0 +1,27 @@
+"""`catraca watch`: what happens to sessions, line by line, until somebody ends it."""
+
+import logging
+from collections.abc import Sequence
+from typing import NoReturn
+
+from catraca import SessionClient, SessionEventType
+from catraca.cli import tell
+from catraca.cli.output import Output
+from catraca.cli.text import visible
+
+
+class _ToStderr(logging.Handler):
+    """Says what the client logs, such as a connection that was lost, as the command says everything else."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tell(f"catraca: {visible(record.getMessage())}")
+
+
+def follow(sessions: SessionClient, types: Sequence[str], cursor: str, show: Output) -> NoReturn:
+    """Shows events until Ctrl-C. Raises CatracaError if the watch cannot be opened, or is refused."""
+    log = logging.getLogger("catraca")
+    log.addHandler(_ToStderr())
+    log.propagate = False
+    for happening in sessions.watch(types=[SessionEventType[each.upper()] for each in types], cursor=cursor):
+        show.happened(happening)
+    raise AssertionError("a watch has no end")

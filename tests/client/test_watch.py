@@ -1,0 +1,116 @@
+"""`watch` of both clients over a real connection: events, resets, a lost stream, and a client that is closed."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from tests.support.fake_service import FakeService
+from tests.support.waiting import TIMEOUT_SECONDS, eventually
+
+from catraca import (
+    AsyncSessionClient,
+    RevocationCause,
+    SessionClient,
+    SessionEvent,
+    SessionEventType,
+    WatchOpened,
+    WatchReset,
+    WatchResetReason,
+    errors,
+)
+from catraca.v1 import session_event_pb2 as events
+
+LONG = 20.0
+
+
+@pytest.fixture
+def service() -> Iterator[FakeService]:
+    """A service with a feed."""
+    with FakeService() as running:  # type: ignore[abstract]  # what no test calls is missing
+        yield running
+
+
+def script(service: FakeService) -> Iterator[object]:
+    """Has things happen, one after the other. Yields what a watch must say of each, or None for a lost stream."""
+    yield WatchOpened(cursor="e-0")
+    service.tell(events.SESSION_EVENT_TYPE_REVOKED, "session-1", "12345")
+    yield (SessionEventType.REVOKED, RevocationCause.UNSPECIFIED, "session-1", "12345", "e-1")
+    service.tell(events.SESSION_EVENT_TYPE_UPDATED, "session-2", "12345")
+    yield (SessionEventType.UPDATED, None, "session-2", "12345", "e-2")
+    service.end_watches()
+    yield WatchOpened(cursor="e-2")
+    service.reset()
+    yield WatchReset(reason=WatchResetReason.TRIMMED, cursor="e-3")
+    service.tell(99, "session-3")  # type: ignore[arg-type]  # of a server of the future
+    yield (SessionEventType.UNSPECIFIED, None, "session-3", "", "e-4")
+
+
+def plain(said: SessionEvent | WatchOpened | WatchReset) -> object:
+    """An event as a tuple, without the time."""
+    if isinstance(said, SessionEvent):
+        return (said.type, said.cause, said.session_id, said.user_id, said.cursor)
+    return said
+
+
+def test_sync(service: FakeService) -> None:
+    """An iterator says all of it, and abandoned it ends the stream."""
+    with SessionClient(service.target, timeout=LONG) as sessions:
+        watch = sessions.watch(types=[SessionEventType.UPDATED, SessionEventType.REVOKED])
+        for expected in script(service):
+            assert plain(next(watch)) == expected
+        assert list(service.starts[0].types) == [2, 4]
+        del watch
+        eventually(lambda: service.watches == 0, "the stream has ended")
+
+
+async def test_async(service: FakeService) -> None:
+    """The same, awaited."""
+    async with AsyncSessionClient(service.target, timeout=LONG) as sessions:
+        watch = sessions.watch()
+        for expected in script(service):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                assert plain(await anext(watch)) == expected
+
+
+def test_a_client_that_is_closed(service: FakeService) -> None:
+    """A watch ends with it, as calls under way do."""
+    sessions = SessionClient(service.target, timeout=LONG)
+    watch = sessions.watch()
+    next(watch)
+    threading.Timer(0.2, sessions.close).start()
+    with pytest.raises(errors.Unavailable, match="closed"):
+        next(watch)
+
+
+async def test_an_async_client_that_is_closed_or_a_task_that_is_cancelled(service: FakeService) -> None:
+    """The one is Unavailable, the other stays a cancellation."""
+    sessions = AsyncSessionClient(service.target, timeout=LONG)
+    watch = sessions.watch()
+    await anext(watch)
+    task = asyncio.ensure_future(anext(watch))
+    await asyncio.sleep(0.2)
+    await sessions.close()
+    with pytest.raises(errors.Unavailable, match="closed"):
+        await task
+    watch = sessions.watch()
+    await anext(watch)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await anext(watch)
+    await sessions.close()
+
+
+async def test_nobody_answers() -> None:
+    """The first stream must open in time."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        target = f"127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        with SessionClient(target, timeout=LONG) as sessions, pytest.raises(errors.Unavailable, match="not opened"):
+            next(sessions.watch(timeout=0.3))
+        async with AsyncSessionClient(target, timeout=0.3) as waiting:
+            with pytest.raises(errors.Unavailable, match="not opened"):
+                await anext(waiting.watch())
+    assert time.monotonic() - began < LONG
