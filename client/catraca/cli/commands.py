@@ -6,21 +6,25 @@ import os
 import re
 import sys
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
-from catraca import SessionClient, _settings, errors
+from catraca import AsyncSessionClient, SessionClient, _settings, errors
 from catraca._access import tls_credentials
 from catraca._channel_sync import open_channel
 from catraca.cli import (
+    BENCH_MODES,
     EXIT_FAILED,
     EXIT_NO,
     EXIT_UNAVAILABLE,
     EXIT_USAGE,
     EXIT_YES,
     FromEnvironment,
+    bench,
     demo,
     output,
     tell,
@@ -68,15 +72,42 @@ def _run(options: argparse.Namespace) -> int:
     show = output.Json() if options.output == "json" else output.Text()
     if options.command == "health":
         return _health(options, timeout_seconds, show)
-    with SessionClient(
-        _target(options),
-        timeout=timeout_seconds,
-        credentials=_credentials(options),
-        api_key_file=None if isinstance(options.api_key_file, FromEnvironment) else options.api_key_file,
-        insecure=options.insecure,
-        use_proxy=options.use_proxy,
-    ) as sessions:
+    arguments: dict[str, Any] = {
+        "target": _target(options),
+        "timeout": timeout_seconds,
+        "credentials": _credentials(options),
+        "api_key_file": None if isinstance(options.api_key_file, FromEnvironment) else options.api_key_file,
+        "insecure": options.insecure,
+        "use_proxy": options.use_proxy,
+    }
+    if options.command == "bench":
+        return bench.run(partial(AsyncSessionClient, **arguments), _bench_plan(options))
+    with SessionClient(**arguments) as sessions:
         return _COMMANDS[options.command](sessions, options, show)
+
+
+def _bench_plan(options: argparse.Namespace) -> bench.Plan:
+    mode = options.mode or "all"
+    if options.plot and not Path(options.plot).parent.is_dir():
+        raise UsageError(f"--plot {options.plot}: there is no such folder")
+    return bench.Plan(
+        modes=[each for each in BENCH_MODES if each != "all" and mode in ("all", each)],
+        sessions=_count("--sessions", options.sessions or "100", 100_000),
+        duration=_duration("--duration", options.duration or "10s") or timedelta(milliseconds=1),
+        concurrency=_count("--concurrency", options.concurrency or "32", 10_000),
+        user_id=options.user_id or "catraca-bench",
+        compare=options.compare,
+        redis_url=options.redis_url or None,
+        plot=Path(options.plot) if options.plot else None,
+        as_json=options.output == "json",
+    )
+
+
+def _count(flag: str, text: str, most: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) or not 1 <= int(text) <= most:
+        name = f"{text.variable}=" if isinstance(text, FromEnvironment) else f"{flag} "
+        raise UsageError(f"{name}{text} is not a number from 1 to {most}")
+    return int(text)
 
 
 def _create(sessions: SessionClient, options: argparse.Namespace, show: output.Output) -> int:
