@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench.checkouts import Checkout, checkout
+from bench.client import compare_clients
 from bench.engines import NEWEST, OLDEST, VERSIONS, compare_engines
 from bench.http2 import LoadError
 from bench.life import compare_life
@@ -59,6 +60,7 @@ def _measured(arguments: argparse.Namespace, plan: Plan, other: Checkout | None)
     comparisons: dict[str, Callable[[], Results]] = {
         "validation": lambda: compare_validations(plan, other=other, progress=_show),
         "life": lambda: compare_life(plan, other=other, progress=_show),
+        "client": lambda: compare_clients(plan, progress=_show),
         "peers": lambda: compare_peers(plan, workdir=_WORK, other=other, progress=_show),
         "engines": lambda: compare_engines(
             plan, work=_WORK, versions=versions, pythons=arguments.python, progress=_show
@@ -76,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=["validation", "life", "peers", "engines", "overload", "scale"],
+        choices=["validation", "life", "client", "peers", "engines", "overload", "scale"],
         help="the first two if not given",
     )
     parser.add_argument("--quick", action="store_true", help="a minute or two, for a rough idea")

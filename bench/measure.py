@@ -147,12 +147,12 @@ def measure_row(row: Row, number: int, plan: Plan, server: Server, store: Runnin
         row.prepare(client)
         client.run(row.load, streams=row.streams, seconds=plan.warm_up_seconds)
         row.prepare(client)
-        before, idle = cpu_seconds(), _idle_seconds()
+        before, idle = cpu_seconds(), idle_seconds()
         if row.event:
             answers = client.run_during(row.event, row.load, streams=row.streams)
         else:
             answers = client.run(row.load, streams=row.streams, seconds=plan.seconds)
-        idle, after = _idle_seconds() - idle, cpu_seconds()
+        idle, after = idle_seconds() - idle, cpu_seconds()
     server_cpu, load_cpu, store_cpu = (late - early for late, early in zip(after, before, strict=True))
     return Measurement(
         row=row.name,
@@ -169,7 +169,7 @@ def measure_row(row: Row, number: int, plan: Plan, server: Server, store: Runnin
     )
 
 
-def _idle_seconds() -> float:
+def idle_seconds() -> float:
     """Returns for how long the machine's cores, added up, have had nothing to do."""
     times = psutil.cpu_times()
     return float(times.idle + getattr(times, "iowait", 0.0))
