@@ -25,6 +25,7 @@ from tests.support.session_history import BEGUN, OK, REUSED, UNAVAILABLE, Record
 
 from catraca import AsyncSessionClient, InvalidReason, Login, Rotation, Session, SessionClient, Validation, errors
 from catraca._lease import Lease
+from catraca._near_cache import NearAnswers
 
 WINDOW_SECONDS = 14.0
 """Sessions are of interest for so long: well past the bound after the end of most."""
@@ -55,8 +56,8 @@ class Plan:
     near: bool = True
     jumps: bool = False
     """Whether the wall clock jumps by up to an hour at every look."""
-    broken: bool = False
-    """Whether a lease never ends. Such a client must be caught."""
+    broken: str = ""
+    """"lease": its lease never ends; "events": it takes no events. Such a client must be caught."""
     watches_only: bool = False
     """Whether it only validates."""
 
@@ -309,21 +310,24 @@ def jumping(right: Callable[[], float]) -> Callable[[], float]:
     return read
 
 
-def break_lease() -> None:
-    """Has every lease go on for ever, as a client would that relies on events alone."""
+def break_rule(name: str) -> None:
+    """Takes a rule from the clients of this process: that leases end, or that events make answers outdated."""
 
     def pong(lease: Lease, nonce: int, age_seconds: float) -> None:
         lease.until = inf
 
-    setattr(Lease, "pong", pong)  # noqa: B010  a plain assignment is one to a method
+    # Not as plain assignments, which type checkers refuse for methods.
+    if name == "lease":
+        setattr(Lease, "pong", pong)  # noqa: B010
+    elif name == "events":
+        setattr(NearAnswers, "drop_for_event", lambda *_: None)  # noqa: B010
 
 
 def main(plan: Plan) -> None:
     """Runs one process."""
     if plan.jumps:
         time.time = jumping(time.time)
-    if plan.broken:
-        break_lease()
+    break_rule(plan.broken)
     caller = Caller(plan, str(os.getpid()), plan.seed)
     handle_signals(caller.over.set)
     if plan.kind == "sync":
