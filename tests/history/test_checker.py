@@ -60,6 +60,7 @@ VALID = made("validate", 2, client="b")
         # A creation that was not acknowledged before a user's sessions were ended.
         [made("revoke_user", 0.5), made("validate", 30)],
         [made("rotate", 10), made("validate", 17)],
+        [made("revoke_user", 2, BEGUN, ended=inf), made("validate", 3, "invalid", client="b")],
         # By an older token, own revocations wait for the event.
         [replace(made("revoke", 10), token="old"), made("validate", 11)],
     ],

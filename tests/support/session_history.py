@@ -144,9 +144,12 @@ class History:
 
     def _take_creations(self) -> None:
         for each in self.records:
-            if each.operation == "create" and each.result == OK:
+            if each.session_id:
                 fate = self._fates[each.session_id]
-                fate.user_id, fate.created = each.user_id, each.ended
+                # Every record knows it: that of the creation may be missing while clients still write.
+                fate.user_id = each.user_id
+                if each.operation == "create" and each.result == OK:
+                    fate.created = each.ended
 
     def _take_ends(self) -> None:
         theirs: dict[str, list[_Fate]] = defaultdict(list)
