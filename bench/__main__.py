@@ -18,6 +18,7 @@ from bench.peer_comparison import compare_peers
 from bench.plot import plot
 from bench.processes import StartError
 from bench.report import Results
+from bench.revocations import measure_revocations, plot_revocations
 from bench.scale import compare_scale
 from bench.validation import compare_validations
 
@@ -36,6 +37,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     # Fewer where there are two kinds to measure, so that nobody waits longer than for a cup of coffee.
     rounds = arguments.rounds or (2 if arguments.quick else 12 if arguments.what else 7)
+    if arguments.what == "revocations":
+        _show_revocations(arguments)
+        return
     plan = Plan(rounds, warm_up_seconds=0.3, seconds=1.0, only=arguments.only)
     with ExitStack() as stack:
         other = None
@@ -50,6 +54,17 @@ def main() -> None:
         return
     try:
         plot(results, arguments.json.with_suffix(".svg"))
+    except ModuleNotFoundError as error:
+        print(f"No plot: {error}.")
+
+
+def _show_revocations(arguments: argparse.Namespace) -> None:
+    found = measure_revocations(quick=arguments.quick, progress=_show)
+    _show("")
+    print("\n".join(each.line() for each in found))
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        plot_revocations(found, arguments.json.with_suffix(".svg"))
     except ModuleNotFoundError as error:
         print(f"No plot: {error}.")
 
@@ -78,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=["validation", "life", "client", "peers", "engines", "overload", "scale"],
+        choices=["validation", "life", "client", "peers", "engines", "overload", "scale", "revocations"],
         help="the first two if not given",
     )
     parser.add_argument("--quick", action="store_true", help="a minute or two, for a rough idea")
