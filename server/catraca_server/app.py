@@ -23,12 +23,14 @@ from catraca_server.api.session_service import SessionService
 from catraca_server.api.tls import Certificate, CertificateError
 from catraca_server.api.watch import Watches
 from catraca_server.callers_file import CallersFileError
+from catraca_server.domain.audit import Audit
 from catraca_server.domain.limits import Policy
 from catraca_server.domain.tokens import Tokens
 from catraca_server.listening import format_address, private_socket, socket_path, why_refused
 from catraca_server.observe.audit import LogAudit
 from catraca_server.operations.ending import Ending
 from catraca_server.operations.sessions import Sessions
+from catraca_server.operations.telling import Telling
 from catraca_server.operations.users import UserSessions
 from catraca_server.operations.watching import Watching
 from catraca_server.redis.embedded import EmbeddedStore, default_data_dir, find_binary
@@ -74,14 +76,15 @@ async def running(settings: Settings, environment: Mapping[str, str], pepper: by
         # Bound first: a port in use is the commonest mistake, and the cheapest to find. Not so a port that workers
         # share: connections would come at once, and wait there for the store.
         address = _bind(server, settings) if settings.workers == 1 else ""
+        audit = LogAudit(sessions=settings.audit)
         health = Health(SERVICE_NAME, secure=not settings.missing_protection())
         async with (
-            _guard(settings) as guard,
+            _guard(settings, audit) as guard,
             _store(settings, environment, health) as (store, index, feed),
             _watching(feed, settings) as watching,
         ):
             watches = Watches(watching)
-            service = _service(store, index, feed, settings, pepper)
+            service = _service(store, index, feed, settings, pepper, audit=audit)
             methods = session_service_methods(service, watches, store_timeout_seconds=settings.store_timeout.seconds)
             server.add_methods(methods, guard)
             _add_standard_methods(server, health, settings)
@@ -155,7 +158,13 @@ def _options(settings: Settings) -> tuple[tuple[str, int], ...]:
 
 
 def _service(
-    store: RedisSessionStore, index: RedisUserIndex, feed: RedisFeed, settings: Settings, pepper: bytes | None
+    store: RedisSessionStore,
+    index: RedisUserIndex,
+    feed: RedisFeed,
+    settings: Settings,
+    pepper: bytes | None,
+    *,
+    audit: Audit,
 ) -> SessionService:
     tokens = Tokens(secrets.token_bytes, pepper)
     policy = Policy(
@@ -166,21 +175,22 @@ def _service(
         max_sessions_per_user=settings.max_sessions_per_user,
         evict_oldest=settings.session_limit_policy == "evict-oldest",
     )
-    ending = Ending(store, index, feed)
+    telling = Telling(feed, audit)
+    ending = Ending(store, index, telling)
     return SessionService(
-        Sessions(store, index, ending, tokens, policy, feed=feed),
-        UserSessions(store, index, ending, tokens, policy, feed=feed),
+        Sessions(store, index, ending, tokens, policy, feed=telling),
+        UserSessions(store, index, ending, tokens, policy, feed=telling),
     )
 
 
 @asynccontextmanager
-async def _guard(settings: Settings) -> AsyncIterator[CallerGuard | None]:
+async def _guard(settings: Settings, audit: Audit) -> AsyncIterator[CallerGuard | None]:
     """Knows the callers, and their file as it changes. None: whoever reaches the server may do everything."""
     if settings.callers_file is None:
         yield None
         return
     try:
-        guard = CallerGuard(settings.callers_file, METHOD_ROLES, audit=LogAudit())
+        guard = CallerGuard(settings.callers_file, METHOD_ROLES, audit=audit)
     except CallersFileError as error:
         raise StartError(f"{error}. It is set by CATRACA_CALLERS_FILE; `catraca keys new` makes it") from error
     async with guard.following_file():

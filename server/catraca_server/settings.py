@@ -121,6 +121,7 @@ class Settings:
     )
     drain_timeout: Duration = _setting("10s", duration("0s", "1h"), "how long calls in flight may take when stopping")
     reflection: bool = _setting("true", switch, "serve gRPC reflection, which describes the API to callers")
+    audit: bool = _setting("false", switch, "log a line for each session that is created, changed or ended")
     log_format: str = _setting("text", one_of("text", "json"), "text or json")
     log_level: str = _setting("info", one_of("debug", "info", "warning", "error"), "debug, info, warning or error")
 
