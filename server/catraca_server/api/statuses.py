@@ -161,4 +161,4 @@ def _status(code: grpc.StatusCode, reason: ErrorReason.ValueType, message: str, 
         packed = AnyMessage()
         packed.Pack(detail)
         status.details.append(packed)
-    return Status(code, message, (("grpc-status-details-bin", status.SerializeToString()),))
+    return Status(code, message, (("grpc-status-details-bin", status.SerializeToString()),), info.reason)
