@@ -82,23 +82,30 @@ def test_what_happens_is_counted_once() -> None:
     assert not [name for name in after if "made.Up" in name]
 
 
+def log_in_anywhere(target: str, times: int) -> None:
+    """Logs in over as many connections, which the workers share."""
+    for at in range(times):
+        options = (("grpc.use_local_subchannel_pool", 1), ("catraca.test", at))
+        with grpc.insecure_channel(target, options) as channel:
+            create(SessionServiceStub(channel), "ana")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="workers take Linux")
 def test_it_is_one_page_for_all_workers(valkey: Valkey) -> None:
     """Whoever answers; and nothing runs backwards when a worker ends."""
     port = free_port()
     with ServeProcess(store_url=valkey.url, workers="2", metrics_port=str(port), store_timeout="5s") as process:
-        for at in range(8):
-            options = (("grpc.use_local_subchannel_pool", 1), ("catraca.test", at))
-            with grpc.insecure_channel(process.target, options) as channel:
-                create(SessionServiceStub(channel), "ana")
+        log_in_anywhere(process.target, 8)
         eventually(lambda: scrape(port)[handled("CreateSession", "OK")] == 8, "all are counted")
         assert scrape(port)["catraca_workers"] == 2
+        # Nobody asks for these before their worker ends.
+        log_in_anywhere(process.target, 32)
         victim = workers_of(process)[0]
         victim.send_signal(signal.SIGTERM)
         eventually(lambda: process.log.count("serving: pid") == 3, "it is replaced")
         after = scrape(port)
-        assert (after["catraca_workers"], after[handled("CreateSession", "OK")]) == (2, 8)
-        assert after["catraca_sessions_created_total"] == 8
+        assert (after["catraca_workers"], after[handled("CreateSession", "OK")]) == (2, 40)
+        assert after["catraca_sessions_created_total"] == 40
 
 
 def test_refused_callers_and_the_certificate(door: Door) -> None:
