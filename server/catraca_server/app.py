@@ -16,24 +16,30 @@ from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
 
 from catraca_server.api import reflection
 from catraca_server.api.callers import CallerGuard
+from catraca_server.api.certificates import file_valid_until
 from catraca_server.api.engine import Server, from_servicer
 from catraca_server.api.handlers import METHOD_ROLES, SERVICE_NAME, session_service_methods
 from catraca_server.api.health import Health
+from catraca_server.api.method_types import method_types
 from catraca_server.api.session_service import SessionService
 from catraca_server.api.tls import Certificate, CertificateError
 from catraca_server.api.watch import Watches
 from catraca_server.callers_file import CallersFileError
+from catraca_server.domain.audit import Audit, Audits
 from catraca_server.domain.limits import Policy
 from catraca_server.domain.tokens import Tokens
 from catraca_server.listening import format_address, private_socket, socket_path, why_refused
 from catraca_server.observe.audit import LogAudit
+from catraca_server.observe.metrics import Metrics
 from catraca_server.operations.ending import Ending
 from catraca_server.operations.sessions import Sessions
+from catraca_server.operations.telling import Telling
 from catraca_server.operations.users import UserSessions
 from catraca_server.operations.watching import Watching
 from catraca_server.redis.embedded import EmbeddedStore, default_data_dir, find_binary
 from catraca_server.redis.errors import StoreUnavailable
 from catraca_server.redis.multiplexer import CONNECT_TIMEOUT_SECONDS
+from catraca_server.redis.observer import NO_OBSERVER
 from catraca_server.redis.open import open_link
 from catraca_server.redis.url import StoreKind, StoreUrl
 from catraca_server.settings import Settings
@@ -67,21 +73,30 @@ class StartError(Exception):
 
 
 @asynccontextmanager
-async def running(settings: Settings, environment: Mapping[str, str], pepper: bytes | None) -> AsyncIterator[str]:
-    """Runs a server and yields the address it listens on; drains it on the way out. Raises StartError, CannotListen."""
-    server = Server(_options(settings))
+async def running(
+    settings: Settings, environment: Mapping[str, str], pepper: bytes | None, metrics: Metrics | None = None
+) -> AsyncIterator[str]:
+    """Runs a server and yields the address it listens on; drains it on the way out. Raises StartError, CannotListen.
+
+    `metrics` is told of all that is to be counted.
+    """
+    server = Server(_options(settings), observer=metrics)
     try:
         # Bound first: a port in use is the commonest mistake, and the cheapest to find. Not so a port that workers
         # share: connections would come at once, and wait there for the store.
         address = _bind(server, settings) if settings.workers == 1 else ""
+        log_audit = LogAudit(sessions=settings.audit)
+        audit = log_audit if metrics is None else Audits(log_audit, metrics)
         health = Health(SERVICE_NAME, secure=not settings.missing_protection())
         async with (
-            _guard(settings) as guard,
-            _store(settings, environment, health) as (store, index, feed),
+            _guard(settings, audit) as guard,
+            _store(settings, environment, health, metrics) as (store, index, feed),
             _watching(feed, settings) as watching,
         ):
             watches = Watches(watching)
-            service = _service(store, index, feed, settings, pepper)
+            service = _service(store, index, feed, settings, pepper, audit=audit)
+            if metrics is not None:
+                _read_from_parts(metrics, service, watching, health, settings)
             methods = session_service_methods(service, watches, store_timeout_seconds=settings.store_timeout.seconds)
             server.add_methods(methods, guard)
             _add_standard_methods(server, health, settings)
@@ -155,7 +170,13 @@ def _options(settings: Settings) -> tuple[tuple[str, int], ...]:
 
 
 def _service(
-    store: RedisSessionStore, index: RedisUserIndex, feed: RedisFeed, settings: Settings, pepper: bytes | None
+    store: RedisSessionStore,
+    index: RedisUserIndex,
+    feed: RedisFeed,
+    settings: Settings,
+    pepper: bytes | None,
+    *,
+    audit: Audit,
 ) -> SessionService:
     tokens = Tokens(secrets.token_bytes, pepper)
     policy = Policy(
@@ -166,21 +187,22 @@ def _service(
         max_sessions_per_user=settings.max_sessions_per_user,
         evict_oldest=settings.session_limit_policy == "evict-oldest",
     )
-    ending = Ending(store, index, feed)
+    telling = Telling(feed, audit)
+    ending = Ending(store, index, telling)
     return SessionService(
-        Sessions(store, index, ending, tokens, policy, feed=feed),
-        UserSessions(store, index, ending, tokens, policy, feed=feed),
+        Sessions(store, index, ending, tokens, policy, feed=telling),
+        UserSessions(store, index, ending, tokens, policy, feed=telling),
     )
 
 
 @asynccontextmanager
-async def _guard(settings: Settings) -> AsyncIterator[CallerGuard | None]:
+async def _guard(settings: Settings, audit: Audit) -> AsyncIterator[CallerGuard | None]:
     """Knows the callers, and their file as it changes. None: whoever reaches the server may do everything."""
     if settings.callers_file is None:
         yield None
         return
     try:
-        guard = CallerGuard(settings.callers_file, METHOD_ROLES, audit=LogAudit())
+        guard = CallerGuard(settings.callers_file, METHOD_ROLES, audit=audit)
     except CallersFileError as error:
         raise StartError(f"{error}. It is set by CATRACA_CALLERS_FILE; `catraca keys new` makes it") from error
     async with guard.following_file():
@@ -198,7 +220,7 @@ def _add_standard_methods(server: Server, health: Health, settings: Settings) ->
 
 @asynccontextmanager
 async def _store(
-    settings: Settings, environment: Mapping[str, str], health: Health
+    settings: Settings, environment: Mapping[str, str], health: Health, metrics: Metrics | None = None
 ) -> AsyncIterator[tuple[RedisSessionStore, RedisUserIndex, RedisFeed]]:
     async with AsyncExitStack() as stack:
         embedded = await stack.enter_async_context(embedded_store(settings, environment))
@@ -216,6 +238,7 @@ async def _store(
                 timeout_seconds=settings.store_timeout.seconds,
                 replica_acks=settings.replica_acks,
                 on_change=health.store_changed,
+                observer=metrics or NO_OBSERVER,
             )
             link, has_pexpiretime = await stack.enter_async_context(opening)
         except TimeoutError:
@@ -224,12 +247,36 @@ async def _store(
             ) from None
         except StoreUnavailable as error:
             raise StartError(f"{error}. The store is set by CATRACA_STORE_URL") from error
+        if metrics is not None:
+            metrics.read_from("catraca_store_waiting_commands", lambda: link.waiting_commands)
         keys = Keys(settings.key_prefix)
         yield (
             RedisSessionStore(link, keys, has_pexpiretime=has_pexpiretime),
             RedisUserIndex(link, keys),
             RedisFeed(link, keys, has_info=url.kind is not StoreKind.MEMORY),
         )
+
+
+def new_metrics(settings: Settings) -> Metrics | None:
+    """Returns what counts in this process; None if nobody is to see it."""
+    return Metrics(method_types()) if settings.metrics_port else None
+
+
+def _read_from_parts(
+    metrics: Metrics, service: SessionService, watching: Watching, health: Health, settings: Settings
+) -> None:
+    outcomes = service.validating.outcomes
+    metrics.read_each_from(
+        "catraca_validations_total",
+        "outcome",
+        lambda: {"valid" if reason is None else reason.name.lower(): count for reason, count in outcomes.items()},
+    )
+    metrics.read_from("catraca_watches", lambda: watching.watches)
+    metrics.read_from("catraca_feed_age_seconds", lambda: watching.age_seconds)
+    metrics.read_from("catraca_store_connected", lambda: health.store_connected)
+    certificate = settings.tls_cert
+    if certificate is not None:
+        metrics.read_from("catraca_tls_certificate_expiry_timestamp_seconds", lambda: file_valid_until(certificate))
 
 
 @asynccontextmanager

@@ -20,16 +20,21 @@ class _Json(_Utc):
         self._worker = {} if worker is None else {"worker": worker}
 
     def format(self, record: logging.LogRecord) -> str:
+        # What the audit writes has its words as fields, and is otherwise the line that people read.
+        words = getattr(record, "words", None)
         entry = {
             "time": self.formatTime(record),
             "level": record.levelname.lower(),
             **self._worker,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": record.getMessage() if words is None else vars(record)["what"],
         }
+        if words is not None:
+            entry |= {name: value for name, value in words.items() if value}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
+        # In ASCII: some of it was chosen by callers, and terminals obey more characters than JSON has to escape.
+        return json.dumps(entry)
 
 
 def configure(log_format: str, level: str, *, worker: int | None = None) -> None:

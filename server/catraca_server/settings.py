@@ -121,6 +121,9 @@ class Settings:
     )
     drain_timeout: Duration = _setting("10s", duration("0s", "1h"), "how long calls in flight may take when stopping")
     reflection: bool = _setting("true", switch, "serve gRPC reflection, which describes the API to callers")
+    audit: bool = _setting("false", switch, "log a line for each session that is created, changed or ended")
+    metrics_port: int = _setting("0", whole_number(0, 65535), "port of the page for Prometheus; 0: none")
+    metrics_host: str = _setting("127.0.0.1", canonical_host, "address of the page for Prometheus")
     log_format: str = _setting("text", one_of("text", "json"), "text or json")
     log_level: str = _setting("info", one_of("debug", "info", "warning", "error"), "debug, info, warning or error")
 
@@ -273,6 +276,8 @@ def _contradictions(settings: Settings) -> list[str]:
         if (default := getattr(settings, name)).ms > settings.max_ttl.ms
     ]
     problems += _tls_contradictions(settings)
+    if socket_path(settings.metrics_host):
+        problems.append("metrics_host must be an address or a name: Prometheus does not read from sockets")
     if not settings.insecure and (missing := settings.missing_protection()):
         problems.append(
             f"host {settings.host} is not loopback, and {' and '.join(missing)}: whoever is on the network could read "

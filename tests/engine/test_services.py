@@ -21,6 +21,7 @@ from catraca_server.api.engine import Server, from_rpc_handler
 from catraca_server.api.handlers import SERVICE_NAME, session_service_methods
 from catraca_server.api.health import Health
 from catraca_server.api.watch import Watches
+from catraca_server.domain.audit import NoAudit
 from catraca_server.operations.watching import Watching
 from catraca_server.settings import load
 
@@ -33,7 +34,7 @@ async def serving_sessions() -> AsyncIterator[tuple[str, Health]]:
     settings = load({}, {"CATRACA_STORE_URL": "memory:"}).settings
     health = Health(SERVICE_NAME)
     async with app._store(settings, {}, health) as (store, index, feed):
-        service = app._service(store, index, feed, settings, None)
+        service = app._service(store, index, feed, settings, None, audit=NoAudit())
         server = Server(app._options(settings))
         watches = Watches(Watching(feed, timeout_seconds=1))
         server.add_methods(session_service_methods(service, watches, store_timeout_seconds=1))

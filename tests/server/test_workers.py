@@ -202,7 +202,7 @@ from catraca_server.settings import load
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 supervisor.WORKER_STOP_GRACE_SECONDS = 0
 config = supervisor.WorkerConfig(1, load({"drain_timeout": "0s"}, {}).settings, None)
-threading.Thread(target=worker._stop_with_supervisor, args=(config,), daemon=True).start()
+threading.Thread(target=worker._follow_supervisor, args=(config, print), daemon=True).start()
 while True:
     pass
 """

@@ -18,11 +18,13 @@ from redis.asyncio.connection import AbstractConnection
 from tests.support.cluster import Cluster, slot_of
 from tests.support.sentinel import Sentinels
 
+from catraca_server.domain.audit import Audit, NoAudit
 from catraca_server.domain.call import Call
 from catraca_server.domain.limits import Policy
 from catraca_server.domain.tokens import Tokens
 from catraca_server.operations.ending import Ending
 from catraca_server.operations.sessions import Sessions
+from catraca_server.operations.telling import Telling
 from catraca_server.operations.users import UserSessions
 from catraca_server.redis.dialer import Dialer, memory_connector
 from catraca_server.redis.link import Link, Server
@@ -228,6 +230,9 @@ async def stores(backend: Backend, *, prefix: str = "", has_pexpiretime: bool = 
         yield Stores.over(link, prefix=prefix, has_pexpiretime=has_pexpiretime, has_info=backend.has_info)
 
 
+NO_AUDIT = NoAudit()
+
+
 @dataclass(frozen=True)
 class Operations:
     """All operations over one store, as the service puts them together."""
@@ -237,16 +242,17 @@ class Operations:
     policy: Policy
 
     @classmethod
-    def over(cls, made: Stores, **policy: Any) -> "Operations":
-        """Returns the operations over stores; keyword arguments are of the policy."""
+    def over(cls, made: Stores, *, audit: Audit = NO_AUDIT, **policy: Any) -> "Operations":
+        """Returns the operations over stores; other keyword arguments are of the policy."""
         lifetimes = {"default_ttl_ms": 86_400_000, "default_idle_timeout_ms": 1_800_000, "max_ttl_ms": 30 * 86_400_000}
         made_policy = Policy(**{**lifetimes, **policy})
         tokens = Tokens(secrets.token_bytes)
-        ending = Ending(made.sessions, made.index, made.feed)
+        telling = Telling(made.feed, audit)
+        ending = Ending(made.sessions, made.index, telling)
         parts = made.sessions, made.index, ending, tokens, made_policy
         return cls(
-            Sessions(*parts, feed=made.feed),
-            UserSessions(*parts, feed=made.feed),
+            Sessions(*parts, feed=telling),
+            UserSessions(*parts, feed=telling),
             made_policy,
         )
 

@@ -8,7 +8,7 @@ import grpc
 from tests.support.backends import STORE_TIMEOUT_SECONDS, Operations
 
 from catraca.v1 import session_service_pb2 as pb
-from catraca_server.api.engine import Status
+from catraca_server.api.engine import Metadata, Status
 from catraca_server.api.validation_batches import ValidationBatches
 from catraca_server.domain.call import Caller
 
@@ -21,6 +21,7 @@ class Incoming:
     deadline: float = math.inf
     cancelled: bool = False
     caller: Caller | None = None
+    metadata: Metadata = ()
     answers: list[pb.ValidateSessionResponse | Status] = field(default_factory=list)
 
     def reply(self, body: bytes) -> None:

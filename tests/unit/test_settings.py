@@ -226,6 +226,7 @@ def test_durations_end_at_their_bounds(name: str) -> None:
 
 NUMBERS = {
     "port": (0, 65535),
+    "metrics_port": (0, 65535),
     "workers": (1, 128),
     "max_calls_per_connection": (0, 999_999),
     "replica_acks": (0, 9),

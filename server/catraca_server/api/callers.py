@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
+from catraca_server.api.call_ids import given_ids
 from catraca_server.api.certificates import valid_until
 from catraca_server.api.engine import Arrival, StatusError
 from catraca_server.api.statuses import status_of
@@ -158,7 +159,9 @@ class CallerGuard:
     def _tell(self, reason: str, arrival: Arrival, caller: str, header: str | None) -> None:
         presented = read_key(_key_in(header or ""))
         key_id = "" if presented is None else presented.key_id
-        self._audit.caller_refused(CallerRefused(reason, arrival.method.decode(), caller, key_id, arrival.peer()))
+        self._audit.caller_refused(
+            CallerRefused(reason, arrival.method.decode(), caller, key_id, arrival.peer(), *given_ids(arrival.metadata))
+        )
 
 
 def _key_in(header: str) -> str:

@@ -2,8 +2,11 @@
 
 import ssl
 from datetime import UTC, datetime
+from pathlib import Path
 
 _SEQUENCE, _VERSION, _UTC_TIME, _GENERALIZED_TIME = 0x30, 0xA0, 0x17, 0x18
+
+_PEM_BEGIN, _PEM_END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 
 
 def valid_until(pem: bytes) -> float:
@@ -25,6 +28,16 @@ def valid_until(pem: bytes) -> float:
     elif tag != _GENERALIZED_TIME:
         raise ValueError("not a time")
     return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
+
+
+def file_valid_until(path: Path) -> float | None:
+    """Returns when the first certificate in a file ends, in seconds since 1970; None if that cannot be told."""
+    try:
+        begin, marker, rest = path.read_bytes().partition(_PEM_END)
+        del rest
+        return valid_until(begin[begin.index(_PEM_BEGIN) :] + marker)
+    except (OSError, ValueError):
+        return None
 
 
 def _only(data: bytes, tag: int) -> bytes:

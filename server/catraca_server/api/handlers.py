@@ -11,6 +11,7 @@ from typing import TypeAlias, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from catraca.v1 import session_service_pb2 as pb
+from catraca_server.api.call_ids import REQUEST_ID_HEADER, call_ids
 from catraca_server.api.engine import BatchMethod, Method, StatusError, StreamMethod, UnaryCall, UnaryMethod
 from catraca_server.api.session_service import SessionService
 from catraca_server.api.statuses import status_of
@@ -72,12 +73,15 @@ def session_service_methods(
 
 def _unary(request_type: type[_Request], rpc: _Rpc[_Request], timeout_seconds: float) -> UnaryMethod:
     async def handle(call: UnaryCall) -> bytes:
+        ids = call_ids(call.metadata)
+        call.initial_metadata = ((REQUEST_ID_HEADER, ids.request_id),)
         try:
             deadline = min(call.deadline, asyncio.get_running_loop().time() + timeout_seconds)
-            response = await rpc(_parse(request_type, call.request), Call(deadline, call.caller or ANONYMOUS))
+            context = Call(deadline, call.caller or ANONYMOUS, *ids)
+            response = await rpc(_parse(request_type, call.request), context)
             return response if isinstance(response, bytes) else response.SerializeToString()
         except Exception as error:  # noqa: BLE001  whatever it is, the caller gets a status made by `statuses`
-            raise StatusError(status_of(error)) from None
+            raise StatusError(status_of(error, ids)) from None
 
     return UnaryMethod(handle)
 

@@ -29,9 +29,16 @@ class Health(health_pb2_grpc.HealthServicer):
         self._status[STORE] = _Status.NOT_SERVING
         self._changed = asyncio.Event()
         self._draining = False
+        self._store_connected = False
+
+    @property
+    def store_connected(self) -> bool:
+        """Whether the server is connected to its store, also while it drains."""
+        return self._store_connected
 
     def store_changed(self, connected: bool) -> None:
         """Sets the status of the store."""
+        self._store_connected = connected
         if not self._draining:
             self._set(STORE, _Status.SERVING if connected else _Status.NOT_SERVING)
 

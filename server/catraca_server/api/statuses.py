@@ -17,6 +17,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status as RpcStatus
 
 from catraca.v1.error_reason_pb2 import ErrorReason
+from catraca_server.api.call_ids import CallIds
 from catraca_server.api.engine import Status
 from catraca_server.domain.errors import (
     EtagMismatch,
@@ -109,7 +110,7 @@ _STORE_PROBLEMS: Mapping[StoreProblem, tuple[str, str]] = MappingProxyType(
 """What the session store did, and what to do now."""
 
 
-def status_of(error: Exception) -> Status:
+def status_of(error: Exception, ids: CallIds = CallIds()) -> Status:  # noqa: B008  it is immutable
     """Returns the status of an exception that ended a call, and logs it if it is a defect of ours."""
     if isinstance(error, InvalidRequest):
         return _invalid_request(error)
@@ -129,7 +130,7 @@ def status_of(error: Exception) -> Status:
         return _status(grpc.StatusCode.UNAVAILABLE, ErrorReason.ERROR_REASON_STORE_UNAVAILABLE, message)
     # Where it happened and not what it says: an unforeseen text may quote a request.
     where = "".join(traceback.format_tb(error.__traceback__))
-    logger.critical("defect: %s\n%s", type(error).__name__, where)
+    logger.critical("defect: %s%s\n%s", type(error).__name__, ids, where)
     return _status(
         grpc.StatusCode.INTERNAL,
         ErrorReason.ERROR_REASON_INTERNAL,
@@ -160,4 +161,4 @@ def _status(code: grpc.StatusCode, reason: ErrorReason.ValueType, message: str, 
         packed = AnyMessage()
         packed.Pack(detail)
         status.details.append(packed)
-    return Status(code, message, (("grpc-status-details-bin", status.SerializeToString()),))
+    return Status(code, message, (("grpc-status-details-bin", status.SerializeToString()),), info.reason)

@@ -13,8 +13,9 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from catraca.v1 import session_service_pb2 as pb
+from catraca_server.api.call_ids import call_ids, given_ids
 from catraca_server.api.eager import start_now
-from catraca_server.api.engine import Status
+from catraca_server.api.engine import Metadata, Status
 from catraca_server.api.messages import validation_response
 from catraca_server.api.session_service import validation_violations
 from catraca_server.api.statuses import status_of
@@ -47,6 +48,10 @@ class IncomingCall(Protocol):
     @property
     def caller(self) -> Caller | None:
         """Who calls; None on a server that runs open."""
+
+    @property
+    def metadata(self) -> Metadata:
+        """What the caller sent beside it."""
 
     @property
     def cancelled(self) -> bool:
@@ -88,7 +93,7 @@ class ValidationBatches:
             try:
                 request = _read(call.request)
             except Exception as error:  # noqa: BLE001  whatever it is, it is this call's alone
-                call.fail(status_of(error))
+                call.fail(status_of(error, given_ids(call.metadata)))
             else:
                 requests.append(request)
                 batch.calls.append(call)
@@ -130,7 +135,8 @@ class _Batch:
         """Returns the call that a request came with."""
         call = self.calls[at]
         assert call is not None, "it has no answer yet"
-        return Call(min(self._latest_deadline, call.deadline), call.caller or ANONYMOUS)
+        # Named only here, where something is to be told of it: few calls get here.
+        return Call(min(self._latest_deadline, call.deadline), call.caller or ANONYMOUS, *call_ids(call.metadata))
 
     def answer(self, at: int, validation: Validation) -> None:
         """Sends the response, if it is not too late."""
@@ -152,15 +158,15 @@ class _Batch:
         """Sends an error status."""
         call, self.calls[at] = self.calls[at], None
         if call is not None:
-            call.fail(self._status(error))
+            call.fail(self._status(error, call))
 
     def fail_rest(self, error: Exception) -> None:
         """Sends an error status to all that have no answer."""
         for at in range(len(self.calls)):
             self.fail(at, error)
 
-    def _status(self, error: Exception) -> Status:
+    def _status(self, error: Exception, call: IncomingCall) -> Status:
         """Returns the status of an error. Many calls often have the same one, and the log has it once."""
         if id(error) not in self._statuses:
-            self._statuses[id(error)] = status_of(error)
+            self._statuses[id(error)] = status_of(error, given_ids(call.metadata))
         return self._statuses[id(error)]

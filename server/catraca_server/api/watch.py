@@ -7,6 +7,7 @@ from math import ceil
 from google.protobuf.message import DecodeError
 
 from catraca.v1 import session_event_pb2 as event_pb, session_service_pb2 as pb
+from catraca_server.api.call_ids import given_ids
 from catraca_server.api.cursors import read_cursor, write_cursor
 from catraca_server.api.engine import StatusError, Stream
 from catraca_server.api.statuses import status_of
@@ -43,7 +44,7 @@ class Watches:
             while True:
                 await stream.send(_message(await buffer.take()))
         except Exception as error:  # noqa: BLE001  whatever it is, the caller gets a status made by `statuses`
-            raise StatusError(status_of(error)) from None
+            raise StatusError(status_of(error, given_ids(stream.metadata))) from None
         finally:
             del self._open[stream]
             self._watching.leave(buffer)

@@ -1,7 +1,10 @@
-"""What is to be told of calls that were refused because of who made them, and to whom it is told."""
+"""What must be accounted for, and to whom it is told: what happens to sessions, and calls refused for who made them."""
 
 from dataclasses import dataclass
 from typing import Protocol
+
+from catraca_server.domain.call import Call
+from catraca_server.domain.events import SessionEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +20,16 @@ class CallerRefused:
     """The public id of the API key that was presented; empty without one, or if it cannot be one of ours."""
     peer: str
     """Where the call came from, such as `ipv4:10.0.0.7:40312`."""
+    request_id: str = ""
+    """As in `Call`; empty if the caller gave none."""
+    trace_id: str = ""
 
 
 class Audit(Protocol):
     """Is told what must be accounted for. It may take no time, and raises nothing."""
+
+    def session_changed(self, event: SessionEvent, call: Call) -> None:
+        """A call has changed a session, or tells once more of a change that an earlier call made."""
 
     def caller_refused(self, refused: CallerRefused) -> None:
         """A call was refused."""
@@ -29,5 +38,25 @@ class Audit(Protocol):
 class NoAudit:
     """Tells nobody."""
 
+    def session_changed(self, event: SessionEvent, call: Call) -> None:
+        """Does nothing."""
+
     def caller_refused(self, refused: CallerRefused) -> None:
         """Does nothing."""
+
+
+class Audits:
+    """Tells several."""
+
+    def __init__(self, *audits: Audit) -> None:
+        self._audits = audits
+
+    def session_changed(self, event: SessionEvent, call: Call) -> None:
+        """Tells each."""
+        for audit in self._audits:
+            audit.session_changed(event, call)
+
+    def caller_refused(self, refused: CallerRefused) -> None:
+        """Tells each."""
+        for audit in self._audits:
+            audit.caller_refused(refused)

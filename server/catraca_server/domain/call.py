@@ -34,3 +34,7 @@ class Call:
     deadline: float
     """When the call must be answered: a time of the event loop's clock (`loop.time()`), in seconds."""
     caller: Caller = ANONYMOUS
+    request_id: str = ""
+    """Names the call in the log, here and at its caller. Empty: it has none."""
+    trace_id: str = ""
+    """Names the W3C trace that the call is part of; empty if it is not part of one."""

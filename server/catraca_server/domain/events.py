@@ -38,11 +38,13 @@ class SessionEvent:
     """Empty: not known."""
     cause: EndCause | None = None
     """Of REVOKED, and of nothing else."""
+    repeated: bool = field(default=False, compare=False)
+    """Whether the call that tells of it changed nothing: an earlier one did, and may not have been able to tell."""
 
 
-def revoked(session_id: str, user_id: str, cause: EndCause) -> SessionEvent:
+def revoked(session_id: str, user_id: str, cause: EndCause, *, repeated: bool = False) -> SessionEvent:
     """Returns the event of an end."""
-    return SessionEvent(EventType.REVOKED, session_id, user_id, cause)
+    return SessionEvent(EventType.REVOKED, session_id, user_id, cause, repeated)
 
 
 class EntryId(NamedTuple):

@@ -1,30 +1,65 @@
-"""The audit in the log: one line for each refused call, as long as there are not too many of them.
+"""The audit in the log: one line for what happened to a session, and one for each refused call.
 
-What callers choose themselves is escaped, so that nobody writes lines of their own.
+A line has words (`user_id=ana`), which JSON logs have as fields. What callers choose themselves is escaped, so that
+nobody writes lines of their own. No token, key or attribute gets here.
 """
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from catraca_server.domain.audit import CallerRefused
+from catraca_server.domain.call import Call
+from catraca_server.domain.events import EndCause, EventType, SessionEvent
 
 logger = logging.getLogger(__name__)
+# Who has asked for an audit gets it also where the log is to have nothing but what is wrong.
+logger.setLevel(logging.INFO)
 
 LINES_PER_SECOND = 20
 """Whoever has no key can still make calls; their number must not fill the disk."""
 
+_WHAT: Mapping[EventType, str] = {
+    EventType.CREATED: "session created",
+    EventType.UPDATED: "session updated",
+    EventType.ROTATED: "session rotated",
+    EventType.REVOKED: "session ended",
+}
+
 
 class LogAudit:
-    """Writes to the log. `now` returns seconds of a clock that only runs forward."""
+    """Writes to the log; with `sessions`, also what happens to sessions.
 
-    def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
+    `now` returns seconds of a clock that only runs forward.
+    """
+
+    def __init__(self, *, sessions: bool = True, now: Callable[[], float] = time.monotonic) -> None:
+        self._sessions = sessions
         self._now = now
         self._second = 0
         self._lines = 0
 
+    def session_changed(self, event: SessionEvent, call: Call) -> None:
+        """Writes what happened to which session, and who asked for it."""
+        if not self._sessions:
+            return
+        words = {
+            "session_id": event.session_id,
+            "user_id": event.user_id,
+            "caller": call.caller.name,
+            "request_id": call.request_id,
+            "trace_id": call.trace_id,
+        }
+        if event.cause is not None:
+            words["cause"] = event.cause.name
+        if event.repeated:
+            words["repeated"] = "true"
+        # A token that comes back after it was rotated out may have been stolen.
+        level = logging.WARNING if event.cause is EndCause.TOKEN_REUSE else logging.INFO
+        _write(level, _WHAT[event.type], words)
+
     def caller_refused(self, refused: CallerRefused) -> None:
-        """Writes a line with everything that is known of the call."""
+        """Writes a line with everything that is known of the call, as long as there are not too many of them."""
         second = int(self._now())
         if second != self._second:
             if self._lines > LINES_PER_SECOND:
@@ -32,14 +67,20 @@ class LogAudit:
             self._second, self._lines = second, 0
         self._lines += 1
         if self._lines <= LINES_PER_SECOND:
-            logger.warning(
-                "caller refused: reason=%s method=%s caller=%s key_id=%s peer=%s",
-                refused.reason,
-                _word(refused.method),
-                _word(refused.caller),
-                _word(refused.key_id),
-                _word(refused.peer),
-            )
+            words = {
+                "reason": refused.reason,
+                "method": refused.method,
+                "caller": refused.caller,
+                "key_id": refused.key_id,
+                "peer": refused.peer,
+            }
+            ids = {"request_id": refused.request_id, "trace_id": refused.trace_id}
+            _write(logging.WARNING, "caller refused", words | {name: value for name, value in ids.items() if value})
+
+
+def _write(level: int, what: str, words: Mapping[str, str]) -> None:
+    line = " ".join([f"{name}={_word(value)}" for name, value in words.items()])
+    logger.log(level, "%s: %s", what, line, extra={"what": what, "words": words})
 
 
 def _word(text: str) -> str:

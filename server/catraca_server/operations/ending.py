@@ -14,13 +14,21 @@ from collections.abc import Sequence
 from catraca_server.domain.call import Call
 from catraca_server.domain.events import EndCause, SessionEvent, revoked
 from catraca_server.domain.session import Session
-from catraca_server.store import Feed, IndexEntries, IndexEntry, Overloaded, SessionStore, StoreUnavailable, UserIndex
+from catraca_server.store import (
+    Appender,
+    IndexEntries,
+    IndexEntry,
+    Overloaded,
+    SessionStore,
+    StoreUnavailable,
+    UserIndex,
+)
 
 
 class Ending:
     """Ends sessions. Methods raise what the store's methods raise."""
 
-    def __init__(self, store: SessionStore, index: UserIndex, feed: Feed) -> None:
+    def __init__(self, store: SessionStore, index: UserIndex, feed: Appender) -> None:
         self._store = store
         self._index = index
         self._feed = feed
@@ -32,8 +40,11 @@ class Ending:
         if not entries.entries:
             return ()
         ended_ids = await self._store.end(user_id, entries, call)
-        events = [revoked(entry.session_id, user_id, cause) for entry in entries.entries]
-        ended = [event for event in events if event.session_id in ended_ids]
+        events = [
+            revoked(entry.session_id, user_id, cause, repeated=entry.session_id not in ended_ids)
+            for entry in entries.entries
+        ]
+        ended = [event for event in events if not event.repeated]
         # What this call did not end may be about to be written, unless its login is over.
         ended_for_good = [
             entry for entry in entries.entries if entry.session_id in ended_ids or entry.is_over(entries.now_ms)
@@ -65,12 +76,13 @@ class Ending:
     async def tell_again(self, session_id: str, cause: EndCause, call: Call) -> None:
         """Tells of the end of a session that was gone: whoever ended it may not have been able to."""
         await asyncio.gather(
-            self._append([revoked(session_id, "", cause)], call), self._store.ensure_replicated([session_id], call)
+            self._append([revoked(session_id, "", cause, repeated=True)], call),
+            self._store.ensure_replicated([session_id], call),
         )
 
     async def _delete(self, session_id: str, user_id: str, cause: EndCause, call: Call) -> Sequence[SessionEvent]:
         deleted = await self._store.delete(session_id, call)
-        event = revoked(session_id, user_id, cause)
+        event = revoked(session_id, user_id, cause, repeated=not deleted)
         await self._append([event], call)
         return [event] if deleted else ()
 

@@ -19,7 +19,7 @@ from catraca_server.domain.validation import TokenStatus, Validation, Validation
 from catraca_server.operations.ending import Ending
 from catraca_server.operations.validating import Validating
 from catraca_server.store import (
-    Feed,
+    Appender,
     Replacement,
     SessionStore,
     StoreProblem,
@@ -44,7 +44,7 @@ class Sessions:
     """
 
     def __init__(
-        self, store: SessionStore, index: UserIndex, ending: Ending, tokens: Tokens, policy: Policy, *, feed: Feed
+        self, store: SessionStore, index: UserIndex, ending: Ending, tokens: Tokens, policy: Policy, *, feed: Appender
     ) -> None:
         self._store = store
         self._index = index
@@ -71,7 +71,7 @@ class Sessions:
                 after = update.apply(before, now_ms, self._policy)
             except EtagMismatch:
                 # It may be this very update that changed the etag, in a call that failed before it could tell.
-                await self._tell(EventType.UPDATED, before, call)
+                await self._tell(EventType.UPDATED, before, call, repeated=True)
                 raise
             if after.session.absolute_expire_time_ms > before.session.absolute_expire_time_ms:
                 # First, so that the index never ends before a session that it names.
@@ -101,7 +101,7 @@ class Sessions:
                 case TokenStatus.IN_GRACE:
                     successor = self._successor(token, credential, stored.session)
                     await asyncio.gather(
-                        self._tell(EventType.ROTATED, stored, call),
+                        self._tell(EventType.ROTATED, stored, call, repeated=True),
                         self._store.ensure_replicated([credential.session_id], call),
                     )
                     return Rotation(successor, stored)
@@ -149,9 +149,10 @@ class Sessions:
                 return stored, now_ms
         raise SessionNotFound
 
-    async def _tell(self, event_type: EventType, stored: StoredSession, call: Call) -> None:
+    async def _tell(self, event_type: EventType, stored: StoredSession, call: Call, *, repeated: bool = False) -> None:
         session = stored.session
-        await self._feed.append([SessionEvent(event_type, session.session_id, session.user_id)], call)
+        event = SessionEvent(event_type, session.session_id, session.user_id, repeated=repeated)
+        await self._feed.append([event], call)
 
     def _digest(self, token: str) -> str:
         credential = self._tokens.read(token)

@@ -27,8 +27,8 @@ from catraca_server.domain.session import Session, StoredSession
 from catraca_server.domain.tokens import Tokens
 from catraca_server.operations.ending import Ending
 from catraca_server.store import (
+    Appender,
     Creation,
-    Feed,
     IndexEntries,
     IndexEntry,
     Overloaded,
@@ -67,7 +67,7 @@ class UserSessions:
     """The operations on all sessions of a user. Every method raises what the store's methods raise."""
 
     def __init__(
-        self, store: SessionStore, index: UserIndex, ending: Ending, tokens: Tokens, policy: Policy, *, feed: Feed
+        self, store: SessionStore, index: UserIndex, ending: Ending, tokens: Tokens, policy: Policy, *, feed: Appender
     ) -> None:
         self._store = store
         self._index = index

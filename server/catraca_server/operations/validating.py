@@ -59,6 +59,8 @@ class Validating:
         self._ending = ending
         self._tokens = tokens
         self._tidying: set[asyncio.Task[None]] = set()
+        self.outcomes: dict[InvalidReason | None, int] = dict.fromkeys((None, *InvalidReason), 0)
+        """How many validations came to which answer; None: valid. Those that failed are not among them."""
 
     async def validate(self, requests: Sequence[ValidationRequest], call: Call) -> list[Validation]:
         """Validates the tokens of one call, in order. Raises what the store's methods raise."""
@@ -84,6 +86,7 @@ class Validating:
         for at, request in enumerate(requests):
             credential = read(request.token)
             if credential is None:
+                self.outcomes[InvalidReason.MALFORMED] += 1
                 answers.answer(at, MALFORMED)
             else:
                 credentials[at] = credential
@@ -111,7 +114,7 @@ class Validating:
         A session that changes between being validated and being touched is validated again, so that a touch neither
         brings back what was revoked nor prolongs what was shortened.
         """
-        answer = answers.answer
+        answer, outcomes = answers.answer, self.outcomes
         while asked:
             try:
                 results = await self._store.read([credentials[at].session_id for at in asked], call)
@@ -136,8 +139,9 @@ class Validating:
                     and not requests[at].skip_touch
                 ):
                     touches.append(_Touch(at, now_ms, validation, validation.stored.touched(now_ms)))
-                else:
-                    answer(at, validation)
+                    continue
+                outcomes[validation.reason] += 1
+                answer(at, validation)
             if stale:
                 self._tidy(list(stale.values()), call)
             if not (reuses or touches):
@@ -167,6 +171,7 @@ class Validating:
             return
         for (at, now_ms, validation, touched), unchanged in zip(touches, done, strict=True):
             if unchanged:
+                self.outcomes[None] += 1
                 cache_ttl_ms = 0 if validation.token_rotated else touched.cache_ttl_ms(now_ms)
                 answers.answer(at, replace(validation, stored=touched, cache_ttl_ms=cache_ttl_ms))
             else:
@@ -180,6 +185,7 @@ class Validating:
         except Exception as error:  # noqa: BLE001  as above
             _fail([reuse.at for reuse in reuses], error, answers)
             return
+        self.outcomes[InvalidReason.TOKEN_REUSED] += len(reuses)
         for reuse in reuses:
             answers.answer(reuse.at, reuse.validation)
 

@@ -60,6 +60,16 @@ class Watching:
         self._timer: asyncio.TimerHandle | None = None
         feed.on_append = self._read_soon
 
+    @property
+    def age_seconds(self) -> float:
+        """How long ago the reading began that last came to the end of the feed; 0 while nobody watches."""
+        return asyncio.get_running_loop().time() - self.read_to_end_at if self._watches else 0.0
+
+    @property
+    def watches(self) -> int:
+        """How many there are."""
+        return len(self._watches)
+
     async def join(self, buffer: WatchBuffer, after: Position | None, types: Collection[EventType]) -> None:
         """Begins a watch: fills a buffer with what happens from now on, or after a position, until it leaves.
 

@@ -20,6 +20,7 @@ from redis.exceptions import AskError, MovedError, RedisError, ResponseError
 from catraca_server.redis.errors import Overloaded, StoreProblem, StoreRefused, StoreUnavailable
 from catraca_server.redis.link import KeyReads, Part, Request, Server
 from catraca_server.redis.multiplexer import CONNECT_TIMEOUT_SECONDS, Connector
+from catraca_server.redis.observer import NO_OBSERVER, StoreObserver
 from catraca_server.redis.replies import Replies, described
 from catraca_server.redis.slots import Claim, SlotMap, View
 from catraca_server.redis.url import Address
@@ -65,7 +66,9 @@ class Cluster:
         timeout_seconds: float,
         on_change: Callable[[bool], None],
         replica_acks: int = 0,
+        observer: StoreObserver = NO_OBSERVER,
     ) -> None:
+        self._observer = observer
         self.replicates = replica_acks > 0
         self._seeds = seeds
         self._connector_to = connector_to
@@ -77,6 +80,11 @@ class Cluster:
         self._complete = False
         self._trouble = asyncio.Event()
         self._refreshing: asyncio.Task[None] | None = None
+
+    @property
+    def waiting_commands(self) -> int:
+        """How many commands wait to be sent."""
+        return sum(node.server.waiting_commands for node in self._nodes.values())
 
     async def start(self) -> None:
         """Connects to every primary. Raises StoreUnavailable, also if slots are uncovered, or TimeoutError."""
@@ -215,6 +223,7 @@ class Cluster:
             timeout_seconds=self._timeout_seconds,
             on_change=changed,
             replica_acks=self._replica_acks,
+            observer=self._observer,
         )
         node = _Node(server)
         return node

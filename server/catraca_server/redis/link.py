@@ -12,6 +12,7 @@ from hiredis import pack_command
 
 from catraca_server.redis.errors import StoreProblem
 from catraca_server.redis.multiplexer import Command, Connector, Multiplexer
+from catraca_server.redis.observer import NO_OBSERVER, StoreObserver
 from catraca_server.redis.replies import Replies
 
 Request: TypeAlias = tuple[str, Sequence[Command]]
@@ -64,6 +65,11 @@ class Link(Protocol):
     replicates: bool = False
     """Whether `durable` waits for replicas at all."""
 
+    @property
+    def waiting_commands(self) -> int:
+        """How many commands wait to be sent."""
+        return 0
+
     async def execute(
         self, requests: Sequence[Request], deadline: float, *, durable: bool = False
     ) -> Sequence[Replies]:
@@ -100,17 +106,32 @@ class Server:
 
     @classmethod
     def at(
-        cls, connect: Connector, *, timeout_seconds: float, on_change: Callable[[bool], None], replica_acks: int = 0
+        cls,
+        connect: Connector,
+        *,
+        timeout_seconds: float,
+        on_change: Callable[[bool], None],
+        replica_acks: int = 0,
+        observer: StoreObserver = NO_OBSERVER,
     ) -> "Server":
         """Returns a link to whatever `connect` connects to."""
-        plain = Multiplexer(connect, timeout_seconds=timeout_seconds, on_change=on_change)
+        plain = Multiplexer(connect, timeout_seconds=timeout_seconds, on_change=on_change, observer=observer)
         if not replica_acks:
             return cls(plain)
         # Its health is that of the other: they fail together.
         durable = Multiplexer(
-            connect, timeout_seconds=timeout_seconds, on_change=lambda _: None, replica_acks=replica_acks
+            connect,
+            timeout_seconds=timeout_seconds,
+            on_change=lambda _: None,
+            replica_acks=replica_acks,
+            observer=observer,
         )
         return cls(plain, durable)
+
+    @property
+    def waiting_commands(self) -> int:
+        """How many commands wait to be sent."""
+        return sum(multiplexer.waiting_commands for multiplexer in {self._plain, self._durable})
 
     async def start(self) -> None:
         """Connects. Raises what `connect` raises, or TimeoutError."""

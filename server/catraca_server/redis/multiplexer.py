@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from itertools import chain
+from time import perf_counter
 from typing import Any
 
 from hiredis import pack_command
@@ -32,6 +33,7 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from catraca_server.redis.errors import NotDurable, Overloaded, StoreProblem, StoreUnavailable
 from catraca_server.redis.failures import again, failure_of, failure_to_connect
+from catraca_server.redis.observer import NO_OBSERVER, StoreObserver
 from catraca_server.redis.pending import Deadlines, PendingRequest
 from catraca_server.redis.replies import Replies, described
 from catraca_server.redis.wire import Wire, take_over
@@ -85,8 +87,16 @@ class Multiplexer:
     """
 
     def __init__(
-        self, connect: Connector, *, timeout_seconds: float, on_change: Callable[[bool], None], replica_acks: int = 0
+        self,
+        connect: Connector,
+        *,
+        timeout_seconds: float,
+        on_change: Callable[[bool], None],
+        replica_acks: int = 0,
+        observer: StoreObserver = NO_OBSERVER,
     ) -> None:
+        self._observer = observer
+        self._sent_at = 0.0
         self._connect = connect
         self._timeout_seconds = timeout_seconds
         self._on_change = on_change
@@ -114,6 +124,11 @@ class Multiplexer:
         self._invalidated: StoreUnavailable | None = None
         self._logged_at = -LOG_PAUSE_SECONDS
         self._owner: asyncio.Task[None] | None = None
+
+    @property
+    def waiting_commands(self) -> int:
+        """How many commands wait to be sent."""
+        return self._waiting_commands
 
     async def start(self) -> None:
         """Connects and starts to answer.
@@ -228,6 +243,7 @@ class Multiplexer:
                 self._set_disconnected(failure_to_connect(error))
                 await asyncio.sleep(RECONNECT_PAUSE_SECONDS)
             else:
+                self._observer.reconnected()
                 self._set_connected()
                 return connection
             finally:
@@ -291,6 +307,7 @@ class Multiplexer:
             packed.append(self._wait)
             count += 1
         self._exchanging = True
+        self._sent_at = perf_counter()
         wire.begin(b"".join(packed), count, self._received, self._timeout_seconds, partial(self._end_exchange, wire))
 
     def _end_exchange(self, wire: Wire, fault: Exception | None) -> None:
@@ -298,6 +315,8 @@ class Multiplexer:
         if wire is not self._wire:
             return
         self._exchanging = False
+        commands = sum([request.count for request in self._in_flight])
+        self._observer.exchanged(commands, perf_counter() - self._sent_at)
         if fault is not None:
             self._break(fault)
             return

@@ -12,6 +12,8 @@ from catraca_server.redis.dialer import (
     memory_connector,
 )
 from catraca_server.redis.link import Link, Server
+from catraca_server.redis.multiplexer import Connector
+from catraca_server.redis.observer import NO_OBSERVER, StoreObserver
 from catraca_server.redis.sentinel import PrimaryMonitor, Sentinels
 from catraca_server.redis.url import Address, StoreKind, StoreUrl
 
@@ -28,6 +30,7 @@ async def open_link(
     timeout_seconds: float,
     replica_acks: int = 0,
     on_change: Callable[[bool], None],
+    observer: StoreObserver = NO_OBSERVER,
 ) -> AsyncIterator[tuple[Link, bool]]:
     """Connects to the store at a URL. Yields the link, and whether the store has PEXPIRETIME.
 
@@ -49,6 +52,15 @@ async def open_link(
             url.server(address), password=store_password, allow_eviction=True, of_cluster=True, allow_replica=True
         )
 
+    def server_at(connect: Connector) -> Server:
+        return Server.at(
+            connect,
+            timeout_seconds=timeout_seconds,
+            on_change=on_change,
+            replica_acks=replica_acks,
+            observer=observer,
+        )
+
     async with AsyncExitStack() as stack:
         link: Server | Cluster
         match url.kind:
@@ -58,9 +70,7 @@ async def open_link(
                     [sentinel_connector(address) for address in url.addresses],
                     lambda address: connector(url.server(address)),
                 )
-                link = Server.at(
-                    sentinels, timeout_seconds=timeout_seconds, on_change=on_change, replica_acks=replica_acks
-                )
+                link = server_at(sentinels)
                 monitor = PrimaryMonitor(sentinels, link)
                 stack.push_async_callback(monitor.stop)
                 monitor.start()
@@ -71,14 +81,13 @@ async def open_link(
                     timeout_seconds=timeout_seconds,
                     on_change=on_change,
                     replica_acks=replica_acks,
+                    observer=observer,
                 )
             case StoreKind.MEMORY:
                 logger.warning("SESSIONS ARE KEPT IN MEMORY and forgotten when this process ends; not for production")
-                link = Server.at(memory_connector(), timeout_seconds=timeout_seconds, on_change=on_change)
+                link = server_at(memory_connector())
             case StoreKind.STANDALONE:
-                link = Server.at(
-                    connector(url), timeout_seconds=timeout_seconds, on_change=on_change, replica_acks=replica_acks
-                )
+                link = server_at(connector(url))
             case StoreKind.EMBEDDED:
                 raise ValueError("the embedded store has to be started first, and has a URL of its own then")
         stack.push_async_callback(link.stop)

@@ -3,11 +3,13 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 
-from catraca_server.app import read_pepper, running
+from catraca_server.app import new_metrics, read_pepper, running
+from catraca_server.observe.numbers import Snapshot
+from catraca_server.observe.serving import serving_page
 from catraca_server.runtime.supervisor import supervising
 from catraca_server.settings import Settings
 
@@ -20,8 +22,28 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> None:
     def announce(address: str) -> None:
         logger.info("catraca %s listening on %s; Ctrl-C stops it", version("catraca"), address)
 
-    service = running if settings.workers == 1 else supervising
-    await run_until_stopped(service(settings, environment, read_pepper(settings)), announce)
+    pepper = read_pepper(settings)
+    if settings.workers == 1:
+        service = _alone(settings, environment, pepper)
+    else:
+        service = supervising(settings, environment, pepper)
+    await run_until_stopped(service, announce)
+
+
+@asynccontextmanager
+async def _alone(settings: Settings, environment: Mapping[str, str], pepper: bytes | None) -> AsyncIterator[str]:
+    """Runs the service in this process, with the page of metrics if it is wanted."""
+    metrics = new_metrics(settings)
+
+    async def snapshot() -> Snapshot:
+        assert metrics is not None, "or else nobody serves it"
+        return metrics.snapshot()
+
+    async with AsyncExitStack() as stack:
+        address = await stack.enter_async_context(running(settings, environment, pepper, metrics))
+        if metrics is not None:
+            await stack.enter_async_context(serving_page(settings.metrics_host, settings.metrics_port, snapshot))
+        yield address
 
 
 async def run_until_stopped(service: AbstractAsyncContextManager[str], announce: Callable[[str], None]) -> None:

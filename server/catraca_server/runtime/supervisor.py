@@ -6,7 +6,8 @@ the embedded store, and the reservation of the port.
 
 A worker is a fresh process, not a fork, which gRPC does not survive. Supervisor and worker speak over the worker's
 standard streams. On its input the worker gets its configuration; when that stream ends, because the supervisor stops
-the worker or has died, the worker drains. On its output it says that it serves, or why it cannot.
+the worker or has died, the worker drains. On its output it says that it serves, or why it cannot; and its numbers,
+when it is asked for them on its input and before it ends (`numbers`).
 """
 
 import asyncio
@@ -14,11 +15,14 @@ import logging
 import pickle
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from catraca_server.app import StartError, embedded_store
 from catraca_server.listening import format_address, reserve_port
+from catraca_server.observe.serving import serving_page
+from catraca_server.runtime.numbers import ASK, LINE_MAX_BYTES, AllNumbers, WorkerNumbers
 from catraca_server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -101,12 +105,17 @@ async def supervising(settings: Settings, environment: Mapping[str, str], pepper
         async with embedded_store(settings, environment) as embedded:
             if embedded is not None:
                 settings = replace(settings, store_url=embedded.url)
-            async with run_workers(replace(settings, port=port), pepper):
+            numbers = AllNumbers()
+            async with AsyncExitStack() as stack:
+                if settings.metrics_port:
+                    page = serving_page(settings.metrics_host, settings.metrics_port, numbers.snapshot)
+                    await stack.enter_async_context(page)
+                await stack.enter_async_context(run_workers(replace(settings, port=port), pepper, numbers))
                 yield format_address(settings.host, port)
 
 
 @asynccontextmanager
-async def run_workers(settings: Settings, pepper: bytes | None) -> AsyncIterator[None]:
+async def run_workers(settings: Settings, pepper: bytes | None, numbers: AllNumbers) -> AsyncIterator[None]:
     """Runs the workers; yields once all of them serve, and drains them on the way out.
 
     Raises StartError, and cancels the body, when a worker cannot start or keeps dying.
@@ -115,7 +124,9 @@ async def run_workers(settings: Settings, pepper: bytes | None) -> AsyncIterator
         async with asyncio.TaskGroup() as group:
             serving = [asyncio.Event() for _ in range(settings.workers)]
             keepers = [
-                group.create_task(_keep_running(WorkerConfig(number, settings, pepper), event), name=f"worker-{number}")
+                group.create_task(
+                    _keep_running(WorkerConfig(number, settings, pepper), event, numbers), name=f"worker-{number}"
+                )
                 for number, event in enumerate(serving, start=1)
             ]
             for event in serving:
@@ -127,11 +138,11 @@ async def run_workers(settings: Settings, pepper: bytes | None) -> AsyncIterator
         raise errors.exceptions[0] from None
 
 
-async def _keep_running(config: WorkerConfig, serving: asyncio.Event) -> None:
+async def _keep_running(config: WorkerConfig, serving: asyncio.Event, numbers: AllNumbers) -> None:
     """Runs one worker after the other; sets `serving` when the first serves. Raises StartError."""
     policy = RestartPolicy()
     while True:
-        ended = await _run_worker(config, serving)
+        ended = await _run_worker(config, serving, numbers)
         if not ended.start_error:
             delay = policy.delay_seconds(ended.served_seconds)
         elif serving.is_set():
@@ -148,7 +159,7 @@ async def _keep_running(config: WorkerConfig, serving: asyncio.Event) -> None:
         await asyncio.sleep(delay)
 
 
-async def _run_worker(config: WorkerConfig, serving: asyncio.Event) -> _Exit:
+async def _run_worker(config: WorkerConfig, serving: asyncio.Event, numbers: AllNumbers) -> _Exit:
     """Runs a worker until it exits; cancelled, has it drain."""
     clock = asyncio.get_running_loop().time
     try:
@@ -160,6 +171,7 @@ async def _run_worker(config: WorkerConfig, serving: asyncio.Event) -> _Exit:
             stdout=asyncio.subprocess.PIPE,
             # Ctrl-C is for the supervisor, which then has the workers drain.
             start_new_session=True,
+            limit=LINE_MAX_BYTES,
         )
     except OSError as error:
         return _Exit(0, 0, f"cannot be started: {error.strerror}")
@@ -174,6 +186,7 @@ async def _run_worker(config: WorkerConfig, serving: asyncio.Event) -> _Exit:
         if first_line == SERVING:
             serving.set()
             start_error = ""
+            await _take_numbers(process, numbers)
         else:
             start_error = (first_line + await process.stdout.read()).decode().strip()
         status = await process.wait()
@@ -181,6 +194,19 @@ async def _run_worker(config: WorkerConfig, serving: asyncio.Event) -> _Exit:
     finally:
         process.stdin.close()
         await _wait_until_stopped(process, config)
+
+
+async def _take_numbers(process: asyncio.subprocess.Process, numbers: AllNumbers) -> None:
+    """Takes what a worker tells until it ends."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    told = WorkerNumbers(partial(process.stdin.write, ASK))
+    numbers.add(told)
+    try:
+        async for line in process.stdout:
+            told.tell(line)
+    finally:
+        numbers.remove(told)
 
 
 async def _wait_until_stopped(process: asyncio.subprocess.Process, config: WorkerConfig) -> None:

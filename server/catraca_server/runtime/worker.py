@@ -4,6 +4,7 @@ How the two speak is described in `supervisor`.
 """
 
 import asyncio
+import json
 import logging
 import os
 import pickle
@@ -11,11 +12,14 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 
 import uvloop
 
 from catraca_server import logs
-from catraca_server.app import StartError, running
+from catraca_server.app import StartError, new_metrics, running
 from catraca_server.listening import CannotListen
 from catraca_server.runtime.run import run_until_stopped
 from catraca_server.runtime.supervisor import SERVING, WorkerConfig
@@ -30,7 +34,6 @@ def main() -> int:
     except EOFError:
         return 1
     logs.configure(config.settings.log_format, config.settings.log_level, worker=config.number)
-    threading.Thread(target=_stop_with_supervisor, args=(config,), daemon=True).start()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(config))
@@ -41,20 +44,34 @@ def main() -> int:
 
 
 async def _serve(config: WorkerConfig) -> None:
+    metrics = new_metrics(config.settings)
+
+    def tell_numbers() -> None:
+        if metrics is not None:
+            _tell_supervisor(json.dumps(metrics.snapshot()).encode() + b"\n")
+
+    tell_soon = partial(asyncio.get_running_loop().call_soon_threadsafe, tell_numbers)
+    threading.Thread(target=_follow_supervisor, args=(config, tell_soon), daemon=True).start()
+
     def announce(_: str) -> None:
         logger.info("serving: pid %d", os.getpid())
         _tell_supervisor(SERVING)
 
-    await run_until_stopped(running(config.settings, {}, config.pepper), announce)
+    await run_until_stopped(running(config.settings, {}, config.pepper, metrics), announce)
+    tell_numbers()
 
 
-def _stop_with_supervisor(config: WorkerConfig) -> None:
+def _follow_supervisor(config: WorkerConfig, tell_numbers: Callable[[], object]) -> None:
     """Waits, in a thread of its own, for the supervisor to close its end of the pipe; then stops this process.
+
+    Until then each byte on it asks for this worker's numbers.
 
     It stops even if the event loop hangs: a worker without a supervisor must not keep the port.
     """
     # Not through the buffer, whose lock a thread must not hold when Python exits.
-    os.read(sys.stdin.fileno(), 1)
+    while os.read(sys.stdin.fileno(), 1):
+        with suppress(RuntimeError):  # the loop has ended
+            tell_numbers()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(config.stop_timeout_seconds)
     os._exit(1)

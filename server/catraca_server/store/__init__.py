@@ -29,6 +29,7 @@ from catraca_server.redis.errors import NotDurable, Overloaded, StoreProblem, St
 from catraca_server.store.attempts import IndexEntry
 
 __all__ = [
+    "Appender",
     "Creation",
     "Feed",
     "FeedReading",
@@ -207,7 +208,14 @@ class UserIndex(Protocol):
         """Removes sessions that have ended; those reserved anew or committed since then stay."""
 
 
-class Feed(Protocol):
+class Appender(Protocol):
+    """Takes events of changes that have been made."""
+
+    async def append(self, events: Sequence[SessionEvent], call: Call) -> None:
+        """Appends events, in this order. Repeating it does no harm; it never raises Overloaded."""
+
+
+class Feed(Appender, Protocol):
     """What happened to sessions, in the order in which it was appended, of the last ten minutes at least.
 
     (Unless there are very many: then of the last so many.) A change is made first and appended then; whoever is told
@@ -217,9 +225,6 @@ class Feed(Protocol):
 
     on_append: Callable[[], None]
     """Called when something has been appended here. Others append, too."""
-
-    async def append(self, events: Sequence[SessionEvent], call: Call) -> None:
-        """Appends events, in this order. Repeating it does no harm; it never raises Overloaded."""
 
     async def end(self, call: Call) -> Position:
         """Returns where the feed ends."""

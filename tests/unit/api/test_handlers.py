@@ -23,6 +23,8 @@ class _Incoming:
     caller: Caller | None
     request: bytes = b""
     deadline: float = math.inf
+    metadata: Sequence[tuple[str, str]] = ()
+    initial_metadata: Sequence[tuple[str, str]] = ()
 
 
 class _Operations:

@@ -1,10 +1,16 @@
 """The audit in the log: a line says everything, nobody can forge one, and a flood is counted instead of written."""
 
+import io
+import json
 import logging
+import sys
 
 import pytest
 
-from catraca_server.domain.audit import CallerRefused, NoAudit
+from catraca_server import logs
+from catraca_server.domain.audit import Audits, CallerRefused, NoAudit
+from catraca_server.domain.call import Call, Caller
+from catraca_server.domain.events import EndCause, EventType, SessionEvent, revoked
 from catraca_server.observe.audit import LINES_PER_SECOND, LogAudit
 
 REFUSED = CallerRefused("PERMISSION_DENIED", "/catraca.v1.SessionService/GetSession", "web", "", "ipv4:10.0.0.7:1")
@@ -46,3 +52,64 @@ def test_a_flood_is_counted(caplog: pytest.LogCaptureFixture) -> None:
     now = 9.0
     audit.caller_refused(REFUSED)
     assert len(caplog.messages) == LINES_PER_SECOND + 3
+
+
+CALL = Call(0, Caller("web"), "request-1", "4bf92f3577b34da6a3ce929d0e0e4736")
+ENDED_LINE = (
+    r"session ended: session_id=7U9ywncTXuWoMPAZlJdtRY user_id=ana\x20b caller=web request_id=request-1"
+    " trace_id=4bf92f3577b34da6a3ce929d0e0e4736 cause=TOKEN_REUSE repeated=true"
+)
+ENDED = revoked("7U9ywncTXuWoMPAZlJdtRY", "ana b", EndCause.TOKEN_REUSE, repeated=True)
+
+
+def test_a_line_about_a_session(caplog: pytest.LogCaptureFixture) -> None:
+    """It says what happened to which session of whom, and who asked for it; a reused token is a warning."""
+    LogAudit().session_changed(SessionEvent(EventType.CREATED, "7U9ywncTXuWoMPAZlJdtRY", "ana"), Call(0))
+    Audits(LogAudit(), NoAudit(), LogAudit(sessions=False)).session_changed(ENDED, CALL)
+    assert [(level, message) for _, level, message in caplog.record_tuples] == [
+        (
+            logging.INFO,
+            "session created: session_id=7U9ywncTXuWoMPAZlJdtRY user_id=ana caller=anonymous request_id=- trace_id=-",
+        ),
+        (
+            logging.WARNING,
+            ENDED_LINE,
+        ),
+    ]
+
+
+def test_a_line_in_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its words are fields. It is written also where the log has only errors, and in ASCII."""
+    root = logging.getLogger()
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    monkeypatch.setattr(root, "handlers", [])
+    level = root.level
+    logs.configure("json", "error")
+    try:
+        LogAudit().session_changed(revoked("7U9ywncTXuWoMPAZlJdtRY", "josé \u009b", EndCause.LIMIT), CALL)
+    finally:
+        root.setLevel(level)
+    (line,) = written.getvalue().splitlines()
+    assert line.isascii()
+    entry = json.loads(line)
+    del entry["time"]
+    assert entry == {
+        "level": "info",
+        "logger": "catraca_server.observe.audit",
+        "message": "session ended",
+        "session_id": "7U9ywncTXuWoMPAZlJdtRY",
+        "user_id": "josé \u009b",
+        "caller": "web",
+        "request_id": "request-1",
+        "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
+        "cause": "LIMIT",
+    }
+
+
+def test_a_refused_call_has_its_ids(caplog: pytest.LogCaptureFixture) -> None:
+    """If its caller has given them; and every audit is told."""
+    refused = CallerRefused("UNAUTHENTICATED", "/a", "", "", "unix:", "request-1", CALL.trace_id)
+    Audits(LogAudit(), NoAudit()).caller_refused(refused)
+    (message,) = caplog.messages
+    assert message.endswith("peer=unix: request_id=request-1 trace_id=4bf92f3577b34da6a3ce929d0e0e4736")

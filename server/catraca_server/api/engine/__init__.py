@@ -18,6 +18,7 @@ uses, and why.
 
 from catraca_server.api.engine.calls import Arrival, Call, Guard, UnaryCall
 from catraca_server.api.engine.methods import BatchMethod, Method, StreamMethod, UnaryMethod
+from catraca_server.api.engine.observer import Observer
 from catraca_server.api.engine.server import Server
 from catraca_server.api.engine.servicers import from_rpc_handler, from_servicer
 from catraca_server.api.engine.statuses import Metadata, Status, StatusError
@@ -30,6 +31,7 @@ __all__ = [
     "Guard",
     "Metadata",
     "Method",
+    "Observer",
     "Server",
     "Status",
     "StatusError",

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
+from time import perf_counter
 from typing import Any, TypeAlias
 
 import grpc
@@ -17,6 +18,7 @@ _NO_DEADLINE_SECONDS = 1e12
 
 
 _OK_CODE = grpc.StatusCode.OK.value[0]
+_CANCELLED_CODE = grpc.StatusCode.CANCELLED.value[0]
 
 NO_REQUEST = Status(grpc.StatusCode.UNIMPLEMENTED, "the method takes exactly one request message")
 
@@ -51,6 +53,7 @@ class Call:
     """What is known of a call, and the two ways in which it ends: an answer, or its caller leaves."""
 
     __slots__ = (
+        "_began_seconds",
         "_completions",
         "_core",
         "_slot",
@@ -89,6 +92,7 @@ class Call:
         self.trailing_metadata: Metadata = ()
         """To be sent with the status, beside what the status has of its own."""
         self._completions = completions
+        self._began_seconds = completions.turn_began_seconds
         self._slot = slot
         # Dropped as soon as the call is over. As long as it is kept, it counts towards the streams of its connection.
         self._core = event.call
@@ -127,6 +131,11 @@ class Call:
             checked(trailing) if trailing else (), code, message, core.NO_FLAGS
         )
         self.answered = True
+        observer = self._completions.observer
+        if observer is not None:
+            ended = code if self._core is not None else _CANCELLED_CODE
+            reason = "" if status is None else status.reason
+            observer.handled(self.method, ended, reason, perf_counter() - self._began_seconds)
         if self._core is None:
             self._slot.release()
         else:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from catraca_server.api.engine import core
+from catraca_server.api.engine.observer import Observer
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,10 @@ _EXIT_CHECK_SECONDS = 0.2
 class Completions:
     """Takes in what the core has completed, and has each event handled by its tag, on the loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, observer: Observer | None = None) -> None:
+        self.observer = observer
+        self.turn_began_seconds = 0.0
+        """A finer clock than the loop's, if anybody observes."""
         self.queue = core.CompletionQueue()
         self.now_seconds = 0.0
         """The loop's time when the turn began: a clock read for all events of a turn."""
@@ -131,6 +135,8 @@ class Completions:
             return  # closed meanwhile
         self.now_seconds = self._loop.time()
         self.deadline_offset_seconds = self.now_seconds - time.time()
+        if self.observer is not None:
+            self.turn_began_seconds = time.perf_counter()
         handled = 0
         try:
             handled = self._handle(event)

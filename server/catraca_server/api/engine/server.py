@@ -11,6 +11,7 @@ from catraca_server.api.engine import core
 from catraca_server.api.engine.calls import Arrival, Guard
 from catraca_server.api.engine.completions import Completions
 from catraca_server.api.engine.methods import DEFECT, Method, Work, log_defect
+from catraca_server.api.engine.observer import Observer
 from catraca_server.api.engine.slots import Slot, Slots
 from catraca_server.api.engine.statuses import Status, StatusError, checked
 
@@ -38,7 +39,7 @@ class Server:
     """A gRPC server on the running event loop. It starts once and stops once.
 
     `options` are those of grpc.server, such as `("grpc.max_concurrent_streams", 250)`. There are `slots` slots; a call
-    gives its slot up after `slot_hold_limit_seconds` (slots.py).
+    gives its slot up after `slot_hold_limit_seconds` (slots.py). `observer` is told how calls begin and end.
     """
 
     def __init__(
@@ -47,10 +48,12 @@ class Server:
         *,
         slots: int = SLOTS,
         slot_hold_limit_seconds: float = SLOT_HOLD_LIMIT_SECONDS,
+        observer: Observer | None = None,
     ) -> None:
         self._methods: dict[bytes, tuple[Method, Guard | None]] = {}
         self._work = Work()
-        self._completions = Completions()
+        self._observer = observer
+        self._completions = Completions(observer)
         self._core = core.Server(tuple(options), False)  # not xDS
         self._core.register_completion_queue(self._completions.queue)
         self.slots = Slots(self._core, self._completions, self._accept, slots, slot_hold_limit_seconds)
@@ -123,6 +126,8 @@ class Server:
 
     def _accept(self, slot: Slot, event: Any) -> None:
         method, guard = self._methods.get(event.call_details.method, _UNKNOWN)
+        if self._observer is not None:
+            self._observer.started(event.call_details.method if method is not None else b"")
         if method is None:
             self._refuse(slot, event, UNKNOWN_METHOD)
             return
@@ -147,6 +152,9 @@ class Server:
                 checked(status.trailing_metadata), status.code.value[0], status.message.encode(), core.NO_FLAGS
             ),
         )
+        if self._observer is not None:
+            method = b"" if status is UNKNOWN_METHOD else event.call_details.method
+            self._observer.handled(method, status.code.value[0], status.reason, 0)
         self._completions.begin(event.call, refusal, lambda _: slot.release())
 
     def _after_turn(self) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 
@@ -20,6 +20,8 @@ class Status:
     code: grpc.StatusCode
     message: str = ""
     trailing_metadata: Metadata = ()
+    reason: str = field(default="", compare=False)
+    """For whoever observes; nothing of it is sent."""
 
 
 class StatusError(Exception):
