@@ -6,6 +6,7 @@ Only `runtime`, which runs it as a process, builds on this module (and the tests
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 
@@ -19,9 +20,11 @@ from catraca_server.api.callers import CallerGuard
 from catraca_server.api.engine import Server, from_servicer
 from catraca_server.api.handlers import METHOD_ROLES, SERVICE_NAME, session_service_methods
 from catraca_server.api.health import Health
+from catraca_server.api.limits import CallerLimits
 from catraca_server.api.session_service import SessionService
 from catraca_server.api.tls import Certificate, CertificateError
 from catraca_server.callers_file import CallersFileError
+from catraca_server.domain.audit import Audit
 from catraca_server.domain.limits import Policy
 from catraca_server.domain.tokens import Tokens
 from catraca_server.listening import format_address, private_socket, socket_path, why_refused
@@ -67,13 +70,14 @@ class StartError(Exception):
 async def running(settings: Settings, environment: Mapping[str, str], pepper: bytes | None) -> AsyncIterator[str]:
     """Runs a server and yields the address it listens on; drains it on the way out. Raises StartError, CannotListen."""
     server = Server(_options(settings))
+    audit = LogAudit(invalid_tokens_alarm=settings.invalid_tokens_alarm)
     try:
         # Bound first: a port in use is the commonest mistake, and the cheapest to find. Not so a port that workers
         # share: connections would come at once, and wait there for the store.
         address = _bind(server, settings) if settings.workers == 1 else ""
         health = Health(SERVICE_NAME, secure=not settings.missing_protection())
-        async with _guard(settings) as guard, _store(settings, environment, health) as (store, index):
-            _add_methods(server, _service(store, index, settings, pepper), health, guard, settings)
+        async with _guard(settings, audit) as guard, _store(settings, environment, health) as (store, index):
+            _add_methods(server, _service(store, index, settings, pepper, audit), health, guard, settings)
             address = address or _bind(server, settings)
             server.start()
             try:
@@ -142,7 +146,11 @@ def _options(settings: Settings) -> tuple[tuple[str, int], ...]:
 
 
 def _service(
-    store: RedisSessionStore, index: RedisUserIndex, settings: Settings, pepper: bytes | None
+    store: RedisSessionStore,
+    index: RedisUserIndex,
+    settings: Settings,
+    pepper: bytes | None,
+    audit: Audit | None = None,
 ) -> SessionService:
     tokens = Tokens(secrets.token_bytes, pepper)
     policy = Policy(
@@ -155,22 +163,29 @@ def _service(
     )
     ending = Ending(store, index)
     return SessionService(
-        Sessions(store, index, ending, tokens, policy), UserSessions(store, index, ending, tokens, policy)
+        Sessions(store, index, ending, tokens, policy), UserSessions(store, index, ending, tokens, policy), audit
     )
 
 
 @asynccontextmanager
-async def _guard(settings: Settings) -> AsyncIterator[CallerGuard | None]:
+async def _guard(settings: Settings, audit: Audit) -> AsyncIterator[CallerGuard | None]:
     """Knows the callers, and their file as it changes. None: whoever reaches the server may do everything."""
     if settings.callers_file is None:
         yield None
         return
     try:
-        guard = CallerGuard(settings.callers_file, METHOD_ROLES, audit=LogAudit())
+        guard = CallerGuard(settings.callers_file, METHOD_ROLES, audit=audit, limits=_limits(settings))
     except CallersFileError as error:
         raise StartError(f"{error}. It is set by CATRACA_CALLERS_FILE; `catraca keys new` makes it") from error
     async with guard.following_file():
         yield guard
+
+
+def _limits(settings: Settings) -> CallerLimits | None:
+    max_calls, max_rate = settings.max_calls_per_caller, settings.max_rate_per_caller
+    if not max_calls and not max_rate:
+        return None
+    return CallerLimits(max_calls=max_calls, max_rate=max_rate, now=time.monotonic)
 
 
 def _add_methods(

@@ -80,6 +80,15 @@ class Settings:
     callers_file: Path | None = _setting(
         "", optional_path, "file that says who may call, and with which roles; read again when it changes"
     )
+    max_calls_per_caller: int = _setting(
+        "0", whole_number(0, 999_999), "calls a caller may have in flight, with a callers file; 0: no limit"
+    )
+    max_rate_per_caller: int = _setting(
+        "0", whole_number(0, 999_999), "calls a caller may begin a second, with a callers file; 0: no limit"
+    )
+    invalid_tokens_alarm: int = _setting(
+        "1000", whole_number(0, 999_999), "invalid tokens of a caller within a minute that the log tells of; 0: never"
+    )
     insecure: bool = _setting(
         "false", switch, "listen where others can reach it without TLS, or without knowing who calls"
     )

@@ -9,7 +9,7 @@ class CallerRefused:
     """A call that was refused before its request was read. No secret is in here."""
 
     reason: str
-    """`UNAUTHENTICATED` or `PERMISSION_DENIED`, as the API names it."""
+    """`UNAUTHENTICATED`, `PERMISSION_DENIED` or `OVERLOADED`, as the API names it."""
     method: str
     caller: str
     """Its name; empty if nobody knows it."""
@@ -25,9 +25,15 @@ class Audit(Protocol):
     def caller_refused(self, refused: CallerRefused) -> None:
         """A call was refused."""
 
+    def invalid_tokens(self, caller: str, count: int) -> None:
+        """A caller has presented so many tokens that are not valid."""
+
 
 class NoAudit:
     """Tells nobody."""
 
     def caller_refused(self, refused: CallerRefused) -> None:
+        """Does nothing."""
+
+    def invalid_tokens(self, caller: str, count: int) -> None:
         """Does nothing."""

@@ -16,10 +16,16 @@ LINES_PER_SECOND = 20
 
 
 class LogAudit:
-    """Writes to the log. `now` returns seconds of a clock that only runs forward."""
+    """Writes to the log. `now` returns seconds of a clock that only runs forward.
 
-    def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
+    `invalid_tokens_alarm` is how many invalid tokens of one caller within a minute are worth a line; 0: none are.
+    """
+
+    def __init__(self, *, invalid_tokens_alarm: int = 0, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
+        self._alarm = invalid_tokens_alarm
+        self._minute = 0
+        self._invalid: dict[str, int] = {}
         self._second = 0
         self._lines = 0
 
@@ -40,6 +46,16 @@ class LogAudit:
                 _word(refused.key_id),
                 _word(refused.peer),
             )
+
+    def invalid_tokens(self, caller: str, count: int) -> None:
+        """Writes a line, at most one a minute for each caller, when somebody may be trying tokens."""
+        minute = int(self._now() / 60)
+        if minute != self._minute:
+            self._minute, self._invalid = minute, {}
+        before = self._invalid.get(caller, 0)
+        self._invalid[caller] = now = before + count
+        if before < self._alarm <= now:
+            logger.warning("many invalid tokens: caller=%s, %d or more within a minute", _word(caller), self._alarm)
 
 
 def _word(text: str) -> str:
