@@ -56,6 +56,13 @@ PENDING_CALLS_MAX = 100_000
 CONNECTION_AGE_GRACE_MS = 60_000
 """For the calls of a connection that has reached its age: several times what the longest call takes."""
 
+HANDSHAKE_TIMEOUT_MS = 10_000
+"""How long a new connection may take over its handshake. The engine's default is two minutes, in which whoever says
+nothing could pile up connections."""
+
+METADATA_MAX_BYTES = 16_384
+"""Headers of a call. An API key takes 100 bytes; tracing and proxies add some."""
+
 KEEPALIVE_MIN_INTERVAL_MS = 5_000
 """How often clients may ping an idle connection to keep it alive."""
 
@@ -130,6 +137,10 @@ def _options(settings: Settings) -> tuple[tuple[str, int], ...]:
         ("grpc.max_send_message_length", -1),
         # A second server on the same port is a mistake to report, not a partner to share the port with.
         ("grpc.so_reuseport", int(settings.workers > 1)),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+        # The core refuses at random between the soft and the hard limit, so that there is only one.
+        ("grpc.max_metadata_size", METADATA_MAX_BYTES),
+        ("grpc.absolute_max_metadata_size", METADATA_MAX_BYTES),
         ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MIN_INTERVAL_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         *((("grpc.max_concurrent_streams", calls),) if calls else ()),
