@@ -13,7 +13,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 COVERED := tests/unit tests/client $(filter-out %/test_state_machine.py,$(wildcard tests/contract/test_*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-long coverage check fmt proto bench lock clean
+.PHONY: help run demo test test-long coverage check audit sbom fmt proto bench lock clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,7 +36,7 @@ coverage: $(VENV)/.tools ## Run the unit, contract and client tests, and show ho
 	COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
 		$(BIN)/pytest $(COVERED) --cov --cov-report=term $(ARGS)
 
-check: $(VENV)/.dev $(VENV)/.proto ## Format, lint, types, import contracts, API lint and breakage, freshness of the stubs
+check: $(VENV)/.dev $(VENV)/.proto ## Format, lint, types, import contracts, API lint and breakage, freshness of the stubs, licences, known vulnerabilities
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -45,6 +45,14 @@ check: $(VENV)/.dev $(VENV)/.proto ## Format, lint, types, import contracts, API
 	$(BIN)/buf lint
 	tools/api_breaking.sh $(BIN)/buf
 	tools/stubs.sh $(VENV)/proto --check
+	$(BIN)/python tools/supply.py licences
+	$(BIN)/python tools/supply.py audit
+
+audit: $(VENV)/.dev ## Look for known vulnerabilities in what is locked; here, to be unable to ask is a failure
+	$(BIN)/python tools/supply.py audit --required
+
+sbom: $(VENV)/.dev ## Write the bill of materials to build/sbom.json (CycloneDX)
+	$(BIN)/python tools/supply.py sbom build/sbom.json
 
 fmt: $(VENV)/.dev ## Format the code and the protos
 	$(BIN)/ruff format .

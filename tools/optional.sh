@@ -18,3 +18,4 @@ install() {
 
 install grpcurl github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
 install h2spec github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
+install helm helm.sh/helm/v3/cmd/helm@v3.19.5

@@ -6,6 +6,7 @@ Only `runtime`, which runs it as a process, builds on this module (and the tests
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 
@@ -20,6 +21,7 @@ from catraca_server.api.certificates import file_valid_until
 from catraca_server.api.engine import Server, from_servicer
 from catraca_server.api.handlers import METHOD_ROLES, SERVICE_NAME, session_service_methods
 from catraca_server.api.health import Health
+from catraca_server.api.limits import CallerLimits
 from catraca_server.api.method_types import method_types
 from catraca_server.api.session_service import SessionService
 from catraca_server.api.tls import Certificate, CertificateError
@@ -62,6 +64,13 @@ PENDING_CALLS_MAX = 100_000
 CONNECTION_AGE_GRACE_MS = 60_000
 """For the calls of a connection that has reached its age: several times what the longest call takes."""
 
+HANDSHAKE_TIMEOUT_MS = 10_000
+"""How long a new connection may take over its handshake. The engine's default is two minutes, in which whoever says
+nothing could pile up connections."""
+
+METADATA_MAX_BYTES = 16_384
+"""Headers of a call. An API key takes 100 bytes; tracing and proxies add some."""
+
 KEEPALIVE_MIN_INTERVAL_MS = 5_000
 """How often clients may ping an idle connection to keep it alive."""
 
@@ -85,7 +94,7 @@ async def running(
         # Bound first: a port in use is the commonest mistake, and the cheapest to find. Not so a port that workers
         # share: connections would come at once, and wait there for the store.
         address = _bind(server, settings) if settings.workers == 1 else ""
-        log_audit = LogAudit(sessions=settings.audit)
+        log_audit = LogAudit(sessions=settings.audit, invalid_tokens_alarm=settings.invalid_tokens_alarm)
         audit = log_audit if metrics is None else Audits(log_audit, metrics)
         health = Health(SERVICE_NAME, secure=not settings.missing_protection())
         async with (
@@ -154,6 +163,10 @@ def _options(settings: Settings) -> tuple[tuple[str, int], ...]:
         ("grpc.max_send_message_length", -1),
         # A second server on the same port is a mistake to report, not a partner to share the port with.
         ("grpc.so_reuseport", int(settings.workers > 1)),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+        # The core refuses at random between the soft and the hard limit, so that there is only one.
+        ("grpc.max_metadata_size", METADATA_MAX_BYTES),
+        ("grpc.absolute_max_metadata_size", METADATA_MAX_BYTES),
         ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MIN_INTERVAL_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         *((("grpc.max_concurrent_streams", calls),) if calls else ()),
@@ -192,6 +205,7 @@ def _service(
     return SessionService(
         Sessions(store, index, ending, tokens, policy, feed=telling),
         UserSessions(store, index, ending, tokens, policy, feed=telling),
+        audit,
     )
 
 
@@ -202,11 +216,18 @@ async def _guard(settings: Settings, audit: Audit) -> AsyncIterator[CallerGuard 
         yield None
         return
     try:
-        guard = CallerGuard(settings.callers_file, METHOD_ROLES, audit=audit)
+        guard = CallerGuard(settings.callers_file, METHOD_ROLES, audit=audit, limits=_limits(settings))
     except CallersFileError as error:
         raise StartError(f"{error}. It is set by CATRACA_CALLERS_FILE; `catraca keys new` makes it") from error
     async with guard.following_file():
         yield guard
+
+
+def _limits(settings: Settings) -> CallerLimits | None:
+    max_calls, max_rate = settings.max_calls_per_caller, settings.max_rate_per_caller
+    if not max_calls and not max_rate:
+        return None
+    return CallerLimits(max_calls=max_calls, max_rate=max_rate, now=time.monotonic)
 
 
 def _add_standard_methods(server: Server, health: Health, settings: Settings) -> None:

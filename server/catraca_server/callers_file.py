@@ -36,7 +36,11 @@ Stamp: TypeAlias = tuple[int, int, int]
 
 
 class CallersFileError(Exception):
-    """The file cannot be used: why, by line, without what stands there, which may be a key."""
+    """The file cannot be used: why, by line, without what stands there, which may be a key. `problems` has each."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
 
 
 def parse(text: str) -> list[Entry]:
@@ -56,7 +60,7 @@ def parse(text: str) -> list[Entry]:
         except ValueError as error:
             problems.append(str(error))
     if problems:
-        raise CallersFileError("; ".join(problems))
+        raise CallersFileError(*problems)
     return entries
 
 
@@ -100,7 +104,7 @@ def read(path: Path) -> tuple[list[Entry], Stamp]:
     except UnicodeDecodeError:
         raise CallersFileError(f"{path} is not UTF-8 text") from None
     except CallersFileError as error:
-        raise CallersFileError(f"{path}: {error}") from None
+        raise CallersFileError(*(f"{path}: {each}" for each in error.problems)) from None
 
 
 def stamp_of(path: Path) -> Stamp | None:

@@ -10,6 +10,7 @@ import uvloop
 
 from catraca_server import keys_cli, logs
 from catraca_server.app import StartError
+from catraca_server.file_check import problems_of_files
 from catraca_server.listening import CannotListen
 from catraca_server.runtime.listener import choose_listener
 from catraca_server.runtime.run import serve
@@ -27,19 +28,14 @@ def main(command: str, arguments: Sequence[str]) -> int:
     try:
         loaded = load({name: value for name, value in options.items() if value is not None}, os.environ)
     except SettingsError as error:
-        for problem in error.problems:
-            print(f"catraca: {problem}", file=sys.stderr)
-        return EXIT_USAGE
+        return _refuse([*error.problems, *(problems_of_files(error.usable) if action == "check" else ())])
     if command == "serve":
         choose_listener(command, arguments)
         return _serve(loaded)
     if action == "show":
         _show(loaded)
-    else:
-        for warning in loaded.warnings:
-            print(f"catraca: warning: {warning}", file=sys.stderr)
-        print("the settings can be used")
-    return EXIT_OK
+        return EXIT_OK
+    return _check(loaded)
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -74,6 +70,21 @@ def _serve(loaded: Loaded) -> int:
         print(f"catraca: {error}", file=sys.stderr)
         return EXIT_UNAVAILABLE
     return EXIT_OK
+
+
+def _check(loaded: Loaded) -> int:
+    for warning in loaded.warnings:
+        print(f"catraca: warning: {warning}", file=sys.stderr)
+    if problems := problems_of_files(loaded.settings):
+        return _refuse(problems)
+    print("the settings can be used")
+    return EXIT_OK
+
+
+def _refuse(problems: Sequence[str]) -> int:
+    for problem in problems:
+        print(f"catraca: {problem}", file=sys.stderr)
+    return EXIT_USAGE
 
 
 def _show(loaded: Loaded) -> None:

@@ -39,11 +39,15 @@ LIFETIME_MAX = "3650d"
 
 
 class SettingsError(Exception):
-    """The settings cannot be used; `problems` has everything that is wrong with them, one line each."""
+    """The settings cannot be used; `problems` has everything that is wrong with them, one line each.
 
-    def __init__(self, problems: list[str]) -> None:
+    `usable` has those that can be read, and the defaults instead of the others.
+    """
+
+    def __init__(self, problems: list[str], usable: "Settings") -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+        self.usable = usable
 
 
 def _setting(default: str, parse: Callable[[str], Any], help_text: str, *, secret: bool = False) -> Any:
@@ -75,6 +79,15 @@ class Settings:
     )
     callers_file: Path | None = _setting(
         "", optional_path, "file that says who may call, and with which roles; read again when it changes"
+    )
+    max_calls_per_caller: int = _setting(
+        "0", whole_number(0, 999_999), "calls a caller may have in flight, with a callers file; 0: no limit"
+    )
+    max_rate_per_caller: int = _setting(
+        "0", whole_number(0, 999_999), "calls a caller may begin a second, with a callers file; 0: no limit"
+    )
+    invalid_tokens_alarm: int = _setting(
+        "1000", whole_number(0, 999_999), "invalid tokens of a caller within a minute that the log tells of; 0: never"
     )
     insecure: bool = _setting(
         "false", switch, "listen where others can reach it without TLS, or without knowing who calls"
@@ -179,6 +192,7 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str]) -> Loaded:
     environment = {name: value for name, value in environment.items() if not _is_service_link(name, value)}
     file = _read_file(flags.get("config") or environment.get(CONFIG_FILE_VARIABLE, ""), problems)
     values: dict[str, Any] = {}
+    unreadable: list[str] = []
     origins: dict[str, str] = {}
     for setting in SETTINGS:
         name = setting.name
@@ -190,19 +204,20 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str]) -> Loaded:
                     values[name] = setting.metadata["parse"](utf8(source[key]))
                 except ValueError as error:
                     problems.append(f"{_called(name, origin)} {error}")
+                    unreadable.append(name)
                 break
     if origins.get("store_url") == "flag" and shows_password(flags["store_url"]):
         problems.append("--store-url must not hold a password: use CATRACA_STORE_URL or CATRACA_STORE_PASSWORD")
-    if not problems:
-        settings = Settings(**values)
-        if settings.default_idle_timeout.ms > settings.max_ttl.ms and "default_idle_timeout" not in origins:
-            # Nobody has asked for it, so it need not be contradicted: it follows the limit.
-            settings = replace(settings, default_idle_timeout=settings.max_ttl)
-            origins["default_idle_timeout"] = "max_ttl"
-        problems = _contradictions(settings)
-        if not problems:
-            return Loaded(settings, origins, (*_unknown(environment), *_warnings(settings)))
-    raise SettingsError(problems)
+    settings = Settings(**values)
+    if settings.default_idle_timeout.ms > settings.max_ttl.ms and "default_idle_timeout" not in origins:
+        # Nobody has asked for it, so it need not be contradicted: it follows the limit.
+        settings = replace(settings, default_idle_timeout=settings.max_ttl)
+        origins["default_idle_timeout"] = "max_ttl"
+    # What contradicts a setting that cannot be read may contradict nothing once it can.
+    problems += [each for each in _contradictions(settings) if not set(re.findall(r"\w+", each)) & set(unreadable)]
+    if problems:
+        raise SettingsError(problems, settings)
+    return Loaded(settings, origins, (*_unknown(environment), *_warnings(settings)))
 
 
 def _unknown(environment: Mapping[str, str]) -> list[str]:

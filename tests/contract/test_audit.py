@@ -31,6 +31,9 @@ class Heard:
     def caller_refused(self, refused: CallerRefused) -> None:
         """Is not part of this."""
 
+    def invalid_tokens(self, caller: str, count: int) -> None:
+        """Nor is this."""
+
 
 @pytest.fixture
 async def made(backend: Backend) -> AsyncIterator[Stores]:

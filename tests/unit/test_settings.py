@@ -229,6 +229,9 @@ NUMBERS = {
     "metrics_port": (0, 65535),
     "workers": (1, 128),
     "max_calls_per_connection": (0, 999_999),
+    "max_calls_per_caller": (0, 999_999),
+    "max_rate_per_caller": (0, 999_999),
+    "invalid_tokens_alarm": (0, 999_999),
     "replica_acks": (0, 9),
     "max_sessions_per_user": (0, 999_999),
 }

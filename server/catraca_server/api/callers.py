@@ -15,6 +15,7 @@ from typing import TypeAlias, TypeVar
 from catraca_server.api.call_ids import given_ids
 from catraca_server.api.certificates import valid_until
 from catraca_server.api.engine import Arrival, StatusError
+from catraca_server.api.limits import CallerLimits
 from catraca_server.api.statuses import status_of
 from catraca_server.callers_file import CallersFileError, Stamp, read, stamp_of
 from catraca_server.domain.audit import Audit, CallerRefused, NoAudit
@@ -45,7 +46,7 @@ class CallerGuard:
     """Lets in who the callers file names, with the roles that it gives. Raises CallersFileError.
 
     `method_roles` says which role each method needs, by its path; nobody may call a method that is not there. `now`
-    returns the seconds since 1970. `audit` is told of refused calls.
+    returns the seconds since 1970. `audit` is told of refused calls. `limits` has how much each caller may do.
     """
 
     def __init__(
@@ -54,10 +55,12 @@ class CallerGuard:
         method_roles: Mapping[str, Role],
         *,
         audit: Audit | None = None,
+        limits: CallerLimits | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._path = path
         self._audit = audit or NoAudit()
+        self._limits = limits
         self._now = now
         self._needed = {method.encode(): role for method, role in method_roles.items()}
         self._denied = {role: status_of(PermissionDenied(role)) for role in Role}
@@ -70,7 +73,7 @@ class CallerGuard:
         self._by_certificate: dict[bytes, _Certified] = {}
 
     def __call__(self, arrival: Arrival) -> Caller:
-        """Returns who calls. Raises StatusError: unauthenticated, or without the role that the method needs."""
+        """Returns who calls. Raises StatusError: unauthenticated, without the role, or too many calls."""
         header = None
         for key, value in arrival.metadata:
             if key == _HEADER:
@@ -89,6 +92,12 @@ class CallerGuard:
         if role not in caller.roles:
             self._tell("PERMISSION_DENIED", arrival, caller.name, header)
             raise StatusError(self._denied[role])
+        if self._limits is not None:
+            try:
+                arrival.on_end = self._limits.admit(caller)
+            except StatusError:
+                self._tell("OVERLOADED", arrival, caller.name, header)
+                raise
         return caller
 
     def check_file(self) -> None:

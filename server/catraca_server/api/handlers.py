@@ -55,7 +55,7 @@ def session_service_methods(
     def unary(request_type: type[_Request], rpc: _Rpc[_Request], exchanges: int = 1) -> Method:
         return _unary(request_type, rpc, store_timeout_seconds * exchanges)
 
-    batches = ValidationBatches(service.validating, store_timeout_seconds=store_timeout_seconds)
+    batches = ValidationBatches(service.validating, store_timeout_seconds=store_timeout_seconds, audit=service.audit)
     methods: dict[str, Method] = {
         "CreateSession": unary(pb.CreateSessionRequest, service.create_session),
         "ValidateSession": BatchMethod(batches.start),

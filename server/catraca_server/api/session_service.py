@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from catraca.v1 import session_service_pb2 as pb
 from catraca_server.api.messages import batch_response, validation_response, write_session
 from catraca_server.api.paging import page_size, read_page_token, write_page_token
+from catraca_server.domain.audit import Audit, NoAudit
 from catraca_server.domain.call import Call
 from catraca_server.domain.commands import NewSession, Update
 from catraca_server.domain.errors import InvalidRequest, Violation
@@ -22,7 +23,8 @@ from catraca_server.operations.users import UserSessions
 class SessionService:
     """catraca.v1.SessionService; the protos say what each RPC does. ValidateSession is in `validation_batches`."""
 
-    def __init__(self, sessions: Sessions, users: UserSessions) -> None:
+    def __init__(self, sessions: Sessions, users: UserSessions, audit: Audit | None = None) -> None:
+        self.audit = audit or NoAudit()
         self.validating = sessions.validating
         self._sessions = sessions
         self._users = users
@@ -56,6 +58,8 @@ class SessionService:
         ]:
             raise InvalidRequest(*violations)
         validations = await self._sessions.validate(requests, call)
+        if invalid := sum(validation.reason is not None for validation in validations):
+            self.audit.invalid_tokens(call.caller.name, invalid)
         return batch_response([validation_response(validation) for validation in validations])
 
     async def get_session(self, request: pb.GetSessionRequest, call: Call) -> pb.GetSessionResponse:

@@ -8,7 +8,7 @@ import logging
 import ssl
 import threading
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import grpc
 
@@ -72,31 +72,35 @@ class Certificate:
 
     def _read(self, stamp: _Stamp) -> grpc.ServerCertificateConfiguration:
         contents = [_content(path) for path in self._paths]
-        self._check()
+        check_pair(self._certificate, self._key)
+        if self._client_authorities is not None:
+            check_authorities(self._client_authorities)
         # Checked was what the files hold, and served is what was read.
         if self._stamp_now() != stamp:
             raise CertificateError(f"{self._certificate} or a file beside it is just being written")
         certificate, key, *authorities = contents
         return grpc.ssl_server_certificate_configuration([(key, certificate)], *authorities)
 
-    def _check(self) -> None:
-        """Refuses what gRPC would refuse without saying why. Raises CertificateError."""
-        context: Any = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        try:
-            context.load_cert_chain(self._certificate, self._key, password=_no_password)
-        except ssl.SSLError as error:
-            why = "the key is not that of the certificate" if error.reason == "KEY_VALUES_MISMATCH" else "not valid PEM"
-            raise CertificateError(f"{self._certificate} and {self._key} cannot be used: {why}") from None
-        except ValueError:
-            raise CertificateError(f"{self._key} is encrypted: store it without a passphrase") from None
-        except OSError as error:
-            raise CertificateError(f"{self._certificate} or {self._key} cannot be read: {error.strerror}") from None
-        if self._client_authorities is None:
-            return
-        try:
-            context.load_verify_locations(self._client_authorities)
-        except OSError:  # among them SSLError
-            raise CertificateError(f"{self._client_authorities} has no certificates in PEM") from None
+
+def check_pair(certificate: Path, key: Path) -> None:
+    """Refuses a certificate and a key that gRPC would refuse without saying why. Raises CertificateError."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=_no_password)
+    except ssl.SSLError as error:
+        why = "the key is not that of the certificate" if error.reason == "KEY_VALUES_MISMATCH" else "not valid PEM"
+        raise CertificateError(f"{certificate} and {key} cannot be used: {why}") from None
+    except ValueError:
+        raise CertificateError(f"{key} is encrypted: store it without a passphrase") from None
+    except OSError as error:
+        raise CertificateError(f"{certificate} or {key} cannot be read: {error.strerror}") from None
+
+
+def check_authorities(authorities: Path) -> None:
+    """Refuses a file without certificates of authorities. Raises CertificateError."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(authorities)
+    except OSError:  # among them SSLError
+        raise CertificateError(f"{authorities} has no certificates in PEM") from None
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

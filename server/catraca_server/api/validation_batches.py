@@ -19,6 +19,7 @@ from catraca_server.api.engine import Metadata, Status
 from catraca_server.api.messages import validation_response
 from catraca_server.api.session_service import validation_violations
 from catraca_server.api.statuses import status_of
+from catraca_server.domain.audit import Audit, NoAudit
 from catraca_server.domain.call import ANONYMOUS, Call, Caller
 from catraca_server.domain.errors import InvalidRequest
 from catraca_server.domain.limits import BATCH_MAX_REQUESTS
@@ -65,10 +66,14 @@ class IncomingCall(Protocol):
 
 
 class ValidationBatches:
-    """Answers ValidateSession calls. `store_timeout_seconds` is what the store has for each of them."""
+    """Answers ValidateSession calls. `store_timeout_seconds` is what the store has for each of them.
 
-    def __init__(self, validating: Validating, *, store_timeout_seconds: float) -> None:
+    `audit` is told of tokens that are not valid.
+    """
+
+    def __init__(self, validating: Validating, *, store_timeout_seconds: float, audit: Audit | None = None) -> None:
         self._validating = validating
+        self._audit = audit or NoAudit()
         self._store_timeout_seconds = store_timeout_seconds
         self._running: set[asyncio.Task[None]] = set()
 
@@ -84,7 +89,7 @@ class ValidationBatches:
     async def answer(self, calls: Sequence[IncomingCall]) -> None:
         """Answers each call."""
         now = asyncio.get_running_loop().time()
-        batch = _Batch(now + self._store_timeout_seconds)
+        batch = _Batch(now + self._store_timeout_seconds, self._audit)
         requests = batch.requests
         for call in calls:
             if call.cancelled or call.deadline <= now:
@@ -118,7 +123,8 @@ def _read(body: bytes) -> ValidationRequest:
 class _Batch:
     """Calls that wait for validations."""
 
-    def __init__(self, latest_deadline: float) -> None:
+    def __init__(self, latest_deadline: float, audit: Audit) -> None:
+        self._audit = audit
         self.requests: list[ValidationRequest] = []
         self.calls: list[IncomingCall | None] = []
         """By the position of their requests. None: it has its answer."""
@@ -153,6 +159,8 @@ class _Batch:
             call.fail(_LATE)
         else:
             call.reply(response)
+        if validation.reason is not None:
+            self._audit.invalid_tokens((call.caller or ANONYMOUS).name, 1)
 
     def fail(self, at: int, error: Exception) -> None:
         """Sends an error status."""

@@ -12,7 +12,7 @@ class CallerRefused:
     """A call that was refused before its request was read. No secret is in here."""
 
     reason: str
-    """`UNAUTHENTICATED` or `PERMISSION_DENIED`, as the API names it."""
+    """`UNAUTHENTICATED`, `PERMISSION_DENIED` or `OVERLOADED`, as the API names it."""
     method: str
     caller: str
     """Its name; empty if nobody knows it."""
@@ -34,6 +34,9 @@ class Audit(Protocol):
     def caller_refused(self, refused: CallerRefused) -> None:
         """A call was refused."""
 
+    def invalid_tokens(self, caller: str, count: int) -> None:
+        """A caller has presented so many tokens that are not valid."""
+
 
 class NoAudit:
     """Tells nobody."""
@@ -42,6 +45,9 @@ class NoAudit:
         """Does nothing."""
 
     def caller_refused(self, refused: CallerRefused) -> None:
+        """Does nothing."""
+
+    def invalid_tokens(self, caller: str, count: int) -> None:
         """Does nothing."""
 
 
@@ -60,3 +66,8 @@ class Audits:
         """Tells each."""
         for audit in self._audits:
             audit.caller_refused(refused)
+
+    def invalid_tokens(self, caller: str, count: int) -> None:
+        """Tells each."""
+        for audit in self._audits:
+            audit.invalid_tokens(caller, count)

@@ -30,12 +30,18 @@ _WHAT: Mapping[EventType, str] = {
 class LogAudit:
     """Writes to the log; with `sessions`, also what happens to sessions.
 
-    `now` returns seconds of a clock that only runs forward.
+    `invalid_tokens_alarm` is how many invalid tokens of one caller within a minute are worth a line; 0: none are. `now`
+    returns seconds of a clock that only runs forward.
     """
 
-    def __init__(self, *, sessions: bool = True, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, sessions: bool = True, invalid_tokens_alarm: int = 0, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._sessions = sessions
         self._now = now
+        self._alarm = invalid_tokens_alarm
+        self._minute = 0
+        self._invalid: dict[str, int] = {}
         self._second = 0
         self._lines = 0
 
@@ -76,6 +82,16 @@ class LogAudit:
             }
             ids = {"request_id": refused.request_id, "trace_id": refused.trace_id}
             _write(logging.WARNING, "caller refused", words | {name: value for name, value in ids.items() if value})
+
+    def invalid_tokens(self, caller: str, count: int) -> None:
+        """Writes a line, at most one a minute for each caller, when somebody may be trying tokens."""
+        minute = int(self._now() / 60)
+        if minute != self._minute:
+            self._minute, self._invalid = minute, {}
+        before = self._invalid.get(caller, 0)
+        self._invalid[caller] = now = before + count
+        if before < self._alarm <= now:
+            logger.warning("many invalid tokens: caller=%s, %d or more within a minute", _word(caller), self._alarm)
 
 
 def _write(level: int, what: str, words: Mapping[str, str]) -> None:

@@ -113,6 +113,9 @@ class Metrics:
     def caller_refused(self, refused: CallerRefused) -> None:
         """Is counted where the call ends, by its reason."""
 
+    def invalid_tokens(self, caller: str, count: int) -> None:
+        """Is counted where validations are answered, by their outcome."""
+
     def snapshot(self) -> Snapshot:
         """Returns all numbers."""
         found: Snapshot = {

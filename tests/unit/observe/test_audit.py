@@ -113,3 +113,29 @@ def test_a_refused_call_has_its_ids(caplog: pytest.LogCaptureFixture) -> None:
     Audits(LogAudit(), NoAudit()).caller_refused(refused)
     (message,) = caplog.messages
     assert message.endswith("peer=unix: request_id=request-1 trace_id=4bf92f3577b34da6a3ce929d0e0e4736")
+
+
+def test_many_invalid_tokens(caplog: pytest.LogCaptureFixture) -> None:
+    """One line a minute for a caller that presents too many, however they come."""
+    now = 60.0
+    audit = LogAudit(invalid_tokens_alarm=100, now=lambda: now)
+    for count in (1, 98):
+        audit.invalid_tokens("web", count)
+        audit.invalid_tokens("ops", 1)
+    assert caplog.messages == []
+    for _ in range(5):
+        audit.invalid_tokens("web", 1000)
+    line = "many invalid tokens: caller=web, 100 or more within a minute"
+    assert caplog.messages == [line]
+    now = 120.0
+    audit.invalid_tokens("web", 99)
+    assert caplog.messages == [line]
+    audit.invalid_tokens("web", 1)
+    assert caplog.messages == [line] * 2
+
+
+def test_nobody_is_told_of_invalid_tokens(caplog: pytest.LogCaptureFixture) -> None:
+    """With an alarm of 0, and by the audit that tells nobody."""
+    LogAudit().invalid_tokens("web", 10**9)
+    NoAudit().invalid_tokens("web", 10**9)
+    assert caplog.messages == []

@@ -26,11 +26,13 @@ NO_REQUEST = Status(grpc.StatusCode.UNIMPLEMENTED, "the method takes exactly one
 class Arrival:
     """A call that has just come in. Nothing of its request has been read."""
 
-    __slots__ = ("_core", "metadata", "method")
+    __slots__ = ("_core", "metadata", "method", "on_end")
 
     def __init__(self, event: Any) -> None:
         self.method: bytes = event.call_details.method
         """The path: `/package.Service/Method`."""
+        self.on_end: Callable[[], None] | None = None
+        """For a guard to set: called once when the call that it lets in is over, however it ends."""
         self.metadata: Metadata = event.invocation_metadata
         """What the caller sent; keys are lower case."""
         self._core = event.call

@@ -133,8 +133,9 @@ class Server:
             return
         caller = None
         if guard is not None:
+            arrival = Arrival(event)
             try:
-                caller = guard(Arrival(event))
+                caller = guard(arrival)
             except StatusError as refused:
                 self._refuse(slot, event, refused.status)
                 return
@@ -142,6 +143,7 @@ class Server:
                 log_defect(event.call_details.method, error)
                 self._refuse(slot, event, DEFECT)
                 return
+            slot.on_release = arrival.on_end
         method.accept(event, slot, self._completions, caller)
 
     def _refuse(self, slot: Slot, event: Any, status: Status) -> None:

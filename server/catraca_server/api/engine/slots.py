@@ -19,17 +19,23 @@ from catraca_server.api.engine.completions import Completions
 class Slot:
     """Room for one call in hand."""
 
-    __slots__ = ("_given_up", "_slots", "taken_at_seconds")
+    __slots__ = ("_given_up", "_slots", "on_release", "taken_at_seconds")
 
     def __init__(self, slots: "Slots") -> None:
         self.taken_at_seconds = inf
         """When the call came that holds it, by the loop's clock; infinity if none does."""
+        self.on_release: Callable[[], None] | None = None
+        """Called once when the call that holds it, or has given it up, is over."""
         self._slots = slots
         self._given_up = False
 
     def release(self) -> None:
         """Asks for the next call, once the one that held the slot is answered."""
         self.taken_at_seconds = inf
+        on_release = self.on_release
+        if on_release is not None:
+            self.on_release = None
+            on_release()
         if not self._given_up:
             self._slots.ask(self)
 

@@ -1,0 +1,149 @@
+"""What anybody on the network may make the server hold: handshakes, headers, pings and frames have an end."""
+
+import asyncio
+import os
+import random
+import ssl
+import struct
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+from tests.support.door import CA, Door
+from tests.support.inprocess import serving
+from tests.support.waiting import TIMEOUT_SECONDS
+
+from catraca_server import app
+
+LONG = bool(os.environ.get("CATRACA_TEST_LONG"))
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SEEDS = range(2_000 if LONG else 100)
+IDLE = 5_000 if LONG else 500
+GROWTH_MAX_BYTES = 64 << 20
+"""For thousands of connections, which cost some kilobytes each; far below what a leak of each frame would be."""
+
+
+async def is_served(target: str, credentials: grpc.ChannelCredentials | None = None) -> bool:
+    """Whether an honest caller on a connection of its own is answered."""
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    channel = (
+        grpc.aio.secure_channel(target, credentials, own) if credentials else grpc.aio.insecure_channel(target, own)
+    )
+    async with channel:
+        check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
+        answer: bytes = await check(b"", timeout=TIMEOUT_SECONDS)
+    return answer == b"\x08\x01"
+
+
+async def connect(target: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Opens a bare connection."""
+    host, port = target.rsplit(":", 1)
+    return await asyncio.open_connection(host, int(port))
+
+
+async def is_hung_up_on(target: str, sent: bytes) -> None:
+    """Sends this and then nothing, and waits until the server hangs up."""
+    reader, writer = await connect(target)
+    writer.write(sent)
+    with suppress(ConnectionError):
+        await asyncio.wait_for(reader.read(-1), TIMEOUT_SECONDS)
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+def client_hello() -> bytes:
+    """Returns the beginning of a TLS handshake."""
+    outgoing = ssl.MemoryBIO()
+    context = ssl.create_default_context()
+    with suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost").do_handshake()
+    return outgoing.read()
+
+
+@pytest.fixture
+async def secured(door: Door, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+    """A service over TLS whose handshakes have half a second."""
+    monkeypatch.setattr(app, "HANDSHAKE_TIMEOUT_MS", 500)
+    async with door.serving() as target:
+        yield target
+
+
+@pytest.mark.parametrize("sent", ["nothing", "half a hello", "a hello and no more", "garbage", "records"])
+async def test_handshakes_have_an_end(sent: str, secured: str) -> None:
+    """Whoever does not go on with TLS is hung up on; others are served meanwhile."""
+    hello = client_hello()
+    chance = random.Random(sent)  # noqa: S311  it is to be the same in every run
+    bodies = {
+        "nothing": b"",
+        "half a hello": hello[: len(hello) // 2],
+        "a hello and no more": hello,
+        "garbage": chance.randbytes(5000),
+        "records": b"".join(struct.pack(">BHH", kind, 0x0303, 40) + chance.randbytes(40) for kind in (20, 21, 22, 23)),
+    }
+    waiting = [asyncio.create_task(is_hung_up_on(secured, bodies[sent])) for _ in range(20)]
+    assert await is_served(secured, CA.channel_credentials())
+    await asyncio.gather(*waiting)
+
+
+async def test_headers_have_an_end() -> None:
+    """Up to the limit a call is answered, above it refused, always; the connection is none the worse."""
+    async with serving(store_url="memory:") as target, grpc.aio.insecure_channel(target) as channel:
+        check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
+        for _ in range(20):
+            assert await check(b"", metadata=(("long", "x" * (app.METADATA_MAX_BYTES - 1_000)),), timeout=10)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await check(b"", metadata=(("long", "x" * (app.METADATA_MAX_BYTES + 100)),), timeout=10)
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def frames(seed: int) -> bytes:
+    """Returns the beginning of a connection and frames of every kind, right in form and wrong in sense."""
+    chance = random.Random(seed)  # noqa: S311  it is to be the same in every run
+    sent = bytearray(PREFACE + struct.pack(">HBBBL", 0, 0, 4, 0, 0))
+    for _ in range(chance.randrange(1, 60)):
+        payload = chance.randbytes(chance.choice((0, 1, 4, 5, 6, 8, 9, 100, 2000)))
+        kind = chance.choice((*range(10), 255))
+        stream = chance.choice((0, 1, 2, 3, 5, 2**31 - 1))
+        length = max(0, len(payload) + (0 if chance.random() < 0.9 else chance.randrange(-3, 4)))
+        sent += struct.pack(">HBBBL", length >> 8, length & 0xFF, kind, chance.getrandbits(8), stream) + payload
+    return bytes(sent)
+
+
+async def test_random_frames(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever they are, others are served, nothing is a defect, and memory is bounded."""
+    async with serving(store_url="memory:") as target:
+        assert await is_served(target)
+        before = psutil.Process().memory_info().rss
+        for seed in SEEDS:
+            _, writer = await connect(target)
+            writer.write(frames(seed))
+            with suppress(ConnectionError):
+                await writer.drain()
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+            if seed % 20 == 0:
+                assert await is_served(target), seed
+        assert await is_served(target)
+        assert psutil.Process().memory_info().rss - before < GROWTH_MAX_BYTES
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
+
+
+async def test_idle_connections() -> None:
+    """Hundreds that say nothing after their preface cost little, and others are served beside them."""
+    async with serving(store_url="memory:") as target:
+        before = psutil.Process().memory_info().rss
+        writers = []
+        for _ in range(IDLE):
+            _, writer = await connect(target)
+            writer.write(PREFACE + struct.pack(">HBBBL", 0, 0, 4, 0, 0))
+            writers.append(writer)
+        assert await is_served(target)
+        assert psutil.Process().memory_info().rss - before < GROWTH_MAX_BYTES * (4 if LONG else 1)
+        for writer in writers:
+            writer.close()
+        assert await is_served(target)
