@@ -160,6 +160,9 @@ class FakeCall:
     deadline = inf
     cancelled = False
     caller = None
+    method = b""
+    metadata: Sequence[tuple[str, str | bytes]] = ()
+    initial_metadata: Sequence[tuple[str, str | bytes]] = ()
 
     def __init__(self, request: bytes) -> None:
         self.request = request
