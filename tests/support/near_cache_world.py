@@ -298,8 +298,8 @@ class Client:
         self._stream: Stream | None = None
         self._pinged: dict[int, float] = {}
         self._proven_until = 0.0
-        self._own: dict[int, float] = {}
-        """Which sessions this client has ended itself, and when that was acknowledged."""
+        self._own: dict[int, tuple[float, float]] = {}
+        """Which sessions this client has ended itself: when anybody heard of it first, and when this client did."""
         self._good_until: dict[int, tuple[Validation, float]] = {}
         """Until when each answer may be given again."""
 
@@ -345,11 +345,12 @@ class Client:
         if world.chance.random() < 0.02:
             self._revoke(at)
             return
+        began_at = world.now
         known = self.answers.get(token(at), HeldUp(world.store.sessions[at].user_id, self._hold_up))
         if known is None:
             self._fetch(at)
         else:
-            self._check(at, known)
+            self._check(at, known, began_at)
 
     def _hold_up(self) -> None:
         world = self._world
@@ -381,11 +382,11 @@ class Client:
                 return
             self._world.ended.setdefault(at, self._world.now)
             self.answers.drop_for_write(token=token(at))
-            self._own[at] = self._world.ended[at]
+            self._own[at] = self._world.ended[at], self._world.now
 
         self._world.after(self._world.delay(), answered)
 
-    def _check(self, at: int, known: Validation) -> None:
+    def _check(self, at: int, known: Validation, began_at: float) -> None:
         world = self._world
         world.hits += 1
         if world.now >= self._proven_until:
@@ -393,7 +394,9 @@ class Client:
         if world.now >= self._good_until[id(known)][1]:
             raise Breach("an answer past its time")
         ended = world.ended.get(at)
-        if ended is not None and self._own.get(at) == ended:
+        own_ended, told_at = self._own.get(at, (None, 0.0))
+        # A thread that began before another one's revocation returned may still have its answer from before.
+        if ended is not None and own_ended == ended and told_at < began_at:
             raise Breach("a session that this client has ended is valid to it")
         if ended is not None and world.now > ended + BOUND_SECONDS:
             raise Breach(f"valid {world.now - ended:.2f} s after its end was acknowledged")
