@@ -300,8 +300,8 @@ class Client:
         self._proven_until = 0.0
         self._own: dict[int, tuple[float, float]] = {}
         """Which sessions this client has ended itself: when anybody heard of it first, and when this client did."""
-        self._good_until: dict[int, tuple[Validation, float]] = {}
-        """Until when each answer may be given again."""
+        self._fetched: dict[int, tuple[Validation, float, float]] = {}
+        """When each answer was asked for, and until when it may be given again."""
 
     def clock(self) -> float:
         """Its clock, which only measures durations."""
@@ -366,7 +366,7 @@ class Client:
 
         def arrive() -> None:
             validation, cache_ttl = server.validate(at)
-            self._good_until[id(validation)] = validation, sent_at + cache_ttl
+            self._fetched[id(validation)] = validation, sent_at, sent_at + cache_ttl
             world.after(world.delay(), lambda: self.answers.keep(token(at), fill, validation, cache_ttl))
 
         sent_at = world.now
@@ -391,12 +391,14 @@ class Client:
         world.hits += 1
         if world.now >= self._proven_until:
             raise Breach(f"an answer {world.now - self._proven_until:.2f} s after the lease")
-        if world.now >= self._good_until[id(known)][1]:
+        _, asked_at, good_until = self._fetched[id(known)]
+        if world.now >= good_until:
             raise Breach("an answer past its time")
         ended = world.ended.get(at)
         own_ended, told_at = self._own.get(at, (None, 0.0))
-        # A thread that began before another one's revocation returned may still have its answer from before.
-        if ended is not None and own_ended == ended and told_at < began_at:
+        # It has asked again since; a server that has not noticed a failover may be wrong, with a near cache or without.
+        # And a thread that began before another one's revocation returned may still have its answer from before.
+        if ended is not None and own_ended == ended and asked_at <= told_at < began_at:
             raise Breach("a session that this client has ended is valid to it")
         if ended is not None and world.now > ended + BOUND_SECONDS:
             raise Breach(f"valid {world.now - ended:.2f} s after its end was acknowledged")
