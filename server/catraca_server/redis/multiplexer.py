@@ -97,6 +97,8 @@ class Multiplexer:
     ) -> None:
         self._observer = observer
         self._sent_at = 0.0
+        self._commands = 0
+        """How many of callers are in flight."""
         self._connect = connect
         self._timeout_seconds = timeout_seconds
         self._on_change = on_change
@@ -302,7 +304,8 @@ class Multiplexer:
         self._asks_role = self._role_due
         packed = [_ROLE, _TIME] if self._asks_role else [_TIME]
         packed += [request.packed for request in self._in_flight]
-        count = 1 + self._asks_role + sum(request.count for request in self._in_flight)
+        self._commands = sum([request.count for request in self._in_flight])
+        count = 1 + self._asks_role + self._commands
         if self._waits():
             packed.append(self._wait)
             count += 1
@@ -315,8 +318,7 @@ class Multiplexer:
         if wire is not self._wire:
             return
         self._exchanging = False
-        commands = sum([request.count for request in self._in_flight])
-        self._observer.exchanged(commands, perf_counter() - self._sent_at)
+        self._observer.exchanged(self._commands, perf_counter() - self._sent_at)
         if fault is not None:
             self._break(fault)
             return

@@ -1,9 +1,10 @@
 """Which of its two listeners gRPC's core uses.
 
 The newer one hands every piece of work from thread to thread; with the older one, the thread that waits for calls also
-reads them from their connections. On one core that makes a validation cheaper by a third (docs/performance.md). The
-core reads its choice once, from the environment, when `grpc` is imported. That has happened by the time a command
-runs, so `catraca serve` starts itself again, in the same process, with the environment that the core should have had.
+reads them from their connections. On one core that makes a validation cheaper by a third
+(docs/decisions/0004-engine.md). The core reads its choice once, from the environment, when `grpc` is imported. That has
+happened by the time a command runs, so `catraca serve` starts itself again, in the same process, with the environment
+that the core should have had.
 An operator who sets the variable decides alone.
 """
 
