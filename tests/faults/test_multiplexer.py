@@ -238,6 +238,20 @@ async def test_a_broken_connection_is_replaced(fault: str, proxy: Proxy) -> None
         await eventually_async(one_connection, "only one connection remains")
 
 
+async def test_what_is_in_flight_on_a_connection_in_doubt_fails(proxy: Proxy) -> None:
+    """Its replies came over a connection that can no longer be trusted, and are not handed out; the next ones are."""
+    async with running_multiplexer(proxy.url) as running:
+        proxy.hold()
+        in_flight = asyncio.create_task(running.execute(("ECHO", "in flight")))
+        await proxy.holding(b"in flight")
+        running.multiplexer.invalidate("a reply that was another's")
+        proxy.release()
+        with pytest.raises(StoreUnavailable):
+            await in_flight
+        await running.recovered()
+        assert (await running.execute(("ECHO", "after"))).values == [b"after"]
+
+
 async def test_a_dead_store_is_noticed_without_a_request(proxy: Proxy) -> None:
     """An idle multiplexer notices that the store is lost and back, reports it, and refuses at once meanwhile."""
     async with running_multiplexer(proxy.url, timeout_seconds=0.1) as running:
