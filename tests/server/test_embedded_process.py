@@ -149,11 +149,14 @@ def test_the_store_holds_no_token(data_dir: Path, connect: redis.Redis) -> None:
             assert sessions.validate(minted)
             assert sessions.validate(BROUGHT)
         keys = list(connect.scan_iter())
-        records = [connect.get(key) for key in keys if key.startswith(b"session:")]
-        (index,) = set(keys) - {key for key in keys if key.startswith(b"session:")}
-        parts = [*keys, *records, *connect.zrange(index, 0, -1)]
-        stored = b"\n".join(part for part in parts if isinstance(part, bytes))
-        assert len(records) == 2
+        of_type = {kind: [key for key in keys if connect.type(key) == kind] for kind in (b"string", b"zset", b"stream")}
+        records = [connect.get(key) for key in of_type[b"string"]]
+        index = [connect.zrange(key, 0, -1) for key in of_type[b"zset"]]
+        feed = [connect.xrange(key) for key in of_type[b"stream"]]
+        stored = (
+            b"\n".join(part for part in [*keys, *records] if isinstance(part, bytes)) + repr((index, feed)).encode()
+        )
+        assert [len(keys) for keys in of_type.values()] == [2, 1, 1], "not records, an index and the feed"
         assert all(connect.pttl(key) > 0 for key in keys)
         assert stored.count(b'"user_id":"12345"') == 2, "the records cannot be read"
         assert process.stop() == 0
