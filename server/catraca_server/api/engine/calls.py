@@ -113,11 +113,16 @@ class Call:
         return {} if self._core is None else _auth_context(self._core)
 
     def _on_close(self, event: Any) -> None:
-        if event.batch_operations[0].cancelled() and not self.answered:
-            self.cancelled = True
-            self._core = None
-            if self.task is not None:
-                self.task.cancel()
+        if event.batch_operations[0].cancelled():
+            self._on_left()
+            if not self.answered:
+                self.cancelled = True
+                self._core = None
+                if self.task is not None:
+                    self.task.cancel()
+
+    def _on_left(self) -> None:
+        """Called when the caller has left before it had the answer."""
 
     def _finish(self, operations: tuple[Any, ...], status: Status | None = None) -> None:
         """Sends the last operations of the call and its status, OK if none is given. Nothing goes to who has left."""
@@ -145,6 +150,8 @@ class Call:
 
     def _on_finished(self, event: Any) -> None:
         del event  # it may have failed, because the caller has left
+        if self._core is not None:
+            self._completions.shedding.on_answered(self._core)
         self._core = None
         self._slot.release()
 
@@ -174,6 +181,9 @@ class UnaryCall(Call):
         if status.code is grpc.StatusCode.OK:
             raise ValueError("OK is not a failure")
         self._finish((self._send_initial_metadata(),), status)
+
+    def _on_left(self) -> None:
+        self._completions.shedding.on_left()
 
     def _send_initial_metadata(self) -> Any:
         initial = self.initial_metadata

@@ -16,6 +16,7 @@ from typing import Any
 
 from catraca_server.api.engine import core
 from catraca_server.api.engine.observer import Observer
+from catraca_server.api.engine.shedding import Shedding
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ _EXIT_CHECK_SECONDS = 0.2
 class Completions:
     """Takes in what the core has completed, and has each event handled by its tag, on the loop."""
 
-    def __init__(self, observer: Observer | None = None) -> None:
+    def __init__(self, shedding: Shedding, observer: Observer | None = None) -> None:
+        self.shedding = shedding
         self.observer = observer
         self.turn_began_seconds = 0.0
         """A finer clock than the loop's, if anybody observes."""

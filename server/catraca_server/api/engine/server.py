@@ -12,6 +12,7 @@ from catraca_server.api.engine.calls import Arrival, Guard
 from catraca_server.api.engine.completions import Completions
 from catraca_server.api.engine.methods import DEFECT, Method, Work, log_defect
 from catraca_server.api.engine.observer import Observer
+from catraca_server.api.engine.shedding import Shedding
 from catraca_server.api.engine.slots import Slot, Slots
 from catraca_server.api.engine.statuses import Status, StatusError, checked
 
@@ -53,7 +54,8 @@ class Server:
         self._methods: dict[bytes, tuple[Method, Guard | None]] = {}
         self._work = Work()
         self._observer = observer
-        self._completions = Completions(observer)
+        self.shedding = Shedding(dict(options).get("grpc.max_concurrent_streams", 0))
+        self._completions = Completions(self.shedding, observer)
         self._core = core.Server(tuple(options), False)  # not xDS
         self._core.register_completion_queue(self._completions.queue)
         self.slots = Slots(self._core, self._completions, self._accept, slots, slot_hold_limit_seconds)

@@ -69,6 +69,7 @@ class Slots:
         self._open: set[Slot] = set()
         self._check: asyncio.TimerHandle | None = None
         self._closed = False
+        self._free = 0
 
     @property
     def taken(self) -> int:
@@ -86,17 +87,22 @@ class Slots:
         self._closed = True
         if self._check is not None:
             self._check.cancel()
+        self._completions.shedding.close()
 
     def ask(self, slot: Slot) -> None:
         """Asks for a call."""
         if not self._closed:
             self._server.request_call(self._completions.queue, self._completions.queue, slot.on_call)
             self._completions.due += 1
+            self._free += 1
 
     def take(self, slot: Slot, event: Any) -> None:
         """Hands a call on; when the server stops, there is none."""
         if event.success:
             slot.taken_at_seconds = self._completions.now_seconds
+            self._free -= 1
+            if not self._free:
+                self._completions.shedding.slots_ran_out = True
             self._handle(slot, event)
 
     def replace(self, slot: Slot) -> None:
@@ -121,4 +127,5 @@ class Slots:
 
     def _check_now(self) -> None:
         self.give_up_held_too_long(asyncio.get_running_loop().time())
+        self._completions.shedding.look()
         self._check_later()

@@ -1,0 +1,83 @@
+"""Load shedding: of more calls than can be answered, most are refused at once, so that the others are answered in time.
+
+Clients hold back what is over the limit of their connection and send the oldest first. When more comes than can be
+answered, what they send has next to no time left, and nearly all work is in vain. The way out is to refuse so much, and
+so fast, that nobody waits for long. Only the core refuses fast enough: while it reads the headers of a call on a
+connection that has as many calls as its limit. It counts a call until we let go of it. So we keep calls for a while
+after they have been answered: clients still see the whole limit, and less of it is let in.
+"""
+
+import logging
+from collections import deque
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_TOO_MANY_LEAVE = 0.1
+"""A share of the callers."""
+
+_FEWEST_CALLS = 20
+"""The share of fewer calls says nothing."""
+
+_GROWTH = 1.05
+"""Slow, because what has gathered at the clients by the time that callers leave again is lost."""
+
+_KEPT_MOST = 4_000
+"""Of all connections together. A call takes some KB."""
+
+
+class Shedding:
+    """Decides how many calls of each connection are let in, and keeps answered ones accordingly.
+
+    `limit` is how many calls a connection may have in flight, as its client knows; 0 without a limit: all are let in.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.let_in = float(limit)
+        """How many calls of a connection are let in."""
+        self.slots_ran_out = False
+        """Set when all slots are taken: calls may be waiting."""
+        self._limit = limit
+        self._answered = self._left = 0
+        self._active = False
+        # By connection. Those that had no answer between two looks are forgotten: they may be gone.
+        self._kept: dict[bytes, deque[Any]] = {}
+        self._kept_before: dict[bytes, deque[Any]] = {}
+
+    def on_left(self) -> None:
+        """Counts a caller who has left before the answer. The core does not tell of those that wait for a slot."""
+        self._left += 1
+
+    def on_answered(self, call: Any) -> None:
+        """Takes a call of the core that has been answered, which nothing else needs any more."""
+        self._answered += 1
+        if self._active:
+            self._keep(call)
+
+    def look(self) -> None:
+        """Looks at what has become of the calls since it last looked, about eight times a second."""
+        ended = self._left + self._answered
+        # Callers also leave a server that has time for them. As long as it has a slot, to let fewer in would not help.
+        if self.slots_ran_out and ended >= _FEWEST_CALLS and self._left > ended * _TOO_MANY_LEAVE:
+            self.let_in = max(self.let_in / 2, min(1, self._limit))
+        else:
+            self.let_in = min(self.let_in * _GROWTH, self._limit / 2 if self.slots_ran_out else self._limit)
+        self.slots_ran_out = False
+        self._answered = self._left = 0
+        self._kept_before, self._kept = self._kept, {}
+        self._active = self.let_in < self._limit
+
+    def close(self) -> None:
+        """Keeps nothing any more."""
+        self._active = False
+        self._kept, self._kept_before = {}, {}
+
+    def _keep(self, call: Any) -> None:
+        connection = call.peer()
+        kept = self._kept.get(connection)
+        if kept is None:
+            kept = self._kept[connection] = self._kept_before.pop(connection, deque())
+        kept.append(call)
+        most = min(self._limit - int(self.let_in), _KEPT_MOST // (len(self._kept) + len(self._kept_before)))
+        while len(kept) > most:
+            kept.popleft()
