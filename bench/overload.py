@@ -1,8 +1,8 @@
 """`python -m bench overload`: what becomes of calls when more come than can be answered, and what afterwards.
 
 An open loop (see `open_loop`) offers half of the capacity, all of it, and more. Each row has a server of its own, so
-that its memory tells of this load alone. The server has half a core: the other half goes to a process that spins. So five
-times the capacity is a load that one core can generate.
+that its memory tells of this load alone. The server has half a core, and a process that spins has the other half. So
+five times the capacity is a load that one core can generate.
 """
 
 import sys

@@ -12,12 +12,17 @@ os.environ.update({**ENVIRONMENT, **os.environ})
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from tests.support.backends import Backend, ClusterBackend, FakeBackend, SentinelBackend
 from tests.support.cluster import Cluster
 from tests.support.sentinel import Sentinels
 from tests.support.service import ServeProcess
 from tests.support.valkey import BINARY, WHY_MISSING, Valkey
+
+# The machine may be slow, and no test is about how long an example takes.
+hypothesis.settings.register_profile("catraca", deadline=None)
+hypothesis.settings.load_profile("catraca")
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,10 @@ def silent() -> Iterator[str]:
 
 async def test_a_burst_is_answered() -> None:
     """More at once than a server allows on a connection: each gets its answer, without a retry."""
-    async with ServeProcess(store_url="memory:") as process, AsyncSessionClient(process.target, timeout=60) as sessions:
+    async with (
+        ServeProcess(store_url="memory:", store_timeout="30s") as process,
+        AsyncSessionClient(process.target, timeout=60) as sessions,
+    ):
         token = (await sessions.create("12345")).token
         answers = await asyncio.gather(*(sessions.validate(token) for _ in range(2000)))
         assert all(answers)

@@ -439,7 +439,6 @@ def test_sessions_do_what_the_model_says(machine: type[SessionMachine]) -> None:
         settings=settings(
             max_examples=3000 if LONG else 400,
             stateful_step_count=50,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -119,7 +119,7 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
         yield valkey.command
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(clock_us=clocks, user_id=user_ids)
 def test_python_and_lua_agree(run: Run, clock_us: int, user_id: str) -> None:
     """On sequences, committed and evicting scores and tombstones, byte for byte but for how JSON escapes a text."""
