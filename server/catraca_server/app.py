@@ -24,6 +24,7 @@ from catraca_server.api.health import Health
 from catraca_server.api.limits import CallerLimits
 from catraca_server.api.method_types import method_types
 from catraca_server.api.session_service import SessionService
+from catraca_server.api.statuses import REASONS
 from catraca_server.api.tls import Certificate, CertificateError
 from catraca_server.api.watch import Watches
 from catraca_server.callers_file import CallersFileError
@@ -280,7 +281,7 @@ async def _store(
 
 def new_metrics(settings: Settings) -> Metrics | None:
     """Returns what counts in this process; None if nobody is to see it."""
-    return Metrics(method_types()) if settings.metrics_port else None
+    return Metrics(method_types(), REASONS) if settings.metrics_port else None
 
 
 def _read_from_parts(

@@ -28,3 +28,8 @@ def scrape(port: int) -> dict[str, float]:
             assert name not in samples, "a sample is there once"
             samples[name] = float(match[3])
     return samples
+
+
+def labels_of(sample: str) -> dict[str, str]:
+    """Returns the labels of a sample, by its name and labels."""
+    return dict(re.findall(r'([a-z_]+)="([^"]*)"', sample))

@@ -35,6 +35,8 @@ from catraca_server.store import NotDurable, Overloaded, StoreProblem, StoreUnav
 logger = logging.getLogger(__name__)
 
 DOMAIN = "catraca"
+REASONS = tuple(name.removeprefix("ERROR_REASON_") for name, number in ErrorReason.items() if number)
+"""Why calls fail, as ErrorInfo says it."""
 RETRY_DELAY = Duration(nanos=100_000_000)
 VIOLATIONS_MAX = 16
 """Details travel in the trailers, which clients limit to 8 KiB; a batch can be wrong in 1,000 places."""

@@ -1,7 +1,7 @@
 """What one process has counted. Parts tell it, or are asked when somebody wants to know."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from catraca_server.domain.audit import CallerRefused
 from catraca_server.domain.call import Call
@@ -12,7 +12,7 @@ _CALL_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5
 _EXCHANGE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 _BATCH_COMMANDS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 4096)
 
-_CODES = (
+CODES = (
     "OK",
     "Canceled",
     "Unknown",
@@ -49,20 +49,21 @@ class _Method:
         service, _, method = path.strip("/").rpartition("/")
         self.labels = {"grpc_type": grpc_type, "grpc_service": service, "grpc_method": method}
         self.started = 0
-        self.handled = [0] * len(_CODES)
+        self.handled = [0] * len(CODES)
         self.seconds = Histogram(_CALL_SECONDS)
 
 
 class Metrics:
     """Counts. It is an `Observer` of the engine, a `StoreObserver` and an `Audit`.
 
-    `methods` has the type of each method by its path; calls of any other count as those of `unknown`.
+    `methods` has the type of each method by its path; calls of any other count as those of `unknown`. `reasons` are
+    those of errors: they are there before they occur, so that whoever compares two readings sees the first error too.
     """
 
-    def __init__(self, methods: Mapping[str, str]) -> None:
+    def __init__(self, methods: Mapping[str, str], reasons: Iterable[str]) -> None:
         self._unknown = _Method("/unknown/unknown", "unary")
         self._methods = {path.encode(): _Method(path, grpc_type) for path, grpc_type in methods.items()}
-        self._errors: Counter[str] = Counter()
+        self._errors = Counter(dict.fromkeys(reasons, 0))
         self._changes = Counter(dict.fromkeys(_CHANGES.values(), 0))
         self._ended = Counter(dict.fromkeys((cause.name for cause in EndCause), 0))
         self._exchanges = Histogram(_EXCHANGE_SECONDS)
@@ -126,7 +127,7 @@ class Metrics:
         for method in (*self._methods.values(), self._unknown):
             labels = method.labels
             found["grpc_server_started_total"][sample("grpc_server_started_total", labels)] = method.started
-            for code, count in zip(_CODES, method.handled, strict=True):
+            for code, count in zip(CODES, method.handled, strict=True):
                 if count:
                     name = sample("grpc_server_handled_total", {**labels, "grpc_code": code})
                     found["grpc_server_handled_total"][name] = count
