@@ -272,14 +272,39 @@ def test_the_chart_makes_the_manifests() -> None:
 def test_the_values_of_the_chart_are_used() -> None:
     """Each of them changes what is rendered; a longer drain gets a longer grace."""
     helm = str(HELM)
-    default = helm_template(helm)
+    # Without a port the other values of the page have nothing to change.
+    with_page = ("--set", "metrics.port=9464")
+    default = helm_template(helm, *with_page)
     values = yaml.safe_load((deploy.CHART / "values.yaml").read_text())
     for name in _leaves(values):
-        changed = "--set" if name == "replicas" or "Seconds" in name else "--set-string"
-        assert helm_template(helm, changed, f"{name}=61") != default, name
+        is_text = name not in {"replicas", "metrics.port", "metrics.podMonitor"} and "Seconds" not in name
+        value = "true" if name == "metrics.podMonitor" else "61"
+        changed = helm_template(helm, *with_page, "--set-string" if is_text else "--set", f"{name}={value}")
+        assert changed != default, name
     spec = helm_template(helm, "--set", "drainTimeoutSeconds=60")["Deployment"]["spec"]["template"]["spec"]
     assert spec["terminationGracePeriodSeconds"] == 80
     assert {"name": "CATRACA_DRAIN_TIMEOUT", "value": "60s"} in spec["containers"][0]["env"]
+
+
+@pytest.mark.skipif(HELM is None, reason="no helm, which renders the chart")
+def test_the_chart_can_open_the_page_of_metrics() -> None:
+    """To Prometheus only, on one port with one name everywhere; without a port there is nothing of it."""
+    flags = ("--set", "metrics.port=9464", "--set", "metrics.podMonitor=true")
+    objects = helm_template(str(HELM), *flags)
+    (container,) = objects["Deployment"]["spec"]["template"]["spec"]["containers"]
+    ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+    environment = {each["name"]: each["value"] for each in container["env"]}
+    assert ports["metrics"] == int(environment["CATRACA_METRICS_PORT"]) == 9464
+    paths = {f"CATRACA_{each}": f"/{each}" for each in ("TLS_CERT", "TLS_KEY", "CALLERS_FILE")}
+    assert load({}, {**environment, "CATRACA_CONFIG": "", **paths}).warnings == ()
+    _, opened = objects["NetworkPolicy"]["spec"]["ingress"]
+    assert [each["port"] for each in opened["ports"]] == ["metrics"]
+    assert [each.keys() for each in opened["from"]] == [{"namespaceSelector", "podSelector"}]
+    monitor = objects["PodMonitor"]["spec"]
+    assert [each["port"] for each in monitor["podMetricsEndpoints"]] == ["metrics"]
+    labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert monitor["selector"]["matchLabels"].items() <= labels.items()
+    assert "PodMonitor" not in helm_template(str(HELM), "--set", "metrics.podMonitor=true")
 
 
 def helm_template(helm: str, *flags: str) -> deploy.Objects:
