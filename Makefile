@@ -68,7 +68,7 @@ bench: $(VENV)/.bench ## Measure, side by side in one run (ARGS="--quick", "--ag
 
 lock: $(VENV)/.dev ## Take the newest allowed versions into requirements/*.txt
 	$(COMPILE) --upgrade pyproject.toml --extra server requirements/run.in -o requirements/run.txt
-	$(COMPILE) --upgrade pyproject.toml --extra server requirements/run.in requirements/dev.in -c requirements/run.txt -o requirements/dev.txt
+	$(COMPILE) --upgrade pyproject.toml --extra server --extra otel requirements/run.in requirements/dev.in -c requirements/run.txt -o requirements/dev.txt
 	$(COMPILE) --upgrade requirements/bench.in -c requirements/dev.txt -o requirements/bench.txt
 	$(COMPILE) --upgrade requirements/proto.in -o requirements/proto.txt
 

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -32,6 +33,7 @@ from catraca_server.domain.audit import Audit, Audits
 from catraca_server.domain.limits import Policy
 from catraca_server.domain.tokens import Tokens
 from catraca_server.listening import format_address, private_socket, socket_path, why_refused
+from catraca_server.observe import otel
 from catraca_server.observe.audit import LogAudit
 from catraca_server.observe.metrics import Metrics
 from catraca_server.operations.ending import Ending
@@ -41,7 +43,9 @@ from catraca_server.operations.users import UserSessions
 from catraca_server.operations.watching import Watching
 from catraca_server.redis.embedded import EmbeddedStore, default_data_dir, find_binary
 from catraca_server.redis.errors import StoreUnavailable
+from catraca_server.redis.link import Link
 from catraca_server.redis.multiplexer import CONNECT_TIMEOUT_SECONDS
+from catraca_server.redis.observed import ObservedLink
 from catraca_server.redis.observer import NO_OBSERVER
 from catraca_server.redis.open import open_link
 from catraca_server.redis.url import StoreKind, StoreUrl
@@ -50,6 +54,9 @@ from catraca_server.store.feed import RedisFeed
 from catraca_server.store.keys import Keys
 from catraca_server.store.sessions import RedisSessionStore
 from catraca_server.store.user_index import RedisUserIndex
+
+if TYPE_CHECKING:
+    from catraca_server.observe.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +97,22 @@ async def running(
 
     `metrics` is told of all that is to be counted.
     """
-    server = Server(_options(settings), observer=metrics)
+    async with (
+        _tracing(settings, metrics) as tracing,
+        _serving(settings, environment, pepper, metrics, tracing) as address,
+    ):
+        yield address
+
+
+@asynccontextmanager
+async def _serving(
+    settings: Settings,
+    environment: Mapping[str, str],
+    pepper: bytes | None,
+    metrics: Metrics | None,
+    tracing: "Tracing | None",
+) -> AsyncIterator[str]:
+    server = Server(_options(settings), observer=tracing or metrics)
     try:
         # Bound first: a port in use is the commonest mistake, and the cheapest to find. Not so a port that workers
         # share: connections would come at once, and wait there for the store.
@@ -100,14 +122,16 @@ async def running(
         health = Health(SERVICE_NAME, secure=not settings.missing_protection())
         async with (
             _guard(settings, audit) as guard,
-            _store(settings, environment, health, metrics) as (store, index, feed),
+            _store(settings, environment, health, metrics, tracing) as (store, index, feed),
             _watching(feed, settings) as watching,
         ):
             watches = Watches(watching)
             service = _service(store, index, feed, settings, pepper, audit=audit)
             if metrics is not None:
                 _read_from_parts(metrics, service, watching, health, settings)
-            methods = session_service_methods(service, watches, store_timeout_seconds=settings.store_timeout.seconds)
+            methods = session_service_methods(
+                service, watches, store_timeout_seconds=settings.store_timeout.seconds, around=tracing
+            )
             server.add_methods(methods, guard)
             _add_standard_methods(server, health, settings)
             address = address or _bind(server, settings)
@@ -242,7 +266,11 @@ def _add_standard_methods(server: Server, health: Health, settings: Settings) ->
 
 @asynccontextmanager
 async def _store(
-    settings: Settings, environment: Mapping[str, str], health: Health, metrics: Metrics | None = None
+    settings: Settings,
+    environment: Mapping[str, str],
+    health: Health,
+    metrics: Metrics | None = None,
+    tracing: "Tracing | None" = None,
 ) -> AsyncIterator[tuple[RedisSessionStore, RedisUserIndex, RedisFeed]]:
     async with AsyncExitStack() as stack:
         embedded = await stack.enter_async_context(embedded_store(settings, environment))
@@ -262,6 +290,7 @@ async def _store(
                 on_change=health.store_changed,
                 observer=metrics or NO_OBSERVER,
             )
+            link: Link
             link, has_pexpiretime = await stack.enter_async_context(opening)
         except TimeoutError:
             raise StartError(
@@ -271,6 +300,8 @@ async def _store(
             raise StartError(f"{error}. The store is set by CATRACA_STORE_URL") from error
         if metrics is not None:
             metrics.read_from("catraca_store_waiting_commands", lambda: link.waiting_commands)
+        if tracing is not None:
+            link = ObservedLink(link, tracing)
         keys = Keys(settings.key_prefix)
         yield (
             RedisSessionStore(link, keys, has_pexpiretime=has_pexpiretime),
@@ -281,7 +312,33 @@ async def _store(
 
 def new_metrics(settings: Settings) -> Metrics | None:
     """Returns what counts in this process; None if nobody is to see it."""
-    return Metrics(method_types(), REASONS) if settings.metrics_port else None
+    return Metrics(method_types(), REASONS) if settings.metrics_port or settings.otel else None
+
+
+def check_otel(settings: Settings, environment: Mapping[str, str]) -> None:
+    """Raises StartError if OpenTelemetry is asked for and cannot be had as it is asked for."""
+    if settings.otel and (problems := otel.problems_with_otel(environment)):
+        raise StartError("\n".join(problems))
+
+
+def cannot_set_up_otel(error: Exception) -> StartError:
+    """Returns why OTEL_ variables cannot be used. What they hold may be a secret, so it says only where to look."""
+    return StartError(f"OpenTelemetry cannot be set up: {type(error).__name__}. It is set up by OTEL_ variables")
+
+
+@asynccontextmanager
+async def _tracing(settings: Settings, metrics: Metrics | None) -> AsyncIterator["Tracing | None"]:
+    async with AsyncExitStack() as stack:
+        tracing = None
+        if settings.otel and metrics is not None:
+            address: dict[str, str | int] = {"server.address": settings.host.removeprefix("unix:")}
+            if settings.port and not socket_path(settings.host):
+                address["server.port"] = settings.port
+            try:
+                tracing = await stack.enter_async_context(otel.tracing(metrics, METHOD_ROLES, address))
+            except (OSError, ValueError) as error:
+                raise cannot_set_up_otel(error) from None
+        yield tracing
 
 
 def _read_from_parts(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from catraca_server import callers_file
 from catraca_server.api.tls import CertificateError, check_authorities, check_pair
-from catraca_server.app import StartError, read_pepper
+from catraca_server.app import StartError, check_otel, read_pepper
 from catraca_server.settings import Settings, environment_name
 
 _PAIRS = (("tls_cert", "tls_key"), ("store_tls_cert", "store_tls_key"))
@@ -17,8 +17,13 @@ _AUTHORITIES = ("tls_client_ca", "store_tls_ca")
 
 
 def problems_of_files(settings: Settings) -> list[str]:
-    """Returns what is wrong with the files that the settings name, one line each."""
-    return [*_tls_problems(settings), *_callers_problems(settings), *_pepper_problems(settings)]
+    """Returns what is wrong with what the settings name and this machine has, one line each."""
+    return [
+        *_otel_problems(settings),
+        *_tls_problems(settings),
+        *_callers_problems(settings),
+        *_pepper_problems(settings),
+    ]
 
 
 def _tls_problems(settings: Settings) -> Iterator[str]:
@@ -50,6 +55,13 @@ def _callers_problems(settings: Settings) -> Iterator[str]:
         callers_file.read(settings.callers_file)
     except callers_file.CallersFileError as error:
         yield from (f"{environment_name('callers_file')}: {each}" for each in error.problems)
+
+
+def _otel_problems(settings: Settings) -> Iterator[str]:
+    try:
+        check_otel(settings, os.environ)
+    except StartError as error:
+        yield from str(error).splitlines()
 
 
 def _pepper_problems(settings: Settings) -> Iterator[str]:

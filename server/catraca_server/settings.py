@@ -137,6 +137,9 @@ class Settings:
     audit: bool = _setting("false", switch, "log a line for each session that is created, changed or ended")
     metrics_port: int = _setting("0", whole_number(0, 65535), "port of the page for Prometheus; 0: none")
     metrics_host: str = _setting("127.0.0.1", canonical_host, "address of the page for Prometheus")
+    otel: bool = _setting(
+        "false", switch, "send traces and metrics to an OpenTelemetry collector; OTEL_* say where it is"
+    )
     log_format: str = _setting("text", one_of("text", "json"), "text or json")
     log_level: str = _setting("info", one_of("debug", "info", "warning", "error"), "debug, info, warning or error")
 

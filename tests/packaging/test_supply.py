@@ -48,7 +48,8 @@ def test_a_line_without_a_hash_is_not_locked() -> None:
 
 def test_all_licences_are_allowed() -> None:
     """Of what is locked and installed here."""
-    assert supply.licence_problems(supply.read_lock(supply.LOCK.read_text())) == []
+    assert supply.licence_problems(supply.with_extras()) == []
+    assert "opentelemetry-sdk" in {each.name for each in supply.with_extras()}
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ Handlers take and return bytes, so that a malformed body is answered here, like 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from types import MappingProxyType
-from typing import TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -41,10 +41,22 @@ USER_WIDE_EXCHANGES = 40
 _Request = TypeVar("_Request", bound=Message)
 _Rpc: TypeAlias = Callable[[_Request, Call], Awaitable[Message | bytes]]
 """Returns a message, or its bytes."""
+_Handler: TypeAlias = Callable[[UnaryCall], Coroutine[Any, Any, bytes]]
+_BatchHandler: TypeAlias = Callable[[list[UnaryCall]], None]
+
+
+class Around(Protocol):
+    """Puts something around the handlers, once, when the server is made."""
+
+    def unary(self, handler: _Handler) -> _Handler:
+        """Returns a handler that calls this one."""
+
+    def batch(self, handler: _BatchHandler) -> _BatchHandler:
+        """Returns a handler that calls this one."""
 
 
 def session_service_methods(
-    service: SessionService, watches: Watches, *, store_timeout_seconds: float
+    service: SessionService, watches: Watches, *, store_timeout_seconds: float, around: Around | None = None
 ) -> dict[str, Method]:
     """Returns the methods of SessionService by their paths. `store_timeout_seconds` is what the store has for one call.
 
@@ -53,12 +65,13 @@ def session_service_methods(
     """
 
     def unary(request_type: type[_Request], rpc: _Rpc[_Request], exchanges: int = 1) -> Method:
-        return _unary(request_type, rpc, store_timeout_seconds * exchanges)
+        handler = _unary(request_type, rpc, store_timeout_seconds * exchanges)
+        return UnaryMethod(handler if around is None else around.unary(handler))
 
     batches = ValidationBatches(service.validating, store_timeout_seconds=store_timeout_seconds, audit=service.audit)
     methods: dict[str, Method] = {
         "CreateSession": unary(pb.CreateSessionRequest, service.create_session),
-        "ValidateSession": BatchMethod(batches.start),
+        "ValidateSession": BatchMethod(batches.start if around is None else around.batch(batches.start)),
         "BatchValidateSessions": unary(pb.BatchValidateSessionsRequest, service.batch_validate_sessions),
         "GetSession": unary(pb.GetSessionRequest, service.get_session),
         "ListSessions": unary(pb.ListSessionsRequest, service.list_sessions),
@@ -71,7 +84,7 @@ def session_service_methods(
     return {f"/{SERVICE_NAME}/{name}": method for name, method in methods.items()}
 
 
-def _unary(request_type: type[_Request], rpc: _Rpc[_Request], timeout_seconds: float) -> UnaryMethod:
+def _unary(request_type: type[_Request], rpc: _Rpc[_Request], timeout_seconds: float) -> _Handler:
     async def handle(call: UnaryCall) -> bytes:
         ids = call_ids(call.metadata)
         call.initial_metadata = ((REQUEST_ID_HEADER, ids.request_id),)
@@ -83,7 +96,7 @@ def _unary(request_type: type[_Request], rpc: _Rpc[_Request], timeout_seconds: f
         except Exception as error:  # noqa: BLE001  whatever it is, the caller gets a status made by `statuses`
             raise StatusError(status_of(error, ids)) from None
 
-    return UnaryMethod(handle)
+    return handle
 
 
 def _parse(request_type: type[_Request], body: bytes) -> _Request:

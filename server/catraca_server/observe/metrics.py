@@ -79,12 +79,14 @@ class Metrics:
         """Has numbers read when they are wanted, by the values of a label."""
         self._readers[family] = lambda: {sample(family, {label: name}): count for name, count in read().items()}
 
-    def started(self, method: bytes) -> None:
+    def started(self, method: bytes, metadata: object = ()) -> None:
         """Counts a call that came in."""
+        del metadata
         self._methods.get(method, self._unknown).started += 1
 
-    def handled(self, method: bytes, code: int, reason: str, seconds: float) -> None:
+    def handled(self, observed: object, method: bytes, code: int, reason: str, seconds: float) -> None:
         """Counts a call that has ended."""
+        del observed
         counts = self._methods.get(method, self._unknown)
         counts.handled[code] += 1
         counts.seconds.observe(seconds)

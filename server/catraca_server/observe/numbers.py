@@ -3,11 +3,14 @@
 A few plain numbers and forty lines of text: a library would bring nothing else, and count more slowly.
 """
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
+
+_LABEL = re.compile(r'([a-z_]+)="([^"]*)"')
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -90,6 +93,11 @@ def sample(name: str, labels: Mapping[str, str]) -> str:
     """Returns the name of a sample. Labels are words of ours, which need no escapes."""
     inner = ",".join([f'{key}="{value}"' for key, value in labels.items()])
     return f"{name}{{{inner}}}" if inner else name
+
+
+def labels_of(name: str) -> dict[str, str]:
+    """Returns the labels of a sample, by its name."""
+    return dict(_LABEL.findall(name))
 
 
 def merge(snapshots: Iterable[Snapshot]) -> Snapshot:

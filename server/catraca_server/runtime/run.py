@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 
-from catraca_server.app import new_metrics, read_pepper, running
+from catraca_server.app import check_otel, new_metrics, read_pepper, running
 from catraca_server.observe.numbers import Snapshot
-from catraca_server.observe.serving import serving_page
+from catraca_server.runtime.publishing import publishing
 from catraca_server.runtime.supervisor import supervising
 from catraca_server.settings import Settings
 
@@ -22,6 +22,7 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> None:
     def announce(address: str) -> None:
         logger.info("catraca %s listening on %s; Ctrl-C stops it", version("catraca"), address)
 
+    check_otel(settings, environment)
     pepper = read_pepper(settings)
     if settings.workers == 1:
         service = _alone(settings, environment, pepper)
@@ -32,7 +33,7 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> None:
 
 @asynccontextmanager
 async def _alone(settings: Settings, environment: Mapping[str, str], pepper: bytes | None) -> AsyncIterator[str]:
-    """Runs the service in this process, with the page of metrics if it is wanted."""
+    """Runs the service in this process, and publishes its numbers if anybody wants them."""
     metrics = new_metrics(settings)
 
     async def snapshot() -> Snapshot:
@@ -40,10 +41,10 @@ async def _alone(settings: Settings, environment: Mapping[str, str], pepper: byt
         return metrics.snapshot()
 
     async with AsyncExitStack() as stack:
-        address = await stack.enter_async_context(running(settings, environment, pepper, metrics))
         if metrics is not None:
-            await stack.enter_async_context(serving_page(settings.metrics_host, settings.metrics_port, snapshot))
-        yield address
+            # Around the service, so that what happens while it drains is published too.
+            await stack.enter_async_context(publishing(settings, snapshot))
+        yield await stack.enter_async_context(running(settings, environment, pepper, metrics))
 
 
 async def run_until_stopped(service: AbstractAsyncContextManager[str], announce: Callable[[str], None]) -> None:

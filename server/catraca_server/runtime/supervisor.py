@@ -21,8 +21,8 @@ from functools import partial
 
 from catraca_server.app import StartError, embedded_store
 from catraca_server.listening import format_address, reserve_port
-from catraca_server.observe.serving import serving_page
 from catraca_server.runtime.numbers import ASK, LINE_MAX_BYTES, AllNumbers, WorkerNumbers
+from catraca_server.runtime.publishing import publishing
 from catraca_server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -107,9 +107,7 @@ async def supervising(settings: Settings, environment: Mapping[str, str], pepper
                 settings = replace(settings, store_url=embedded.url)
             numbers = AllNumbers()
             async with AsyncExitStack() as stack:
-                if settings.metrics_port:
-                    page = serving_page(settings.metrics_host, settings.metrics_port, numbers.snapshot)
-                    await stack.enter_async_context(page)
+                await stack.enter_async_context(publishing(settings, numbers.snapshot))
                 await stack.enter_async_context(run_workers(replace(settings, port=port), pepper, numbers))
                 yield format_address(settings.host, port)
 

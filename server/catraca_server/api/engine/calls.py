@@ -100,6 +100,11 @@ class Call:
         self._core = event.call
         completions.begin(self._core, (core.ReceiveCloseOnServerOperation(core.NO_FLAGS),), self._on_close)
 
+    @property
+    def observed(self) -> Any:
+        """What the observer of the server has made of it; None without one."""
+        return self._slot.observed
+
     def peer(self) -> str:
         """Returns where the call comes from, such as `ipv4:127.0.0.1:40312`; empty once the call is over."""
         return "" if self._core is None else self._core.peer().decode()
@@ -142,7 +147,7 @@ class Call:
         if observer is not None:
             ended = code if self._core is not None else _CANCELLED_CODE
             reason = "" if status is None else status.reason
-            observer.handled(self.method, ended, reason, perf_counter() - self._began_seconds)
+            observer.handled(self._slot.observed, self.method, ended, reason, perf_counter() - self._began_seconds)
         if self._core is None:
             self._slot.release()
         else:

@@ -129,7 +129,8 @@ class Server:
     def _accept(self, slot: Slot, event: Any) -> None:
         method, guard = self._methods.get(event.call_details.method, _UNKNOWN)
         if self._observer is not None:
-            self._observer.started(event.call_details.method if method is not None else b"")
+            path = event.call_details.method if method is not None else b""
+            slot.observed = self._observer.started(path, event.invocation_metadata)
         if method is None:
             self._refuse(slot, event, UNKNOWN_METHOD)
             return
@@ -158,7 +159,7 @@ class Server:
         )
         if self._observer is not None:
             method = b"" if status is UNKNOWN_METHOD else event.call_details.method
-            self._observer.handled(method, status.code.value[0], status.reason, 0)
+            self._observer.handled(slot.observed, method, status.code.value[0], status.reason, 0)
         self._completions.begin(event.call, refusal, lambda _: slot.release())
 
     def _after_turn(self) -> None:

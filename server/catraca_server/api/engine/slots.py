@@ -19,13 +19,15 @@ from catraca_server.api.engine.completions import Completions
 class Slot:
     """Room for one call in hand."""
 
-    __slots__ = ("_given_up", "_slots", "on_release", "taken_at_seconds")
+    __slots__ = ("_given_up", "_slots", "observed", "on_release", "taken_at_seconds")
 
     def __init__(self, slots: "Slots") -> None:
         self.taken_at_seconds = inf
         """When the call came that holds it, by the loop's clock; infinity if none does."""
         self.on_release: Callable[[], None] | None = None
         """Called once when the call that holds it, or has given it up, is over."""
+        self.observed: Any = None
+        """What the observer has made of the call that holds it, or has given it up."""
         self._slots = slots
         self._given_up = False
 

@@ -1,0 +1,151 @@
+"""Traces: a span for each call, and below it one for each request that it makes of the store.
+
+The names are those of OpenTelemetry's semantic conventions for RPC and for Redis. A call continues the trace that its
+`traceparent` names; whether it is recorded the sampler decides, by default as the caller has decided. Spans have names
+of methods and commands, numbers and statuses; nothing of a request gets into them.
+
+Validations that come together ask the store together. Each call that is recorded has a span of its own for that
+request, with the same beginning and end, because each has waited for it; how many commands they shared it with is in
+the span.
+"""
+
+import re
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any, Protocol, TypeVar
+
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from catraca_server.observe.metrics import CODES, Metrics
+
+_STATUSES = tuple(
+    "CANCELLED" if each == "Canceled" else re.sub(r"(?<=[a-z])(?=[A-Z])", "_", each).upper() for each in CODES
+)
+"""As gRPC calls them, by their numbers."""
+
+_ERRORS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
+"""Where the server is at fault, and not its caller."""
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+_HEADERS = _PROPAGATOR.fields
+_NO_PARENT = Context()
+
+_recorded: ContextVar[Sequence[Span]] = ContextVar("recorded", default=())
+"""The calls that are being served here and are recorded."""
+
+
+class ServedCall(Protocol):
+    """A call of the engine."""
+
+    @property
+    def observed(self) -> Any:
+        """What `Tracing.started` has returned for it."""
+
+
+_Call = TypeVar("_Call", bound=ServedCall)
+
+
+class Tracing:
+    """Makes spans. It is an `Observer` of the engine, which passes everything on to `metrics`, and a `RequestObserver`.
+
+    Calls of `methods` are traced, by their paths, and those of methods that do not exist; others, such as health
+    probes, are not. `address` is what every span of a call has besides: `server.address` and `server.port`.
+    """
+
+    def __init__(
+        self, tracer: Tracer, metrics: Metrics, methods: Iterable[str], address: Mapping[str, str | int]
+    ) -> None:
+        self._tracer = tracer
+        self._metrics = metrics
+        names = {b"": "_OTHER"} | {path.encode(): path[1:] for path in methods}
+        self._calls = {
+            # A span is not to be called what anybody may call.
+            path: ("grpc" if not path else name, {"rpc.system.name": "grpc", "rpc.method": name, **address})
+            for path, name in names.items()
+        }
+
+    def started(self, method: bytes, metadata: Iterable[tuple[str, str | bytes]]) -> Span | None:
+        """Begins the span of a call, if it is recorded."""
+        self._metrics.started(method)
+        traced = self._calls.get(method)
+        if traced is None:
+            return None
+        name, attributes = traced
+        span = self._tracer.start_span(name, _parent(metadata), SpanKind.SERVER, attributes)
+        return span if span.is_recording() else None
+
+    def handled(self, observed: Span | None, method: bytes, code: int, reason: str, seconds: float) -> None:
+        """Ends the span of a call."""
+        self._metrics.handled(None, method, code, reason, seconds)
+        if observed is None:
+            return
+        status = _STATUSES[code]
+        observed.set_attribute("rpc.response.status_code", status)
+        if reason:
+            observed.set_attribute("catraca.reason", reason)
+        if status in _ERRORS:
+            _fail(observed, status)
+        observed.end()
+
+    def unary(
+        self, handler: Callable[[_Call], Coroutine[Any, Any, bytes]]
+    ) -> Callable[[_Call], Coroutine[Any, Any, bytes]]:
+        """Returns a handler whose requests of the store are part of its call."""
+
+        async def handle(call: _Call) -> bytes:
+            if call.observed is not None:
+                # It has a task, and with it a context, of its own.
+                _recorded.set((call.observed,))
+            return await handler(call)
+
+        return handle
+
+    def batch(self, handler: Callable[[list[_Call]], None]) -> Callable[[list[_Call]], None]:
+        """Returns a handler whose requests of the store are part of each of its calls."""
+
+        def handle(calls: list[_Call]) -> None:
+            recorded = [call.observed for call in calls if call.observed is not None]
+            if not recorded:
+                handler(calls)
+                return
+            token = _recorded.set(recorded)
+            try:
+                handler(calls)
+            finally:
+                _recorded.reset(token)
+
+        return handle
+
+    def is_asked_for(self) -> bool:
+        """Whether a call that is recorded is being served here."""
+        return bool(_recorded.get())
+
+    def request_began(self, operation: str, commands: int) -> Sequence[Span]:
+        """Begins the spans of a request of the store."""
+        attributes: dict[str, str | int] = {"db.system.name": "redis", "db.operation.name": operation}
+        if commands > 1:
+            attributes["db.operation.batch.size"] = commands
+        return [
+            self._tracer.start_span(operation, set_span_in_context(call, _NO_PARENT), SpanKind.CLIENT, attributes)
+            for call in _recorded.get()
+        ]
+
+    def request_ended(self, began: Sequence[Span], error: str) -> None:
+        """Ends them."""
+        for span in began:
+            if error:
+                _fail(span, error)
+            span.end()
+
+
+def _fail(span: Span, error: str) -> None:
+    span.set_attribute("error.type", error)
+    span.set_status(Status(StatusCode.ERROR))
+
+
+def _parent(metadata: Iterable[tuple[str, str | bytes]]) -> Context:
+    """Returns the span that a call continues, as its caller says."""
+    carrier = {key: value for key, value in metadata if key in _HEADERS and isinstance(value, str)}
+    return _PROPAGATOR.extract(carrier, _NO_PARENT) if carrier else _NO_PARENT

@@ -1,0 +1,358 @@
+"""OpenTelemetry: the spans of calls, the metrics of the page, and nothing without being asked."""
+
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from tests.support.collector import Collector, attributes, collecting
+from tests.support.command import catraca, clean_environment
+from tests.support.metrics import free_port, labels_of, scrape
+from tests.support.processes import workers_of
+from tests.support.service import ServeProcess
+from tests.support.valkey import Valkey
+from tests.support.waiting import TIMEOUT_SECONDS, eventually
+from tests.support.wire import create, stub_of, validate
+
+from catraca.v1 import session_pb2, session_service_pb2 as pb
+from catraca.v1.session_service_pb2_grpc import SessionServiceStub
+
+SERVICE = "catraca.v1.SessionService"
+SERVER, CLIENT = 2, 3
+ERROR = 2
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    """A collector."""
+    with collecting() as made:
+        yield made
+
+
+def traceparent(trace: str, parent: str, *, sampled: bool = True) -> tuple[tuple[str, str], ...]:
+    """Returns the metadata of a call that is part of a trace."""
+    return (("traceparent", f"00-{trace}-{parent}-{int(sampled):02d}"),)
+
+
+def new_ids() -> tuple[str, str]:
+    """Returns the id of a trace and of a span in it."""
+    return secrets.token_hex(16), secrets.token_hex(8)
+
+
+def spans_of(collector: Collector, trace: str) -> list[Any]:
+    """Returns the spans of a trace."""
+    return [span for span in collector.spans() if span.trace_id.hex() == trace]
+
+
+def calls_of(collector: Collector, trace: str) -> list[Any]:
+    """Returns the spans of calls in a trace."""
+    return [span for span in spans_of(collector, trace) if span.kind == SERVER]
+
+
+def failing(call: Callable[[], object]) -> grpc.StatusCode:
+    """Makes a call that fails, and returns its status code."""
+    with pytest.raises(grpc.RpcError) as failed:
+        call()
+    error: Any = failed.value
+    code: grpc.StatusCode = error.code()
+    return code
+
+
+def test_a_call_continues_the_trace_of_its_caller(collector: Collector) -> None:
+    """As a span of the server, with one below it for each request of the store; an unsampled one has none."""
+    with ServeProcess(collector.environment, store_url="memory:") as process, stub_of(process.target) as stub:
+        token = create(stub, "ana").token
+        unsampled, parent = new_ids()
+        request = pb.ValidateSessionRequest(token=token)
+        stub.ValidateSession(request, metadata=traceparent(unsampled, parent, sampled=False), timeout=TIMEOUT_SECONDS)
+        trace, parent = new_ids()
+        stub.ValidateSession(request, metadata=traceparent(trace, parent), timeout=TIMEOUT_SECONDS)
+        eventually(lambda: len(spans_of(collector, trace)) == 2, "the spans are sent")
+        process.stop()
+    assert not spans_of(collector, unsampled)
+    (served,) = calls_of(collector, trace)
+    (asked,) = (span for span in spans_of(collector, trace) if span.kind == CLIENT)
+    assert served.parent_span_id.hex() == parent
+    assert served.name == f"{SERVICE}/ValidateSession"
+    assert attributes(served.attributes) == {
+        "rpc.system.name": "grpc",
+        "rpc.method": f"{SERVICE}/ValidateSession",
+        "rpc.response.status_code": "OK",
+        "server.address": "127.0.0.1",
+    }
+    assert served.status.code == 0
+    assert (asked.parent_span_id, asked.name) == (served.span_id, "PIPELINE")
+    assert attributes(asked.attributes) == {
+        "db.system.name": "redis",
+        "db.operation.name": "PIPELINE",
+        "db.operation.batch.size": 2,
+    }
+    assert served.start_time_unix_nano <= asked.start_time_unix_nano
+    assert asked.start_time_unix_nano < asked.end_time_unix_nano <= served.end_time_unix_nano
+    for who in collector.resources():
+        assert (who["service.name"], who["service.version"]) == ("catraca", version("catraca"))
+
+
+def test_errors_have_the_status_of_the_conventions(collector: Collector) -> None:
+    """What the server is to blame for is an error; what its caller did is a status."""
+    traces = {}
+    with (
+        ServeProcess(collector.environment, store_url="memory:") as process,
+        grpc.insecure_channel(process.target) as channel,
+    ):
+        stub = SessionServiceStub(channel)
+        unknown: Any = channel.unary_unary("/made.Up/Method")
+        made: list[tuple[grpc.StatusCode, Any, Any]] = [
+            (grpc.StatusCode.INVALID_ARGUMENT, stub.CreateSession, pb.CreateSessionRequest()),
+            (grpc.StatusCode.NOT_FOUND, stub.GetSession, pb.GetSessionRequest(session_id="0" * 22)),
+            (grpc.StatusCode.UNIMPLEMENTED, unknown, b""),
+        ]
+        for code, method, request in made:
+            trace, parent = new_ids()
+            call = partial(method, request, metadata=traceparent(trace, parent), timeout=TIMEOUT_SECONDS)
+            assert failing(call) is code
+            traces[code] = trace
+        eventually(lambda: all(calls_of(collector, trace) for trace in traces.values()), "the spans are sent")
+    found = {code: calls_of(collector, trace)[0] for code, trace in traces.items()}
+    for code, span in found.items():
+        is_fault = code is grpc.StatusCode.UNIMPLEMENTED
+        said = attributes(span.attributes)
+        assert said["rpc.response.status_code"] == code.name
+        assert (span.status.code == ERROR) is is_fault
+        assert said.get("error.type") == (code.name if is_fault else None)
+    assert attributes(found[grpc.StatusCode.NOT_FOUND].attributes)["catraca.reason"] == "SESSION_NOT_FOUND"
+    other = found[grpc.StatusCode.UNIMPLEMENTED]
+    assert (other.name, attributes(other.attributes)["rpc.method"]) == ("grpc", "_OTHER")
+    assert b"made.Up" not in collector.everything
+
+
+def test_a_store_that_fails_is_seen_in_the_trace(collector: Collector, own_valkey: Valkey) -> None:
+    """The request of the store has failed, and says how; so has the call."""
+    with ServeProcess(collector.environment, store_url=own_valkey.url) as process, stub_of(process.target) as stub:
+        token = create(stub, "ana").token
+        own_valkey.pause()
+        try:
+            trace, parent = new_ids()
+            request = pb.ValidateSessionRequest(token=token)
+            code = failing(
+                lambda: stub.ValidateSession(request, metadata=traceparent(trace, parent), timeout=TIMEOUT_SECONDS)
+            )
+        finally:
+            own_valkey.resume()
+        assert code is grpc.StatusCode.UNAVAILABLE
+        eventually(lambda: len(spans_of(collector, trace)) == 2, "the spans are sent")
+    asked, served = sorted(spans_of(collector, trace), key=lambda span: -span.kind)
+    assert (asked.status.code, attributes(asked.attributes)["error.type"]) == (ERROR, "NOT_IN_TIME")
+    assert (served.status.code, attributes(served.attributes)["error.type"]) == (ERROR, "UNAVAILABLE")
+
+
+def test_the_sampler_of_the_environment_decides(collector: Collector) -> None:
+    """A call without a trace begins one, unless the sampler says no; health probes never do."""
+    for sampler, expected in (("parentbased_always_off", False), ("", True)):
+        environment = collector.environment | {"OTEL_TRACES_SAMPLER": sampler}
+        with ServeProcess(environment, store_url="memory:") as process, stub_of(process.target) as stub:
+            assert catraca("health", environment={"CATRACA_TARGET": process.target}).returncode == 0
+            validate(stub, "not a token")
+            assert process.stop() == 0
+        assert [span.name for span in collector.spans()] == [f"{SERVICE}/ValidateSession"] * expected
+
+
+def test_calls_that_share_a_request_of_the_store_have_a_span_each(collector: Collector, own_valkey: Valkey) -> None:
+    """And those that are not recorded have none, though they were in the same batch."""
+    with ServeProcess(collector.environment, store_url=own_valkey.url) as process, stub_of(process.target) as stub:
+        request = pb.ValidateSessionRequest(token=create(stub, "ana").token)
+        traces = [new_ids() for _ in range(200)]
+        calls = [
+            stub.ValidateSession.future(
+                request, metadata=traceparent(*ids, sampled=at % 2 == 0), timeout=TIMEOUT_SECONDS
+            )
+            for at, ids in enumerate(traces)
+        ]
+        assert all(call.result().valid for call in calls)
+        process.stop()
+    sizes = []
+    for at, (trace, _) in enumerate(traces):
+        spans = spans_of(collector, trace)
+        assert [span.kind for span in spans] == ([CLIENT, SERVER] if at % 2 == 0 else [])
+        if spans:
+            assert spans[0].parent_span_id == spans[1].span_id
+            sizes.append(attributes(spans[0].attributes)["db.operation.batch.size"])
+    assert max(sizes) > 2, "some came together"
+
+
+def test_nothing_secret_is_sent(collector: Collector) -> None:
+    """No token, id, user or attribute, whatever succeeds and whatever fails."""
+    mark = f"canary-{secrets.token_hex(16)}"
+    with ServeProcess(collector.environment, store_url="memory:", rotation_grace="0s") as process:
+        with stub_of(process.target) as stub:
+            made = stub.CreateSession(
+                pb.CreateSessionRequest(user_id=mark, attributes={mark: mark}), timeout=TIMEOUT_SECONDS
+            )
+            for method, request in (
+                ("CreateSession", pb.CreateSessionRequest(user_id=mark, token=mark)),
+                ("CreateSession", pb.CreateSessionRequest(user_id=mark, token=mark)),
+                ("ValidateSession", pb.ValidateSessionRequest(token=made.token, user_id=mark)),
+                ("ValidateSession", pb.ValidateSessionRequest(token=mark)),
+                ("GetSession", pb.GetSessionRequest(session_id=made.session.session_id)),
+                ("GetSession", pb.GetSessionRequest(session_id=mark)),
+                ("UpdateSession", pb.UpdateSessionRequest(session=session_pb2.Session(session_id=mark))),
+                ("RotateSession", pb.RotateSessionRequest(token=made.token)),
+                ("ValidateSession", pb.ValidateSessionRequest(token=made.token)),
+                ("RevokeUserSessions", pb.RevokeUserSessionsRequest(user_id=mark)),
+            ):
+                metadata = (("x-request-id", mark), ("traceparent", mark), ("tracestate", mark), (mark, mark))
+                call = getattr(stub, method).future(request, metadata=metadata, timeout=TIMEOUT_SECONDS)
+                call.exception()
+        assert process.stop() == 0
+    assert len([span for span in collector.spans() if span.kind == SERVER]) == 11
+    assert collector.last_metrics()
+    for secret in (mark, made.token, made.session.session_id, made.token[26:-6]):
+        assert secret.encode() not in collector.everything
+
+
+def sum_of(metric: Any, **labels: str) -> float:
+    """Returns the sum of the points that have these labels."""
+    points = getattr(metric, metric.WhichOneof("data")).data_points
+    return sum(  # type: ignore[no-any-return] # generated code
+        point.as_int or point.as_double for point in points if labels.items() <= attributes(point.attributes).items()
+    )
+
+
+def test_the_metrics_are_those_of_the_page(collector: Collector) -> None:
+    """The same names but for what has one in the conventions, the same labels, the same values."""
+    port = free_port()
+    environment = collector.environment | {"OTEL_TRACES_EXPORTER": "none"}
+    with ServeProcess(environment, store_url="memory:", metrics_port=str(port)) as process:
+        with stub_of(process.target) as stub:
+            validate(stub, create(stub, "ana").token)
+            validate(stub, "not a token")
+        eventually(lambda: scrape(port)['catraca_validations_total{outcome="malformed"}'] == 1, "it is counted")
+        page = scrape(port)
+        eventually(
+            lambda: (
+                bool(sent := collector.last_metrics()) and sum_of(sent["catraca.validations"], outcome="malformed") == 1
+            ),
+            "they are sent",
+        )
+        sent = collector.last_metrics()
+        process.stop()
+    assert not collector.spans()
+    named = {
+        "rpc.server.call.duration": "grpc_server_handling",
+        "db.client.operation.duration": "catraca_store_exchange",
+    }
+    compared = 0
+    for name, metric in sent.items():
+        data = getattr(metric, metric.WhichOneof("data"))
+        family = named.get(name, name.replace(".", "_")) + ("_seconds" if metric.unit == "s" else "")
+        if metric.WhichOneof("data") == "histogram":
+            counts = [value for sample, value in page.items() if sample.partition("{")[0] == f"{family}_count"]
+            assert len(counts) == len(data.data_points)
+            assert all(sum(point.bucket_counts) == point.count for point in data.data_points)
+            assert all(len(point.bucket_counts) == len(point.explicit_bounds) + 1 for point in data.data_points)
+            if name == "rpc.server.call.duration":
+                assert sum(point.count for point in data.data_points) == sum(counts) == 3
+            compared += 1
+            continue
+        suffix = "_total" if metric.WhichOneof("data") == "sum" else ""
+        samples = {
+            tuple(labels_of(sample).items()): value
+            for sample, value in page.items()
+            if sample.partition("{")[0] == family + suffix
+        }
+        points = {
+            tuple(attributes(point.attributes).items()): point.as_int or point.as_double for point in data.data_points
+        }
+        assert samples.keys() == points.keys(), name
+        if name not in {"catraca.store.waiting.commands", "catraca.feed.age"}:
+            assert samples == points, name
+        compared += 1
+    assert compared >= 15
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers take Linux")
+def test_workers_send_their_own_spans_and_one_sends_the_metrics(collector: Collector, valkey: Valkey) -> None:
+    """Metrics are of all of them, as the page is; what a worker counted before it ended stays in."""
+    with ServeProcess(collector.environment, store_url=valkey.url, workers="2", store_timeout="5s") as process:
+        for at in range(16):
+            options = (("grpc.use_local_subchannel_pool", 1), ("catraca.test", at))
+            with grpc.insecure_channel(process.target, options) as channel:
+                create(SessionServiceStub(channel), "ana")
+        workers_of(process)[0].send_signal(signal.SIGTERM)
+        eventually(lambda: process.log.count("serving: pid") == 3, "it is replaced")
+        assert process.stop() == 0
+    assert sum_of(collector.last_metrics()["catraca.sessions.created"]) == 16
+    assert len([span for span in collector.spans() if span.kind == SERVER]) == 16
+    instances = {each["service.instance.id"] for each in collector.resources()}
+    assert len(instances) in {2, 3, 4}, "the supervisor, and each worker that had calls"
+
+
+def test_a_collector_that_is_away_costs_two_seconds_at_the_end() -> None:
+    """And the log says that something was lost."""
+    environment = {"CATRACA_OTEL": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}"}
+    with ServeProcess(environment, store_url="memory:") as process:
+        with stub_of(process.target) as stub:
+            assert create(stub, "ana").token
+        assert process.stop() == 0
+        assert process.log.count("telemetry lost") == 2
+        assert "Traceback" not in process.log
+
+
+def without_otel(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command as if the extra were not installed."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Hidden:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'opentelemetry':\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Hidden())\n"
+    )
+    environment = clean_environment({"CATRACA_PORT": "0", "CATRACA_STORE_URL": "memory:", "PYTHONPATH": str(tmp_path)})
+    return subprocess.run(
+        [sys.executable, "-m", "catraca", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+    )
+
+
+def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
+    """When it is checked and when it starts, and only if it is asked for."""
+    checked = without_otel(tmp_path, "config", "check", "--otel")
+    started = without_otel(tmp_path, "serve", "--otel")
+    assert (checked.returncode, started.returncode) == (2, 3)
+    for done in (checked, started):
+        assert "pip install 'catraca[server,otel]'" in done.stderr
+    assert without_otel(tmp_path, "config", "check").returncode == 0
+
+
+def test_what_it_cannot_do_is_a_problem() -> None:
+    """Another protocol, another exporter; and a value that the library cannot read."""
+    environment = {"CATRACA_OTEL": "true", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "OTEL_TRACES_EXPORTER": "x"}
+    checked = catraca("config", "check", environment=environment)
+    assert checked.returncode == 2
+    assert len(checked.stderr.splitlines()) == 2
+    environment = {"CATRACA_OTEL": "true", "OTEL_EXPORTER_OTLP_TIMEOUT": "soon", "CATRACA_STORE_URL": "memory:"}
+    started = catraca("serve", environment=environment | {"CATRACA_PORT": "0"})
+    assert started.returncode == 3
+    assert "OpenTelemetry cannot be set up" in started.stderr
+
+
+def test_it_is_not_even_imported_without_being_asked() -> None:
+    """Neither its time nor its memory is spent."""
+    code = "import sys, catraca_server.cli, catraca_server.runtime.worker; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "catraca_server.observe.otel" in done.stdout
+    # The driver imports the SDK where it finds one.
+    ours = ("opentelemetry.exporter", "catraca_server.observe.otlp", "catraca_server.observe.tracing")
+    assert not [each for each in done.stdout.split() if each.startswith(ours)]
