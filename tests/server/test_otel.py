@@ -153,15 +153,24 @@ def test_a_store_that_fails_is_seen_in_the_trace(collector: Collector, own_valke
     assert (served.status.code, attributes(served.attributes)["error.type"]) == (ERROR, "UNAVAILABLE")
 
 
-def test_the_sampler_of_the_environment_decides(collector: Collector) -> None:
-    """A call without a trace begins one, unless the sampler says no; health probes never do."""
-    for sampler, expected in (("parentbased_always_off", False), ("", True)):
-        environment = collector.environment | {"OTEL_TRACES_SAMPLER": sampler}
-        with ServeProcess(environment, store_url="memory:") as process, stub_of(process.target) as stub:
-            assert catraca("health", environment={"CATRACA_TARGET": process.target}).returncode == 0
-            validate(stub, "not a token")
-            assert process.stop() == 0
-        assert [span.name for span in collector.spans()] == [f"{SERVICE}/ValidateSession"] * expected
+def test_the_sampler_of_the_environment_decides() -> None:
+    """About a call without a trace, with one that its caller does not record, and with one that makes no sense.
+
+    Health probes are never recorded.
+    """
+    unsampled, parent = new_ids()
+    strange = (("traceparent", f"00-{'0' * 32}-{parent}-00"),)
+    request = pb.ValidateSessionRequest(token="not a token")
+    for sampler, expected in (("parentbased_always_off", 0), ("", 2), ("always_on", 3)):
+        with collecting() as each:
+            environment = each.environment | {"OTEL_TRACES_SAMPLER": sampler}
+            with ServeProcess(environment, store_url="memory:") as process, stub_of(process.target) as stub:
+                assert catraca("health", environment={"CATRACA_TARGET": process.target}).returncode == 0
+                for metadata in ((), strange, traceparent(unsampled, parent, sampled=False)):
+                    stub.ValidateSession(request, metadata=metadata, timeout=TIMEOUT_SECONDS)
+                assert process.stop() == 0
+            assert [span.name for span in each.spans()] == [f"{SERVICE}/ValidateSession"] * expected
+            assert len(spans_of(each, unsampled)) == (sampler == "always_on")
 
 
 def test_calls_that_share_a_request_of_the_store_have_a_span_each(collector: Collector, own_valkey: Valkey) -> None:
@@ -346,6 +355,26 @@ def test_what_it_cannot_do_is_a_problem() -> None:
     started = catraca("serve", environment=environment | {"CATRACA_PORT": "0"})
     assert started.returncode == 3
     assert "OpenTelemetry cannot be set up" in started.stderr
+
+
+def test_headers_are_secrets(collector: Collector) -> None:
+    """They get to the collector, and not into the log, be they well-formed or not."""
+    mark = f"canary-{secrets.token_hex(16)}"
+    for name, value in (("", mark), ("TRACES_", f"a b={mark}"), ("METRICS_", f"authorization={mark},{mark}")):
+        environment = {"CATRACA_OTEL": "true", f"OTEL_EXPORTER_OTLP_{name}HEADERS": value}
+        checked = catraca("config", "check", environment=environment)
+        assert checked.returncode == 2
+        assert f"OTEL_EXPORTER_OTLP_{name}HEADERS must be" in checked.stderr
+        assert mark not in checked.stderr
+    environment = collector.environment | {
+        "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{mark}, x-other = {mark}%",
+        "CATRACA_LOG_LEVEL": "debug",
+    }
+    with ServeProcess(environment, store_url="memory:") as process:
+        eventually(lambda: bool(collector.requests), "something is sent")
+        assert process.stop() == 0
+        assert mark not in process.log
+    assert collector.authorizations == {f"Bearer {mark}"}
 
 
 def test_it_is_not_even_imported_without_being_asked() -> None:

@@ -17,11 +17,14 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer, metrics_service_pb2
 
     def __init__(self) -> None:
         self.requests: list[Any] = []
+        self.authorizations: set[str | None] = set()
+        """What came with them as `authorization`."""
         self.port = 0
 
     def Export(self, request: Any, context: Any) -> Any:  # noqa: N802  as the protocol has it
         """Takes either."""
         self.requests.append(request)
+        self.authorizations.add(dict(context.invocation_metadata()).get("authorization"))
         if isinstance(request, trace_service_pb2.ExportTraceServiceRequest):
             return trace_service_pb2.ExportTraceServiceResponse()
         return metrics_service_pb2.ExportMetricsServiceResponse()

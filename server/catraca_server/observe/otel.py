@@ -4,6 +4,7 @@ It is an extra, and takes a while to import. So only functions here import what 
 """
 
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
@@ -19,6 +20,8 @@ EXTRA = "catraca[server,otel]"
 _NEEDED = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc")
 
 _SIGNALS = ("TRACES", "METRICS")
+_FOLLOWING_SAMPLERS = ("", "parentbased_always_on", "parentbased_always_off", "parentbased_traceidratio")
+_HEADER = re.compile(r"\s*[!#-'*+.^-`|~\w-]+\s*=[^,]*")
 
 
 def problems_with_otel(environment: Mapping[str, str]) -> list[str]:
@@ -38,6 +41,13 @@ def problems_with_otel(environment: Mapping[str, str]) -> list[str]:
         for name in exporters
         if (value := environment.get(name, "")) not in {"", "otlp", "none"}
     ]
+    headers = ["OTEL_EXPORTER_OTLP_HEADERS", *(f"OTEL_EXPORTER_OTLP_{signal}_HEADERS" for signal in _SIGNALS)]
+    problems += [
+        # What it holds is not shown: it may be a secret.
+        f"{name} must be headers as name=value, with commas between them"
+        for name in headers
+        if not all(_HEADER.fullmatch(each) for each in environment.get(name, "").split(",") if each.strip())
+    ]
     return problems
 
 
@@ -56,7 +66,8 @@ async def tracing(
     from catraca_server.observe.tracing import Tracing  # noqa: PLC0415
 
     async with sending_spans() as tracer:
-        yield Tracing(tracer, metrics, methods, address)
+        follows_callers = os.environ.get("OTEL_TRACES_SAMPLER", "").strip().lower() in _FOLLOWING_SAMPLERS
+        yield Tracing(tracer, metrics, methods, address, follows_callers=follows_callers)
 
 
 @asynccontextmanager

@@ -38,6 +38,8 @@ from opentelemetry.trace import Tracer
 from catraca_server.observe.numbers import FAMILIES, Snapshot, labels_of
 
 logger = logging.getLogger(__name__)
+# It quotes headers that it cannot read, and they may be secrets.
+logging.getLogger("opentelemetry.util.re").disabled = True
 
 NAME = "catraca"
 LAST_EXPORT_SECONDS = 2.0
