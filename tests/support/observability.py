@@ -10,6 +10,7 @@ import yaml
 
 DIRECTORY = Path(__file__).parents[2] / "deploy" / "observability"
 ALERTS = DIRECTORY / "alerts.yaml"
+ALERTS_TEST = Path(__file__).with_name("alerts_test.yaml")
 
 _GRAFANA = {"$__rate_interval": "5m", "$instance": "any"}
 """What Grafana puts in before Prometheus sees an expression."""
