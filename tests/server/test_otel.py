@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.support.cluster import Cluster
 from tests.support.collector import Collector, attributes, collecting
 from tests.support.command import catraca, clean_environment
 from tests.support.metrics import free_port, labels_of, scrape
@@ -197,6 +198,23 @@ def test_calls_that_share_a_request_of_the_store_have_a_span_each(collector: Col
     assert max(sizes) > 2, "some came together"
 
 
+def test_in_a_cluster_a_call_shows_only_what_it_waited_for(collector: Collector, valkey_cluster: Cluster) -> None:
+    """A batch asks several nodes; a slower one than the call's own is not in its trace."""
+    valkey_cluster.renew()
+    serving = ServeProcess(collector.environment, store_url=valkey_cluster.url, store_timeout="5s")
+    with serving as process, stub_of(process.target) as stub:
+        tokens = [create(stub, f"user-{at}").token for at in range(20)]
+        requests = [pb.ValidateSessionRequest(token=token) for token in tokens]
+        calls = [stub.ValidateSession.future(request, timeout=TIMEOUT_SECONDS) for request in requests * 5]
+        assert all(call.result().valid for call in calls)
+        assert process.stop() == 0
+    served = {span.span_id: span for span in collector.spans() if span.kind == SERVER}
+    asked = [span for span in collector.spans() if span.kind == CLIENT]
+    assert len(served) == 120
+    assert {span.parent_span_id for span in asked} == served.keys()
+    assert all(span.end_time_unix_nano <= served[span.parent_span_id].end_time_unix_nano for span in asked)
+
+
 def test_nothing_secret_is_sent(collector: Collector) -> None:
     """No token, id, user or attribute, whatever succeeds and whatever fails."""
     mark = f"canary-{secrets.token_hex(16)}"
@@ -217,11 +235,12 @@ def test_nothing_secret_is_sent(collector: Collector) -> None:
                 ("ValidateSession", pb.ValidateSessionRequest(token=made.token)),
                 ("RevokeUserSessions", pb.RevokeUserSessionsRequest(user_id=mark)),
             ):
-                metadata = (("x-request-id", mark), ("traceparent", mark), ("tracestate", mark), (mark, mark))
-                call = getattr(stub, method).future(request, metadata=metadata, timeout=TIMEOUT_SECONDS)
-                call.exception()
+                for ids in ((("traceparent", mark),), traceparent(*new_ids())):
+                    metadata = (*ids, ("x-request-id", mark), ("tracestate", f"a={mark}"), (mark, mark))
+                    call = getattr(stub, method).future(request, metadata=metadata, timeout=TIMEOUT_SECONDS)
+                    call.exception()
         assert process.stop() == 0
-    assert len([span for span in collector.spans() if span.kind == SERVER]) == 11
+    assert len([span for span in collector.spans() if span.kind == SERVER]) == 21
     assert collector.last_metrics()
     for secret in (mark, made.token, made.session.session_id, made.token[26:-6]):
         assert secret.encode() not in collector.everything

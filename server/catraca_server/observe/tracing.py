@@ -29,7 +29,7 @@ _ERRORS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL"
 """Where the server is at fault, and not its caller."""
 
 _PROPAGATOR = TraceContextTextMapPropagator()
-_HEADERS = _PROPAGATOR.fields
+_TRACEPARENT = "traceparent"
 _NO_PARENT = Context()
 _UNRECORDED = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f][02468ace]")
 """The `traceparent` of a caller that does not record. To ask the SDK costs ten times as much as to see it here."""
@@ -82,8 +82,9 @@ class Tracing:
         traced = self._calls.get(method)
         if traced is None:
             return None
-        carrier = {key: value for key, value in metadata if key in _HEADERS and isinstance(value, str)}
-        if carrier and self._follows_callers and _UNRECORDED.fullmatch(carrier.get("traceparent", "")):
+        # Without `tracestate`: any text that a caller likes would be sent with the span.
+        carrier = {key: value for key, value in metadata if key == _TRACEPARENT and isinstance(value, str)}
+        if carrier and self._follows_callers and _UNRECORDED.fullmatch(carrier[_TRACEPARENT]):
             return None
         name, attributes = traced
         parent = _PROPAGATOR.extract(carrier, _NO_PARENT) if carrier else _NO_PARENT
@@ -136,22 +137,26 @@ class Tracing:
         """Whether a call that is recorded is being served here."""
         return bool(_recorded.get())
 
-    def request_began(self, operation: str, commands: int) -> Sequence[Span]:
-        """Begins the spans of a request of the store."""
+    def request_began(self, operation: str, commands: int) -> Sequence[tuple[Span, Span]]:
+        """Begins the spans of a request of the store: one for each call, which it returns with it."""
         attributes: dict[str, str | int] = {"db.system.name": "redis", "db.operation.name": operation}
         if commands > 1:
             attributes["db.operation.batch.size"] = commands
         return [
-            self._tracer.start_span(operation, set_span_in_context(call, _NO_PARENT), SpanKind.CLIENT, attributes)
+            (
+                call,
+                self._tracer.start_span(operation, set_span_in_context(call, _NO_PARENT), SpanKind.CLIENT, attributes),
+            )
             for call in _recorded.get()
         ]
 
-    def request_ended(self, began: Sequence[Span], error: str) -> None:
-        """Ends them."""
-        for span in began:
-            if error:
-                _fail(span, error)
-            span.end()
+    def request_ended(self, began: Sequence[tuple[Span, Span]], error: str) -> None:
+        """Ends them, but for those whose call did not wait for it: another node was asked for others in its batch."""
+        for call, span in began:
+            if call.is_recording():
+                if error:
+                    _fail(span, error)
+                span.end()
 
 
 def _fail(span: Span, error: str) -> None:
