@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.collector import Collector, collecting
 from tests.support.curl import CURLS, Curl
 from tests.support.door import Door
 from tests.support.valkey import Valkey
@@ -40,6 +41,13 @@ def curl(request: pytest.FixtureRequest) -> Curl:
     if made.why_missing:
         pytest.skip(made.why_missing)
     return made
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    """An OpenTelemetry collector."""
+    with collecting() as made:
+        yield made
 
 
 @pytest.fixture

@@ -2,20 +2,17 @@
 
 import secrets
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from tests.support.cluster import Cluster
-from tests.support.collector import Collector, attributes, collecting
-from tests.support.command import catraca, clean_environment
+from tests.support.collector import Collector, attributes
 from tests.support.metrics import free_port, labels_of, scrape
 from tests.support.processes import workers_of
 from tests.support.service import ServeProcess
@@ -25,17 +22,14 @@ from tests.support.wire import create, stub_of, validate
 
 from catraca.v1 import session_pb2, session_service_pb2 as pb
 from catraca.v1.session_service_pb2_grpc import SessionServiceStub
+from catraca_server.api.handlers import METHOD_ROLES
+from catraca_server.api.method_types import method_types
+from catraca_server.observe import otel
+from catraca_server.observe.metrics import Metrics
 
 SERVICE = "catraca.v1.SessionService"
 SERVER, CLIENT = 2, 3
 ERROR = 2
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    """A collector."""
-    with collecting() as made:
-        yield made
 
 
 def traceparent(trace: str, parent: str, *, sampled: bool = True) -> tuple[tuple[str, str], ...]:
@@ -155,24 +149,26 @@ def test_a_store_that_fails_is_seen_in_the_trace(collector: Collector, own_valke
     assert (served.status.code, attributes(served.attributes)["error.type"]) == (ERROR, "UNAVAILABLE")
 
 
-def test_the_sampler_of_the_environment_decides() -> None:
+@pytest.mark.parametrize(("sampler", "expected"), [("parentbased_always_off", 0), ("", 2), ("always_on", 3)])
+async def test_the_sampler_of_the_environment_decides(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch, sampler: str, expected: int
+) -> None:
     """About a call without a trace, with one that its caller does not record, and with one that makes no sense.
 
     Health probes are never recorded.
     """
+    for name, value in {**collector.environment, "OTEL_TRACES_SAMPLER": sampler}.items():
+        monkeypatch.setenv(name, value)
     unsampled, parent = new_ids()
     strange = (("traceparent", f"00-{'0' * 32}-{parent}-00"),)
-    request = pb.ValidateSessionRequest(token="not a token")
-    for sampler, expected in (("parentbased_always_off", 0), ("", 2), ("always_on", 3)):
-        with collecting() as each:
-            environment = each.environment | {"OTEL_TRACES_SAMPLER": sampler}
-            with ServeProcess(environment, store_url="memory:") as process, stub_of(process.target) as stub:
-                assert catraca("health", environment={"CATRACA_TARGET": process.target}).returncode == 0
-                for metadata in ((), strange, traceparent(unsampled, parent, sampled=False)):
-                    stub.ValidateSession(request, metadata=metadata, timeout=TIMEOUT_SECONDS)
-                assert process.stop() == 0
-            assert [span.name for span in each.spans()] == [f"{SERVICE}/ValidateSession"] * expected
-            assert len(spans_of(each, unsampled)) == (sampler == "always_on")
+    method = b"/catraca.v1.SessionService/ValidateSession"
+    async with otel.tracing(Metrics(method_types(), ()), METHOD_ROLES, {}) as tracing:
+        assert tracing is not None
+        for metadata in ((), strange, traceparent(unsampled, parent, sampled=False)):
+            tracing.handled(tracing.started(method, metadata), method, 0, "", 0.001)
+        assert tracing.started(b"/grpc.health.v1.Health/Check", ()) is None
+    assert [span.name for span in collector.spans()] == [f"{SERVICE}/ValidateSession"] * expected
+    assert len(spans_of(collector, unsampled)) == (sampler == "always_on")
 
 
 def test_calls_that_share_a_request_of_the_store_have_a_span_each(collector: Collector, own_valkey: Valkey) -> None:
@@ -334,87 +330,3 @@ def test_workers_send_their_own_spans_and_one_sends_the_metrics(collector: Colle
     assert len([span for span in collector.spans() if span.kind == SERVER]) == 16
     instances = {each["service.instance.id"] for each in collector.resources()}
     assert len(instances) in {2, 3, 4}, "the supervisor, and each worker that had calls"
-
-
-def test_a_collector_that_is_away_costs_two_seconds_at_the_end() -> None:
-    """And the log says that something was lost."""
-    environment = {"CATRACA_OTEL": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}"}
-    with ServeProcess(environment, store_url="memory:") as process:
-        with stub_of(process.target) as stub:
-            assert create(stub, "ana").token
-        assert process.stop() == 0
-        assert process.log.count("telemetry lost") == 2
-        assert "Traceback" not in process.log
-
-
-def without_otel(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command as if the extra were not installed."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys\n"
-        "class Hidden:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] == 'opentelemetry':\n"
-        "            raise ModuleNotFoundError(name)\n"
-        "sys.meta_path.insert(0, Hidden())\n"
-    )
-    environment = clean_environment({"CATRACA_PORT": "0", "CATRACA_STORE_URL": "memory:", "PYTHONPATH": str(tmp_path)})
-    return subprocess.run(
-        [sys.executable, "-m", "catraca", *words],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        check=False,
-    )
-
-
-def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
-    """When it is checked and when it starts, and only if it is asked for."""
-    checked = without_otel(tmp_path, "config", "check", "--otel")
-    started = without_otel(tmp_path, "serve", "--otel")
-    assert (checked.returncode, started.returncode) == (2, 3)
-    for done in (checked, started):
-        assert "pip install 'catraca[server,otel]'" in done.stderr
-    assert without_otel(tmp_path, "config", "check").returncode == 0
-
-
-def test_what_it_cannot_do_is_a_problem() -> None:
-    """Another protocol, another exporter; and a value that the library cannot read."""
-    environment = {"CATRACA_OTEL": "true", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "OTEL_TRACES_EXPORTER": "x"}
-    checked = catraca("config", "check", environment=environment)
-    assert checked.returncode == 2
-    assert len(checked.stderr.splitlines()) == 2
-    environment = {"CATRACA_OTEL": "true", "OTEL_EXPORTER_OTLP_TIMEOUT": "soon", "CATRACA_STORE_URL": "memory:"}
-    started = catraca("serve", environment=environment | {"CATRACA_PORT": "0"})
-    assert started.returncode == 3
-    assert "OpenTelemetry cannot be set up" in started.stderr
-
-
-def test_headers_are_secrets(collector: Collector) -> None:
-    """They get to the collector, and not into the log, be they well-formed or not."""
-    mark = f"canary-{secrets.token_hex(16)}"
-    for name, value in (("", mark), ("TRACES_", f"a b={mark}"), ("METRICS_", f"authorization={mark},{mark}")):
-        environment = {"CATRACA_OTEL": "true", f"OTEL_EXPORTER_OTLP_{name}HEADERS": value}
-        checked = catraca("config", "check", environment=environment)
-        assert checked.returncode == 2
-        assert f"OTEL_EXPORTER_OTLP_{name}HEADERS must be" in checked.stderr
-        assert mark not in checked.stderr
-    environment = collector.environment | {
-        "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{mark}, x-other = {mark}%",
-        "CATRACA_LOG_LEVEL": "debug",
-    }
-    with ServeProcess(environment, store_url="memory:") as process:
-        eventually(lambda: bool(collector.requests), "something is sent")
-        assert process.stop() == 0
-        assert mark not in process.log
-    assert collector.authorizations == {f"Bearer {mark}"}
-
-
-def test_it_is_not_even_imported_without_being_asked() -> None:
-    """Neither its time nor its memory is spent."""
-    code = "import sys, catraca_server.cli, catraca_server.runtime.worker; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "catraca_server.observe.otel" in done.stdout
-    # The driver imports the SDK where it finds one.
-    ours = ("opentelemetry.exporter", "catraca_server.observe.otlp", "catraca_server.observe.tracing")
-    assert not [each for each in done.stdout.split() if each.startswith(ours)]
