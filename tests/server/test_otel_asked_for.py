@@ -17,6 +17,7 @@ from catraca_server.api.handlers import METHOD_ROLES
 from catraca_server.api.method_types import method_types
 from catraca_server.observe import otel
 from catraca_server.observe.metrics import Metrics
+from catraca_server.observe.numbers import Snapshot
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,18 @@ def test_what_it_cannot_do_is_a_problem() -> None:
     started = catraca("serve", environment=environment | {"CATRACA_PORT": "0"})
     assert started.returncode == 3
     assert "OpenTelemetry cannot be set up" in started.stderr
+
+
+@pytest.mark.parametrize("interval", ["0", "-1", "nan", "often"])
+async def test_an_interval_that_would_keep_a_core_busy(monkeypatch: pytest.MonkeyPatch, interval: str) -> None:
+    """It is refused, as is one that is no number."""
+
+    async def snapshot() -> Snapshot:
+        raise AssertionError("nobody is to ask")
+
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", interval)
+    with pytest.raises(ValueError, match=r"interval|could not convert"):
+        await otel.sending_metrics(snapshot).__aenter__()
 
 
 def test_headers_are_secrets(collector: Collector) -> None:

@@ -75,6 +75,8 @@ async def sending_numbers(snapshot: Callable[[], Awaitable[Snapshot]]) -> AsyncI
     exporter = OTLPMetricExporter()
     resource, began_ns = _resource(), time.time_ns()
     interval_seconds = float(os.environ.get("OTEL_METRIC_EXPORT_INTERVAL") or DEFAULT_INTERVAL_MS) / 1000
+    if not interval_seconds > 0:
+        raise ValueError("an interval of nothing")
 
     async def send() -> None:
         try:
