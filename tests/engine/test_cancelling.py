@@ -11,7 +11,7 @@ from tests.support.engine import Desk, Pile, Served, echo_all, end_of, serving
 from tests.support.raw_http2 import RawConnection
 from tests.support.waiting import TIMEOUT_SECONDS, eventually_async
 
-from catraca_server.api.engine import BatchMethod, StreamMethod, UnaryMethod
+from catraca_server.api.engine import BatchMethod, Metadata, StreamMethod, UnaryMethod
 
 
 async def test_a_batch_learns_who_has_left(caplog: pytest.LogCaptureFixture) -> None:
@@ -204,3 +204,36 @@ async def test_a_deadline_passed_before_the_handler_gets_the_call() -> None:
         call.reply(b"")
         await last
         await served.has_taken(0)
+
+
+class Ends:
+    """An observer that keeps the status codes with which calls end."""
+
+    def __init__(self) -> None:
+        self.codes: list[int] = []
+
+    def started(self, method: bytes, metadata: Metadata) -> None:
+        """Keeps nothing."""
+
+    def handled(self, observed: None, method: bytes, code: int, reason: str, seconds: float) -> None:
+        """Keeps the code."""
+        self.codes.append(code)
+
+
+async def test_the_observer_learns_why_a_caller_has_left() -> None:
+    """Because its deadline has passed, or for reasons of its own."""
+    ends, desk = Ends(), Desk()
+
+    async def have_ended() -> bool:
+        return len(ends.codes) == 2
+
+    async with serving({"Stay": UnaryMethod(desk.stay)}, observer=ends) as served:
+        leaving, staying = served.unary("Stay"), served.unary("Stay", timeout=0.5)
+        await desk.has_inside(2)
+        leaving.cancel()
+        await eventually_async(have_ended, "both are over")
+        assert [await call.code() for call in (leaving, staying)] == [
+            grpc.StatusCode.CANCELLED,
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+        ]
+    assert ends.codes == [grpc.StatusCode.CANCELLED.value[0], grpc.StatusCode.DEADLINE_EXCEEDED.value[0]]

@@ -11,7 +11,7 @@ import grpc
 import psutil
 from tests.support.waiting import TIMEOUT_SECONDS, eventually_async
 
-from catraca_server.api.engine import BatchMethod, Metadata, Method, Server, Stream, UnaryCall
+from catraca_server.api.engine import BatchMethod, Metadata, Method, Observer, Server, Stream, UnaryCall
 
 THREAD = "grpc-completions"
 LARGE = 8 << 20
@@ -68,12 +68,15 @@ async def serving(
     slots: int = 100,
     slot_hold_limit_seconds: float = TIMEOUT_SECONDS,
     grace_seconds: float | None = None,
+    observer: Observer | None = None,
     credentials: grpc.ServerCredentials | None = None,
     channel_credentials: grpc.ChannelCredentials | None = None,
     channel_options: Sequence[tuple[str, Any]] = (),
 ) -> AsyncIterator[Served]:
     """Serves methods of `/test.Service/…`. Calls hold their slots for long unless told otherwise."""
-    server = Server((*OPTIONS, *options), slots=slots, slot_hold_limit_seconds=slot_hold_limit_seconds)
+    server = Server(
+        (*OPTIONS, *options), slots=slots, slot_hold_limit_seconds=slot_hold_limit_seconds, observer=observer
+    )
     server.add_methods({f"/test.Service/{name}": method for name, method in methods.items()})
     port = server.listen("127.0.0.1:0", credentials)
     server.start()

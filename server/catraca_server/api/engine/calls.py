@@ -18,6 +18,7 @@ _NO_DEADLINE_SECONDS = 1e12
 
 
 _OK_CODE = grpc.StatusCode.OK.value[0]
+_DEADLINE_EXCEEDED_CODE = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 _CANCELLED_CODE = grpc.StatusCode.CANCELLED.value[0]
 
 NO_REQUEST = Status(grpc.StatusCode.UNIMPLEMENTED, "the method takes exactly one request message")
@@ -145,13 +146,17 @@ class Call:
         self.answered = True
         observer = self._completions.observer
         if observer is not None:
-            ended = code if self._core is not None else _CANCELLED_CODE
+            ended = code if self._core is not None else self._code_of_who_left()
             reason = "" if status is None else status.reason
             observer.handled(self._slot.observed, self.method, ended, reason, perf_counter() - self._began_seconds)
         if self._core is None:
             self._slot.release()
         else:
             self._completions.begin(self._core, (*operations, send_status), self._on_finished)
+
+    def _code_of_who_left(self) -> int:
+        in_time = self._completions.now_seconds < self.deadline
+        return _CANCELLED_CODE if in_time else _DEADLINE_EXCEEDED_CODE
 
     def _on_finished(self, event: Any) -> None:
         del event  # it may have failed, because the caller has left
