@@ -18,7 +18,7 @@ from catraca_server.api.engine.streams import Stream
 
 LONG = bool(os.environ.get("CATRACA_TEST_LONG"))
 CALLS_A_LAP = 100_000 if LONG else 2_000
-LAPS = int(os.environ.get("CATRACA_TEST_LAPS", "20")) if LONG else 4
+LAPS = int(os.environ.get("CATRACA_TEST_LAPS", "100")) if LONG else 4
 AT_A_TIME = 60
 
 
@@ -117,4 +117,5 @@ async def test_nothing_grows(capsys: pytest.CaptureFixture[str]) -> None:
     settled, last = uses[len(uses) // 2], uses[-1]
     assert (last.descriptors, last.threads, last.tasks) <= (settled.descriptors + 2, settled.threads, settled.tasks)
     if LONG:
-        assert last.resident_bytes < settled.resident_bytes * 1.05
+        # Allocators take a while to settle. One object a call would be fifteen times as much.
+        assert last.resident_bytes - settled.resident_bytes < 16 << 20
