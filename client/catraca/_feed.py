@@ -84,7 +84,10 @@ class Feed:
     def ended(self, error: CatracaError | None) -> float:
         """Takes the end of a stream. Returns after how many seconds to open another. Raises if there shall be none."""
         error = error or Unavailable("the stream ended")
-        if not self._was_open or not isinstance(error, Unavailable) or isinstance(error, UnusableAfterFork):
+        passing = isinstance(error, Unavailable) and not isinstance(error, UnusableAfterFork)
+        # The key of an open stream may have been replaced since: the next one tells whether the server refuses.
+        replaced = isinstance(error, NotAllowed) and self.is_open
+        if not self._was_open or not (passing or replaced):
             raise error
         seconds = self._backoff.seconds(refused=False)
         _log.warning("watch lost, connecting again in %.1f s: %s", seconds, error)

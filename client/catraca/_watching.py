@@ -79,6 +79,7 @@ class Watch:
         self._cursor = ""
         self._begun_after = ""
         self._heard_at = 0.0
+        self._open = False
 
     def start(self) -> pb.WatchSessionsRequest:
         """Returns the first request of a new stream, which goes on where the last one ended."""
@@ -99,6 +100,7 @@ class Watch:
             case "opened":
                 self._backoff.opened()
                 self.refused = False
+                self._open = True
                 # A stream that cannot be resumed is opened at another cursor, and may be lost before its reset comes.
                 # The next one must not begin there.
                 self._cursor = self._begun_after or response.opened.cursor
@@ -120,15 +122,23 @@ class Watch:
         """Whether nothing has come for so long that the connection must be taken for dead."""
         return self._clock() - self._heard_at > SILENCE_SECONDS
 
+    def is_refusal(self, code: grpc.StatusCode) -> bool:
+        """Whether the server does not want to be watched by this client.
+
+        The end of an open stream does not say so: its key may have been replaced since, so the next stream tells.
+        """
+        return code in REFUSALS and not self._open
+
     def ended(self, code: grpc.StatusCode) -> float:
         """Takes the end of a stream. Returns after how many seconds to open another."""
         self._answers.ended()
-        refused = code in REFUSALS
+        refused = self.is_refusal(code)
+        self._open = False
         self.refused = self.refused or refused
         return self._backoff.seconds(refused=refused)
 
 
 def log_refusal(watch: Watch, code: grpc.StatusCode) -> None:
     """Says that there is no near cache with this server, once until it is watched again."""
-    if code in REFUSALS and not watch.refused:
+    if watch.is_refusal(code) and not watch.refused:
         _log.warning("near cache off: WatchSessions refused: %s", code.name)

@@ -125,7 +125,7 @@ async def _serving(
             _store(settings, environment, health, metrics, tracing) as (store, index, feed),
             _watching(feed, settings) as watching,
         ):
-            watches = Watches(watching)
+            watches = Watches(watching, guard)
             service = _service(store, index, feed, settings, pepper, audit=audit)
             if metrics is not None:
                 _read_from_parts(metrics, service, watching, health, settings)

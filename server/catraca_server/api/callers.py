@@ -7,14 +7,15 @@ key alone counts: a certificate does not make up for a key that was revoked.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from math import inf
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from catraca_server.api.call_ids import given_ids
 from catraca_server.api.certificates import valid_until
-from catraca_server.api.engine import Arrival, StatusError
+from catraca_server.api.engine import Arrival, Call, Metadata, StatusError
 from catraca_server.api.limits import CallerLimits
 from catraca_server.api.statuses import status_of
 from catraca_server.callers_file import CallersFileError, Stamp, read, stamp_of
@@ -26,7 +27,7 @@ from catraca_server.domain.errors import PermissionDenied, Unauthenticated
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 1.0
-"""How often the file is looked at."""
+"""How often the file is looked at, and whether certificates of open streams have expired."""
 
 KNOWN_MAX = 10_000
 """Credentials that are remembered; beyond that all are forgotten, and read once more."""
@@ -35,11 +36,10 @@ _HEADER = "authorization"
 _SCHEME = "bearer "
 _UNAUTHENTICATED = status_of(Unauthenticated())
 
-_Certified: TypeAlias = tuple[Caller, float]
-"""Whose a certificate is, and until when."""
+_Known: TypeAlias = tuple[Caller, float]
+"""Whose a credential is, and until when: in seconds since 1970, infinity for a key."""
 
 _Presented = TypeVar("_Presented")
-_Found = TypeVar("_Found")
 
 
 class CallerGuard:
@@ -69,29 +69,15 @@ class CallerGuard:
         self._callers = Callers(entries)
         # What was presented before, so that most calls cost a look into a dictionary. Only what was accepted is kept:
         # made-up keys must not fill it.
-        self._by_header: dict[str, Caller] = {}
-        self._by_certificate: dict[bytes, _Certified] = {}
+        self._by_header: dict[str, _Known] = {}
+        self._by_certificate: dict[bytes, _Known] = {}
+        self._open: dict[Call, tuple[Callable[[StatusError], None], float]] = {}
+        """What ends each open stream, and until when the credential of its caller is valid."""
 
     def __call__(self, arrival: Arrival) -> Caller:
         """Returns who calls. Raises StatusError: unauthenticated, without the role, or too many calls."""
-        header = None
-        for key, value in arrival.metadata:
-            if key == _HEADER:
-                # Of two, nobody could say which one counts.
-                header = value if header is None else ""
-        assert header is None or isinstance(header, str), "only the values of -bin keys are bytes"
-        caller: Caller | None
-        if header is None:
-            caller = self._of_certificate(arrival)
-        else:
-            caller = self._by_header.get(header) or self._of_header(header)
-        if caller is None:
-            self._tell("UNAUTHENTICATED", arrival, "", header)
-            raise StatusError(_UNAUTHENTICATED)
-        role = self._needed[arrival.method]
-        if role not in caller.roles:
-            self._tell("PERMISSION_DENIED", arrival, caller.name, header)
-            raise StatusError(self._denied[role])
+        header = _header_in(arrival.metadata)
+        caller, _ = self._known(arrival, header)
         if self._limits is not None:
             try:
                 arrival.on_end = self._limits.admit(caller)
@@ -100,30 +86,60 @@ class CallerGuard:
                 raise
         return caller
 
-    def check_file(self) -> None:
-        """Reads the file if it has changed. If it cannot be used, the callers of before stay, and the log says why."""
+    @contextmanager
+    def watching(self, call: Call, end: Callable[[StatusError], None]) -> Iterator[None]:
+        """Calls `end` if the caller of an open stream loses the right to it in the body. Raises it if it has already.
+
+        That is so when its line is taken out of the file, or loses the role, or its certificate expires.
+        """
+        # Asked again, for the file may have changed since the stream was let in.
+        _, until = self._known(call, _header_in(call.metadata), call.caller.name)
+        self._open[call] = end, until
+        try:
+            yield
+        finally:
+            self._open.pop(call, None)
+
+    def check(self) -> None:
+        """Reads the file if it has changed, and ends the streams of callers that have lost the right to them.
+
+        If the file cannot be used, the callers of before stay, and the log says why.
+        """
+        changed, now = self._check_file(), self._now()
+        for call, (end, until) in list(self._open.items()):
+            if (changed or until < now) and not call.cancelled:
+                try:
+                    self._known(call, _header_in(call.metadata), call.caller.name)
+                except StatusError as refused:
+                    # Once: how it ends is up to the stream from here on.
+                    del self._open[call]
+                    end(refused)
+
+    def _check_file(self) -> bool:
+        """Reads the file if it has changed. Returns whether other callers are in force now."""
         stamp = stamp_of(self._path)
         if stamp == self._stamp:
-            return
+            return False
         # Also of a file that cannot be used, which is logged once.
         self._stamp = stamp
         try:
             entries, self._stamp = read(self._path)
         except CallersFileError as error:
             logger.error("callers file not reloaded, the callers of before stay in force: %s", error)  # noqa: TRY400
-            return
+            return False
         self._callers = Callers(entries)
         self._by_header, self._by_certificate = {}, {}
         logger.info("callers file reloaded: %d entries", len(entries))
+        return True
 
     @asynccontextmanager
     async def following_file(self) -> AsyncIterator[None]:
-        """Looks at the file every second in the body."""
+        """Checks every second in the body."""
 
         async def follow() -> None:
             while True:
                 await asyncio.sleep(CHECK_SECONDS)
-                self.check_file()
+                self.check()
 
         task = asyncio.create_task(follow(), name="callers-file")
         try:
@@ -133,21 +149,39 @@ class CallerGuard:
             with suppress(asyncio.CancelledError):
                 await task
 
-    def _of_header(self, header: str) -> Caller | None:
-        caller = self._callers.with_key(_key_in(header))
-        if caller is not None:
-            _remember(self._by_header, header, caller)
-        return caller
+    def _known(self, call: Arrival | Call, header: str | None, name: str = "") -> _Known:
+        """Returns whose call it is. Raises StatusError: unauthenticated, or without the role.
 
-    def _of_certificate(self, arrival: Arrival) -> Caller | None:
-        context = arrival.auth_context()
+        `name` is who it was when it was let in.
+        """
+        kept = None if header is None else self._by_header.get(header)
+        found = kept or (self._of_certificate(call) if header is None else self._of_header(header))
+        if found is None:
+            self._tell("UNAUTHENTICATED", call, name, header)
+            raise StatusError(_UNAUTHENTICATED)
+        caller, _ = found
+        role = self._needed[call.method]
+        if role not in caller.roles:
+            self._tell("PERMISSION_DENIED", call, caller.name, header)
+            raise StatusError(self._denied[role])
+        return found
+
+    def _of_header(self, header: str) -> _Known | None:
+        caller = self._callers.with_key(_key_in(header))
+        if caller is None:
+            return None
+        _remember(self._by_header, header, found := (caller, inf))
+        return found
+
+    def _of_certificate(self, call: Arrival | Call) -> _Known | None:
+        context = call.auth_context()
         (certificate,) = context.get("x509_pem_cert", (b"",))
         found = self._by_certificate.get(certificate) or self._certified(certificate, context)
         # TLS has checked this, but only at the handshake: a connection may outlive its certificate, and whoever
         # resumes a TLS session days later is not asked for one again.
-        return None if found is None or found[1] < self._now() else found[0]
+        return None if found is None or found[1] < self._now() else found
 
-    def _certified(self, certificate: bytes, context: Mapping[str, Sequence[bytes]]) -> _Certified | None:
+    def _certified(self, certificate: bytes, context: Mapping[str, Sequence[bytes]]) -> _Known | None:
         try:
             until = valid_until(certificate)
         except ValueError:
@@ -162,22 +196,32 @@ class CallerGuard:
         caller = self._callers.with_certificate(uris, dns_names) or Caller(
             next(iter((*uris, *dns_names)), "a certificate")
         )
-        _remember(self._by_certificate, certificate, (caller, until))
-        return caller, until
+        _remember(self._by_certificate, certificate, found := (caller, until))
+        return found
 
-    def _tell(self, reason: str, arrival: Arrival, caller: str, header: str | None) -> None:
+    def _tell(self, reason: str, call: Arrival | Call, caller: str, header: str | None) -> None:
         presented = read_key(_key_in(header or ""))
         key_id = "" if presented is None else presented.key_id
         self._audit.caller_refused(
-            CallerRefused(reason, arrival.method.decode(), caller, key_id, arrival.peer(), *given_ids(arrival.metadata))
+            CallerRefused(reason, call.method.decode(), caller, key_id, call.peer(), *given_ids(call.metadata))
         )
+
+
+def _header_in(metadata: Metadata) -> str | None:
+    header = None
+    for key, value in metadata:
+        if key == _HEADER:
+            # Of two, nobody could say which one counts.
+            header = value if header is None else ""
+    assert header is None or isinstance(header, str), "only the values of -bin keys are bytes"
+    return header
 
 
 def _key_in(header: str) -> str:
     return header[len(_SCHEME) :].strip() if header[: len(_SCHEME)].lower() == _SCHEME else ""
 
 
-def _remember(known: dict[_Presented, _Found], presented: _Presented, found: _Found) -> None:
+def _remember(known: dict[_Presented, _Known], presented: _Presented, found: _Known) -> None:
     if len(known) >= KNOWN_MAX:
         known.clear()
     known[presented] = found

@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
+from functools import partial
 from math import ceil
 
 from google.protobuf.message import DecodeError
 
 from catraca.v1 import session_event_pb2 as event_pb, session_service_pb2 as pb
 from catraca_server.api.call_ids import given_ids
+from catraca_server.api.callers import CallerGuard
 from catraca_server.api.cursors import read_cursor, write_cursor
 from catraca_server.api.engine import StatusError, Stream
 from catraca_server.api.statuses import status_of
@@ -26,16 +29,21 @@ UNREAD_SECONDS = 1.0
 
 
 class Watches:
-    """The streams of one server."""
+    """The streams of one server. `guard` is asked whether their callers may go on; None: they may."""
 
-    def __init__(self, watching: Watching) -> None:
+    def __init__(self, watching: Watching, guard: CallerGuard | None = None) -> None:
         self._watching = watching
+        self._guard = guard
         self._open: dict[Stream, WatchBuffer] = {}
         self._draining = False
 
     async def serve(self, stream: Stream) -> None:
-        """Serves a stream until its caller leaves or the server drains. Raises StatusError."""
+        """Serves a stream until its caller leaves, may not go on, or the server drains. Raises StatusError."""
         buffer = WatchBuffer()
+        with nullcontext() if self._guard is None else self._guard.watching(stream, partial(_end, stream, buffer)):
+            await self._serve(stream, buffer)
+
+    async def _serve(self, stream: Stream, buffer: WatchBuffer) -> None:
         self._open[stream] = buffer
         if self._draining:
             buffer.fail(Stopping())
@@ -43,6 +51,8 @@ class Watches:
         try:
             while True:
                 await stream.send(_message(await buffer.take()))
+        except StatusError:
+            raise
         except Exception as error:  # noqa: BLE001  whatever it is, the caller gets a status made by `statuses`
             raise StatusError(status_of(error, given_ids(stream.metadata))) from None
         finally:
@@ -55,8 +65,7 @@ class Watches:
         """Ends all streams, and those to come: their callers find another server."""
         self._draining = True
         for stream, buffer in self._open.items():
-            buffer.fail(Stopping())
-            asyncio.get_running_loop().call_later(UNREAD_SECONDS, stream.cancel)
+            _end(stream, buffer, Stopping())
 
     async def _receive(self, stream: Stream, buffer: WatchBuffer) -> None:
         """Takes requests in. A pong is sent before the next request is taken, so who floods it holds up only itself."""
@@ -67,6 +76,11 @@ class Watches:
                 await buffer.ping(_ping(message), self._watching.read_to_end_at)
         except Exception as error:  # noqa: BLE001  the one who sends raises it
             buffer.fail(error)
+
+
+def _end(stream: Stream, buffer: WatchBuffer, error: Exception) -> None:
+    buffer.fail(error)
+    asyncio.get_running_loop().call_later(UNREAD_SECONDS, stream.cancel)
 
 
 def _start(message: bytes) -> tuple[Position | None, Collection[EventType]]:
