@@ -63,7 +63,7 @@ fmt: $(VENV)/.dev ## Format the code and the protos
 proto: $(VENV)/.proto ## Regenerate client/catraca/v1 from protos/
 	tools/stubs.sh $(VENV)/proto
 
-bench: $(VENV)/.bench ## Measure, side by side in one run (ARGS="--quick", "--against COMMIT", validation, life, client, peers, engines, overload, scale or revocations)
+bench: $(VENV)/.bench ## Measure, side by side in one run (ARGS="--quick", "--against COMMIT", validation, life, door, client, peers, engines, overload, scale or revocations)
 	$(BIN)/python -m bench $(ARGS)
 
 lock: $(VENV)/.dev ## Take the newest allowed versions into requirements/*.txt

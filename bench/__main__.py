@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bench.checkouts import Checkout, checkout
 from bench.client import compare_clients
+from bench.door import compare_doors
 from bench.engines import NEWEST, OLDEST, VERSIONS, compare_engines
 from bench.http2 import LoadError
 from bench.life import compare_life
@@ -35,7 +36,7 @@ def main() -> None:
         parser.error(f"--against does not go with {arguments.what}")
     # Stopped from outside, the servers stop as well: SystemExit runs the `finally` blocks that stop them.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    # Fewer where there are two kinds to measure, so that nobody waits longer than for a cup of coffee.
+    # Fewer where there are three kinds to measure, so that nobody waits longer than for a cup of coffee.
     rounds = arguments.rounds or (2 if arguments.quick else 12 if arguments.what else 7)
     if arguments.what == "revocations":
         _show_revocations(arguments)
@@ -75,6 +76,7 @@ def _measured(arguments: argparse.Namespace, plan: Plan, other: Checkout | None)
     comparisons: dict[str, Callable[[], Results]] = {
         "validation": lambda: compare_validations(plan, other=other, progress=_show),
         "life": lambda: compare_life(plan, other=other, progress=_show),
+        "door": lambda: compare_doors(plan, progress=_show),
         "client": lambda: compare_clients(plan, progress=_show),
         "peers": lambda: compare_peers(plan, workdir=_WORK, other=other, progress=_show),
         "engines": lambda: compare_engines(
@@ -84,7 +86,7 @@ def _measured(arguments: argparse.Namespace, plan: Plan, other: Checkout | None)
         "scale": lambda: compare_scale(plan, quick=quick, progress=_show),
     }
     if arguments.what is None:
-        return comparisons["validation"]() + comparisons["life"]()
+        return comparisons["validation"]() + comparisons["life"]() + comparisons["door"]()
     return comparisons[arguments.what]()
 
 
@@ -93,8 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=["validation", "life", "client", "peers", "engines", "overload", "scale", "revocations"],
-        help="the first two if not given",
+        choices=["validation", "life", "door", "client", "peers", "engines", "overload", "scale", "revocations"],
+        help="the first three if not given",
     )
     parser.add_argument("--quick", action="store_true", help="a minute or two, for a rough idea")
     parser.add_argument(

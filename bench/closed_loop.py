@@ -12,7 +12,7 @@ from itertools import cycle
 from math import inf
 from time import perf_counter
 
-from bench.http2 import SILENCE_SECONDS, Call, Connection, LoadError, framed, header_block
+from bench.http2 import OPEN, SILENCE_SECONDS, Access, Call, Connection, LoadError, framed, header_block
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,11 @@ class Answers:
 class Client:
     """Open connections to one server. Loads run over them one after the other."""
 
-    def __init__(self, port: int, *, connections: int) -> None:
+    def __init__(self, port: int, *, connections: int, access: Access = OPEN) -> None:
         self._port = port
+        self._access = access
         self._selector = selectors.DefaultSelector()
-        self._connections = [_Connection(port, self._selector) for _ in range(connections)]
+        self._connections = [_Connection(port, self._selector, access) for _ in range(connections)]
 
     def close(self) -> None:
         """Closes the connections."""
@@ -60,7 +61,7 @@ class Client:
 
     def run_during(self, event: Load, load: Load, *, streams: int) -> Answers:
         """Runs `load` for as long as one more caller takes for all calls of `event`, one after the other."""
-        another = _Connection(self._port, self._selector)
+        another = _Connection(self._port, self._selector, self._access)
         try:
             run = _Run(load, inf)
             self._start(run, streams)
@@ -104,9 +105,10 @@ class _Run:
 class _Connection(Connection):
     """A connection on which each answer is followed by the next call."""
 
-    def __init__(self, port: int, selector: selectors.BaseSelector) -> None:
-        super().__init__(port, selector)
+    def __init__(self, port: int, selector: selectors.BaseSelector, access: Access) -> None:
+        super().__init__(port, selector, access)
         self._port = port
+        self._access = access
 
     @property
     def busy(self) -> bool:
@@ -118,7 +120,7 @@ class _Connection(Connection):
         if streams > self.most_streams:
             raise LoadError(f"the server allows {self.most_streams} streams on a connection")
         self._run = run
-        self._headers = header_block(run.load.method, self._port, timeout="10S")
+        self._headers = header_block(run.load.method, self._port, timeout="10S", access=self._access)
         for _ in range(streams):
             self._next(perf_counter())
         self.flush()

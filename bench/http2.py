@@ -1,4 +1,4 @@
-"""Just enough HTTP/2 (RFC 9113) for unary gRPC calls without TLS, for load generators that must cost next to nothing.
+"""Just enough HTTP/2 (RFC 9113) for unary gRPC calls, for load generators that must cost next to nothing.
 
 Requests are prebuilt bytes, response headers are not decoded. What answers mean, and what to ask next, is for the
 classes that derive from `Connection`.
@@ -6,7 +6,9 @@ classes that derive from `Connection`.
 
 import selectors
 import socket
+import ssl
 import struct
+from dataclasses import dataclass
 from time import perf_counter
 
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
@@ -35,6 +37,24 @@ class LoadError(Exception):
     """The server did not answer, or answered something else than it was asked for."""
 
 
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a server is called. By default in clear and without a key."""
+
+    tls: ssl.SSLContext | None = None
+    api_key: str = ""
+
+    def connect(self, port: int) -> socket.socket:
+        """Connects, with the handshake done."""
+        plain = socket.create_connection(("127.0.0.1", port))
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        plain.settimeout(SILENCE_SECONDS)
+        return plain if self.tls is None else self.tls.wrap_socket(plain, server_hostname="localhost")
+
+
+OPEN = Access()
+
+
 class Call:
     """One call in flight."""
 
@@ -57,10 +77,8 @@ class Call:
 class Connection:
     """One HTTP/2 connection and the calls in flight on it."""
 
-    def __init__(self, port: int, selector: selectors.BaseSelector) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port))
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket.settimeout(SILENCE_SECONDS)
+    def __init__(self, port: int, selector: selectors.BaseSelector, access: Access = OPEN) -> None:
+        self._socket = access.connect(port)
         self._selector = selector
         self._selector.register(self._socket, selectors.EVENT_READ, self)
         self.calls: dict[int, Call] = {}
@@ -118,7 +136,7 @@ class Connection:
             return
         try:
             sent = self._socket.send(self._outgoing)
-        except BlockingIOError:
+        except (BlockingIOError, ssl.SSLWantWriteError):
             sent = 0
         except OSError as error:
             raise LoadError(f"the server closed the connection: {error}") from error
@@ -152,7 +170,10 @@ class Connection:
 
     def _receive(self) -> None:
         try:
+            # Over TLS that is one record, the most there can be in it; of what is left the selector tells.
             received = self._socket.recv(1 << 18)
+        except ssl.SSLWantReadError:  # a part of a record
+            return
         except OSError as error:
             raise LoadError(f"the server closed the connection: {error}") from error
         if not received:
@@ -231,7 +252,7 @@ def framed(message: bytes) -> bytes:
     return _MESSAGE_HEADER.pack(0, len(message)) + message
 
 
-def header_block(method: str, port: int, *, timeout: str) -> bytes:
+def header_block(method: str, port: int, *, timeout: str, access: Access = OPEN) -> bytes:
     """Writes the request headers in HPACK (RFC 7541), nothing indexed, so that they can be used for any call.
 
     Clients send a deadline with each call, so a load does too; `timeout` is as gRPC has it: `10S`, `250m`.
@@ -242,8 +263,9 @@ def header_block(method: str, port: int, *, timeout: str) -> bytes:
         "content-type": "application/grpc",
         "te": "trailers",
         "grpc-timeout": timeout,
+        **({"authorization": f"Bearer {access.api_key}"} if access.api_key else {}),
     }
-    block = bytes([0x83, 0x86])  # :method POST, :scheme http
+    block = bytes([0x83, 0x87 if access.tls else 0x86])  # :method POST, :scheme https or http
     for name, value in fields.items():
         block += b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
     return block

@@ -11,6 +11,7 @@ from statistics import median
 import psutil
 
 from bench.closed_loop import Client, Load
+from bench.http2 import OPEN, Access
 from bench.processes import Cores, Running, Server, pin, serving
 
 
@@ -28,6 +29,7 @@ class Row:
     """Restores, before each run, what the run before has changed."""
     event: Load | None = None
     """Measure while one more caller makes these calls, one after the other. None: for as long as the plan says."""
+    access: Access = OPEN
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def measure_row(row: Row, number: int, plan: Plan, server: Server, store: Runnin
     def cpu_seconds() -> tuple[float, float, float]:
         return server.cpu_seconds(), time.process_time(), store.cpu_seconds() if store else 0.0
 
-    with closing(Client(server.port, connections=row.connections)) as client:
+    with closing(Client(server.port, connections=row.connections, access=row.access)) as client:
         row.prepare(client)
         client.run(row.load, streams=row.streams, seconds=plan.warm_up_seconds)
         row.prepare(client)
