@@ -1,4 +1,4 @@
-"""`python -m bench door`: what a validation costs on a service that knows its callers, tells what it does, and encrypts.
+"""`python -m bench door`: what a validation costs on a service that knows its callers, tells what it does and encrypts.
 
 All servers are up at the same time, on one core, over the same sessions in one store, and take turns. Each row has all
 that the row above it has, and one thing more; but in the last one a certificate stands in for the key.
