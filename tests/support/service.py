@@ -44,7 +44,8 @@ class ServeProcess:
         self.target = ""
 
     def start(self, *, wait: bool = True) -> Self:
-        """Starts it and, with `wait`, returns once it listens."""
+        """Starts it, perhaps once more, and, with `wait`, returns once it listens."""
+        self.target = ""
         self.process = subprocess.Popen(
             [self._python, "-m", "catraca", "serve"],
             env=self._environment,

@@ -212,9 +212,13 @@ class Multiplexer:
 
     async def _own(self, connection: AbstractConnection | None) -> None:
         self._set_heartbeat()
+        connected_before = connection is not None
         while True:
             if connection is None:
                 connection = await self._reconnect()
+                if connected_before:
+                    self._observer.reconnected()
+            connected_before = True
             failure = StoreUnavailable("shutting down", StoreProblem.SHUTTING_DOWN)
             try:
                 await self._serve(take_over(connection))
@@ -245,7 +249,6 @@ class Multiplexer:
                 self._set_disconnected(failure_to_connect(error))
                 await asyncio.sleep(RECONNECT_PAUSE_SECONDS)
             else:
-                self._observer.reconnected()
                 self._set_connected()
                 return connection
             finally:
