@@ -2,88 +2,30 @@
 
 import contextlib
 import json
-import secrets
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import logging
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.message import Message
-from tests.support.command import catraca
-from tests.support.door import Door
+from tests.support.canary import ATTRIBUTE, BROUGHT, MADE_UP_KEY, PASSWORD, PEPPER, Canary, Outputs
+from tests.support.command import catraca, clean_environment
+from tests.support.door import CA, Door
 from tests.support.inprocess import METHODS
 from tests.support.metrics import free_port
 from tests.support.service import ServeProcess
 from tests.support.valkey import Valkey
-from tests.support.waiting import TIMEOUT_SECONDS, eventually
+from tests.support.waiting import TIMEOUT_SECONDS, eventually, eventually_async
 
-from catraca import SessionClient
-from catraca.v1 import session_pb2, session_service_pb2 as pb
+from catraca import AsyncSessionClient, SessionClient
+from catraca.v1 import session_event_pb2, session_pb2, session_service_pb2 as pb
 from catraca.v1.session_service_pb2_grpc import SessionServiceStub
 from catraca_server.domain.call import Role
-
-MARK = "canary"
-PEPPER = f"{MARK}-pepper-{secrets.token_hex(16)}"
-PASSWORD = f"{MARK}-password-{secrets.token_hex(8)}"
-ATTRIBUTE = f"{MARK}-attribute-{secrets.token_hex(8)}"
-BROUGHT = f"{MARK}-brought-{secrets.token_hex(16)}"
-MADE_UP_KEY = f"ctrk_{MARK}{secrets.token_hex(32)}"
-
-
-@dataclass
-class Outputs:
-    """All that was put out, by where it was found, and all that is secret."""
-
-    texts: dict[str, str] = field(default_factory=dict)
-    secrets: list[str] = field(default_factory=lambda: [PEPPER, PASSWORD, BROUGHT, MADE_UP_KEY])
-
-    def add(self, where: str, *what: object) -> None:
-        """Takes an output: text, bytes, or something whose `str` and `repr` are."""
-        texts = [each.decode(errors="replace") if isinstance(each, bytes) else f"{each}\n{each!r}" for each in what]
-        self.texts[where] = self.texts.get(where, "") + "\n".join(texts)
-
-    def keep_secret(self, token: str) -> str:
-        """Adds a token or a key, whole and only its secret."""
-        secret = token[token.index("_") + 1 + 22 : -6]
-        self.secrets += [token, secret]
-        return token
-
-    def found(self, *more: str, but_for: tuple[str, ...] = ()) -> list[tuple[str, str]]:
-        """Returns which secrets are where."""
-        return [
-            (where, secret)
-            for where, text in self.texts.items()
-            if not where.startswith(but_for or ("\0",))
-            for secret in (*self.secrets, *more)
-            if secret in text
-        ]
-
-
-@dataclass
-class Canary:
-    """A service with secrets, and the way to it."""
-
-    process: ServeProcess
-    outputs: Outputs
-    key: str
-    environment: Mapping[str, str]
-    stub: SessionServiceStub
-
-    def call(self, method: str, request: Message, **metadata: str) -> Any:
-        """Calls, notes the metadata and what fails, and returns the response or the error."""
-        sent = {"authorization": f"Bearer {self.key}", "x-request-id": BROUGHT * 2, "traceparent": BROUGHT, **metadata}
-        try:
-            response, call = getattr(self.stub, method).with_call(
-                request, metadata=tuple(sent.items()), timeout=TIMEOUT_SECONDS
-            )
-        except grpc.RpcError as error:
-            failed: Any = error
-            self.outputs.add(f"error of {method}", failed, failed.initial_metadata(), failed.trailing_metadata())
-            return failed
-        self.outputs.add(f"metadata of {method}", call.initial_metadata(), call.trailing_metadata())
-        return response
 
 
 @pytest.fixture
@@ -107,8 +49,7 @@ def canary(own_valkey: Valkey, door: Door, tmp_path: Path) -> Iterator[Canary]:
         "CATRACA_ROTATION_GRACE": "0s",
     }
     with ServeProcess(environment) as process:
-        credentials = grpc.ssl_channel_credentials(door.ca.read_bytes())
-        with grpc.secure_channel(process.target, credentials) as channel:
+        with grpc.secure_channel(process.target, CA.channel_credentials()) as channel:
             client = {
                 "CATRACA_TARGET": process.target,
                 "CATRACA_TLS_CA": str(door.ca),
@@ -191,11 +132,104 @@ def run_commands(canary: Canary) -> None:
         canary.outputs.add("command", done.stdout, done.stderr)
 
 
+@contextlib.contextmanager
+def watched(canary: Canary, channel: grpc.Channel) -> Iterator[None]:
+    """Notes what the feed says of what happens in the body: on the wire, and as the command shows it."""
+    begin: Any = channel.stream_stream("/catraca.v1.SessionService/WatchSessions")
+    start = pb.WatchSessionsRequest(start=pb.WatchStart()).SerializeToString()
+    call = begin(iter([start]), metadata=(("authorization", f"Bearer {canary.key}"),))
+    assert pb.WatchSessionsResponse.FromString(next(call)).HasField("opened")
+    commands = {
+        output: subprocess.Popen(
+            [sys.executable, "-m", "catraca", "watch", "--output", output],
+            env=clean_environment(canary.environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for output in ("text", "json")
+    }
+    shown = {}
+    for output, command in commands.items():
+        assert command.stdout is not None
+        shown[output] = command.stdout.readline()  # that it is open
+    try:
+        yield
+        while True:
+            message = next(call)
+            canary.outputs.add("feed", message)
+            event = pb.WatchSessionsResponse.FromString(message).event
+            if event.type == session_event_pb2.SESSION_EVENT_TYPE_REVOKED and not event.session_id:
+                break  # the last thing that happened
+    finally:
+        call.cancel()
+        for output, command in commands.items():
+            command.send_signal(signal.SIGINT)
+            rest, told = command.communicate(timeout=TIMEOUT_SECONDS)
+            canary.outputs.add("watch command", shown[output] + rest, told)
+
+
+def measure(canary: Canary) -> None:
+    """Runs `catraca bench`, whose tokens nobody else knows, with a good key and a bad one."""
+    words = ("bench", "--sessions", "3", "--duration", "200ms", "--concurrency", "4")
+    for output in ("text", "json"):
+        done = catraca(*words, "--output", output, environment=canary.environment)
+        assert done.returncode == 0, done.stderr
+        canary.outputs.add("bench", done.stdout, done.stderr)
+    done = catraca(*words, "--debug", environment={**canary.environment, "CATRACA_API_KEY": MADE_UP_KEY})
+    canary.outputs.add("bench", done.stdout, done.stderr)
+
+
+async def watch_async_client(canary: Canary, caplog: pytest.LogCaptureFixture) -> None:
+    """Shows the client for asyncio, with a near cache, and what it returns, raises and has kept."""
+    credentials = CA.channel_credentials()
+    async with AsyncSessionClient(
+        canary.process.target, credentials=credentials, api_key=canary.key, near_cache=True, timeout=10
+    ) as sessions:
+        login = await sessions.create("di", attributes={"note": ATTRIBUTE})
+        canary.outputs.keep_secret(login.token)
+
+        async def is_hit() -> bool:
+            validation = await sessions.validate(login.token)
+            canary.outputs.add("async client", validation)
+            stats = sessions.near_cache_stats()
+            return stats is not None and stats.hits > 0
+
+        await eventually_async(is_hit, "the near cache answers")
+        canary.outputs.add("async client", sessions, vars(sessions), login, sessions.near_cache_stats())
+        for kept in vars(sessions).values():
+            canary.outputs.add("near cache", kept, getattr(kept, "__dict__", ""))
+        for fails in (
+            sessions.require(BROUGHT),
+            sessions.rotate(BROUGHT),
+            sessions.create("", token=BROUGHT[:15], attributes={"": ATTRIBUTE}),
+            sessions.validate(login.token, user_id=BROUGHT * 9),
+        ):
+            with contextlib.suppress(Exception):
+                try:
+                    await fails
+                except Exception as error:
+                    canary.outputs.add("async client", error, error.args)
+                    raise
+    async with AsyncSessionClient(
+        canary.process.target, credentials=credentials, api_key=MADE_UP_KEY, near_cache=True, timeout=10
+    ) as stranger:
+        with contextlib.suppress(Exception):
+            try:
+                await stranger.validate(login.token)
+            except Exception as error:
+                canary.outputs.add("async client", error, vars(stranger))
+                raise
+
+        async def is_told() -> bool:
+            return "near cache off" in caplog.text
+
+        await eventually_async(is_told, "the near cache is off")
+
+
 def watch_client(canary: Canary) -> None:
     """Shows the client and what it returns and raises."""
-    ca = Path(canary.environment["CATRACA_TLS_CA"]).read_bytes()
     with SessionClient(
-        canary.process.target, credentials=grpc.ssl_channel_credentials(ca), api_key=canary.key, timeout=10
+        canary.process.target, credentials=CA.channel_credentials(), api_key=canary.key, timeout=10
     ) as sessions:
         login = sessions.create("cy", attributes={"note": ATTRIBUTE})
         canary.outputs.keep_secret(login.token)
@@ -231,22 +265,23 @@ def dump(canary: Canary, valkey: Valkey) -> None:
 
 def read_page(port: str) -> str:
     """Returns the page of metrics as it is."""
-    import urllib.request  # noqa: PLC0415  used here only
-
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as response:
         text: str = response.read().decode()
     return text
 
 
-def test_no_secret_gets_out(canary: Canary, own_valkey: Valkey) -> None:
+async def test_no_secret_gets_out(canary: Canary, own_valkey: Valkey, caplog: pytest.LogCaptureFixture) -> None:
     """Tokens, keys, pepper and password are nowhere; attributes are in records and in the answers about sessions."""
+    caplog.set_level(logging.DEBUG)
     outputs = canary.outputs
-    answers = live(canary)
-    ca = Path(canary.environment["CATRACA_TLS_CA"]).read_bytes()
-    with grpc.secure_channel(canary.process.target, grpc.ssl_channel_credentials(ca)) as channel:
+    with grpc.secure_channel(canary.process.target, CA.channel_credentials()) as channel:
+        with watched(canary, channel):
+            answers = live(canary)
         send_garbage(canary, lambda method: channel.unary_unary(f"/catraca.v1.SessionService/{method}"))
     run_commands(canary)
     watch_client(canary)
+    await watch_async_client(canary, caplog)
+    measure(canary)
     dump(canary, own_valkey)
     outputs.add("metrics", read_page(canary.environment["CATRACA_METRICS_PORT"]))
     outputs.add("answers", *answers)
@@ -255,6 +290,7 @@ def test_no_secret_gets_out(canary: Canary, own_valkey: Valkey) -> None:
     eventually(lambda: "store disconnected" in canary.process.log, "the store is missed")
     assert canary.process.stop() == 0
     outputs.add("log", canary.process.log)
+    outputs.add("client's log", caplog.text)
     # It has looked at what it was to look at.
     assert len(outputs.secrets) > 10
     for where, shown in (
@@ -265,6 +301,12 @@ def test_no_secret_gets_out(canary: Canary, own_valkey: Valkey) -> None:
         ("store", "prev"),
         ("command", "CATRACA_STORE_URL="),
         ("client", "SessionNotFound"),
+        ("async client", "SessionNotFound"),
+        ("near cache", "NearAnswers"),
+        ("client's log", "near cache off"),
+        ("feed", "ana"),
+        ("watch command", "ana"),
+        ("bench", "near-cache"),
         ("error of CreateSession", "TOKEN_IN_USE"),
         ("error of ValidateSession", "UNAUTHENTICATED"),
     ):
@@ -279,7 +321,7 @@ def test_no_secret_gets_out(canary: Canary, own_valkey: Valkey) -> None:
 def test_the_search_finds_what_is_planted(where: str) -> None:
     """Each secret, in the middle of anything, also only the secret part of a token."""
     token = "ctr_" + "i" * 22 + "S" * 43 + "c" * 6
-    for planted in (PEPPER, PASSWORD, BROUGHT, MADE_UP_KEY, token, "S" * 43, ATTRIBUTE):
+    for planted in (PEPPER, PASSWORD, BROUGHT, MADE_UP_KEY, token, "S" * 43, ATTRIBUTE, "ctr_" + "u" * 71):
         outputs = Outputs()
         outputs.keep_secret(token)
         outputs.add("log", "nothing")
