@@ -48,15 +48,17 @@ def canary(own_valkey: Valkey, door: Door, tmp_path: Path) -> Iterator[Canary]:
         "CATRACA_METRICS_PORT": str(free_port()),
         "CATRACA_ROTATION_GRACE": "0s",
     }
-    with ServeProcess(environment) as process:
-        with grpc.secure_channel(process.target, CA.channel_credentials()) as channel:
-            client = {
-                "CATRACA_TARGET": process.target,
-                "CATRACA_TLS_CA": str(door.ca),
-                "CATRACA_API_KEY": key,
-                "CATRACA_TIMEOUT": "10s",
-            }
-            yield Canary(process, outputs, key, environment | client, SessionServiceStub(channel))
+    with (
+        ServeProcess(environment) as process,
+        grpc.secure_channel(process.target, CA.channel_credentials()) as channel,
+    ):
+        client = {
+            "CATRACA_TARGET": process.target,
+            "CATRACA_TLS_CA": str(door.ca),
+            "CATRACA_API_KEY": key,
+            "CATRACA_TIMEOUT": "10s",
+        }
+        yield Canary(process, outputs, key, environment | client, SessionServiceStub(channel))
 
 
 def live(canary: Canary) -> list[session_pb2.Session]:
