@@ -1,11 +1,11 @@
 """What all suites share: a Valkey for the whole run, and the backends.
 
-Servers within the process of the tests use the listener that `catraca serve` uses.
+Servers within the process of the tests have what gRPC's core reads from the environment of `catraca serve`.
 """
 
 import os
 
-from catraca_server.runtime.listener import ENVIRONMENT
+from catraca_server.runtime.core_environment import ENVIRONMENT
 
 os.environ.update({**ENVIRONMENT, **os.environ})
 

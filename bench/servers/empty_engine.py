@@ -10,7 +10,7 @@ import sys
 
 import uvloop
 
-from catraca_server.runtime.listener import ENVIRONMENT
+from catraca_server.runtime.core_environment import ENVIRONMENT
 
 os.environ.update({**ENVIRONMENT, **os.environ})
 

@@ -12,7 +12,7 @@ from catraca_server import keys_cli, logs
 from catraca_server.app import StartError
 from catraca_server.file_check import problems_of_files
 from catraca_server.listening import CannotListen
-from catraca_server.runtime.listener import choose_listener
+from catraca_server.runtime.core_environment import start_again
 from catraca_server.runtime.run import serve
 from catraca_server.settings import SETTINGS, Loaded, SettingsError, environment_name, load
 
@@ -30,7 +30,7 @@ def main(command: str, arguments: Sequence[str]) -> int:
     except SettingsError as error:
         return _refuse([*error.problems, *(problems_of_files(error.usable) if action == "check" else ())])
     if command == "serve":
-        choose_listener(command, arguments)
+        start_again(command, arguments)
         return _serve(loaded)
     if action == "show":
         _show(loaded)

@@ -16,7 +16,7 @@ from tests.support.service import ServeProcess
 from tests.support.valkey import BINARY, WHY_MISSING, Valkey
 
 from catraca import SessionClient
-from catraca_server.runtime.listener import ENVIRONMENT
+from catraca_server.runtime.core_environment import ENVIRONMENT
 
 USAGE, UNAVAILABLE = 2, 3
 
@@ -81,10 +81,12 @@ def test_a_unix_socket_to_listen_on() -> None:
 def test_the_listener_of_grpc_is_chosen(own: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before gRPC is imported, in the process that was started; unless the operator has chosen. gRPC knows the name."""
     monkeypatch.delenv("GRPC_EXPERIMENTS")
-    with ServeProcess({} if own is None else {"GRPC_EXPERIMENTS": own}, store_url="memory:") as process:
-        environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+    # Or else the core says nothing of a name that it does not know.
+    environment = {"GRPC_VERBOSITY": "ERROR"} | ({} if own is None else {"GRPC_EXPERIMENTS": own})
+    with ServeProcess(environment, store_url="memory:") as process:
+        found = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
         chosen = ENVIRONMENT["GRPC_EXPERIMENTS"] if own is None else own
-        assert f"GRPC_EXPERIMENTS={chosen}".encode() in environment
+        assert f"GRPC_EXPERIMENTS={chosen}".encode() in found
         assert "experiment" not in process.log
 
 
