@@ -3,7 +3,6 @@
 import asyncio
 import os
 import random
-import ssl
 import struct
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -14,34 +13,14 @@ import psutil
 import pytest
 from tests.support.door import CA, Door
 from tests.support.inprocess import serving
+from tests.support.strangers import GROWTH_MAX_BYTES, PREFACE, client_hello, connect, is_served
 from tests.support.waiting import TIMEOUT_SECONDS
 
 from catraca_server import app
 
 LONG = bool(os.environ.get("CATRACA_TEST_LONG"))
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SEEDS = range(2_000 if LONG else 100)
 IDLE = 5_000 if LONG else 500
-GROWTH_MAX_BYTES = 64 << 20
-"""For thousands of connections, which cost some kilobytes each; far below what a leak of each frame would be."""
-
-
-async def is_served(target: str, credentials: grpc.ChannelCredentials | None = None) -> bool:
-    """Whether an honest caller on a connection of its own is answered."""
-    own = [("grpc.use_local_subchannel_pool", 1)]
-    channel = (
-        grpc.aio.secure_channel(target, credentials, own) if credentials else grpc.aio.insecure_channel(target, own)
-    )
-    async with channel:
-        check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
-        answer: bytes = await check(b"", timeout=TIMEOUT_SECONDS)
-    return answer == b"\x08\x01"
-
-
-async def connect(target: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Opens a bare connection."""
-    host, port = target.rsplit(":", 1)
-    return await asyncio.open_connection(host, int(port))
 
 
 async def is_hung_up_on(target: str, sent: bytes) -> None:
@@ -53,15 +32,6 @@ async def is_hung_up_on(target: str, sent: bytes) -> None:
     writer.close()
     with suppress(ConnectionError):
         await writer.wait_closed()
-
-
-def client_hello() -> bytes:
-    """Returns the beginning of a TLS handshake."""
-    outgoing = ssl.MemoryBIO()
-    context = ssl.create_default_context()
-    with suppress(ssl.SSLWantReadError):
-        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost").do_handshake()
-    return outgoing.read()
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from contextlib import suppress
 
 import psutil
 import pytest
-from tests.server.test_bounds import GROWTH_MAX_BYTES, PREFACE, client_hello, connect, is_served
 from tests.support.door import CA, Door
 from tests.support.service import ServeProcess
+from tests.support.strangers import GROWTH_MAX_BYTES, PREFACE, client_hello, connect, is_served
 from tests.support.waiting import TIMEOUT_SECONDS, eventually, eventually_async
 
 from catraca_server import app
