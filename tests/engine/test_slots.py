@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 import pytest
 from tests.support.engine import Desk, Pile, end_of, serving
-from tests.support.waiting import eventually_async
+from tests.support.waiting import TIMEOUT_SECONDS, eventually_async
 
 from catraca_server.api.engine import Status, StatusError, StreamMethod, UnaryCall, UnaryMethod
 
@@ -84,6 +84,22 @@ async def test_a_call_that_lasts_gives_its_slot_up() -> None:
         assert desk.inside == 2
         desk.open.set()
         assert await asyncio.gather(*staying) == [b"done"] * 3
+
+
+async def test_calls_that_wait_for_too_long_are_given_up() -> None:
+    """When a slot comes free, those that have waited for longer than the limit are CANCELLED and not begun."""
+    desk = Desk()
+    options = [("grpc.server_max_unrequested_time_in_server", 1)]
+    async with serving({"Stay": UnaryMethod(desk.stay)}, options, slots=1, slot_hold_limit_seconds=1.5) as served:
+        first = asyncio.create_task(answer(served.unary("Stay", b"done")))
+        await desk.has_inside(1)
+        late = [served.unary("Stay", timeout=TIMEOUT_SECONDS) for _ in range(5)]
+        assert {(await end_of(call)).code for call in late} == {grpc.StatusCode.CANCELLED}
+        assert (desk.inside, desk.cancelled) == (1, 0)
+        next_one = asyncio.create_task(answer(served.unary("Stay", b"next")))
+        await desk.has_inside(2)
+        desk.open.set()
+        assert [await first, await next_one] == [b"done", b"next"]
 
 
 async def test_the_hold_limit_is_a_matter_of_the_clock() -> None:

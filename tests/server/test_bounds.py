@@ -103,6 +103,37 @@ async def test_random_frames(caplog: pytest.LogCaptureFixture) -> None:
     assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
 
 
+def ping(*, is_answer: bool = False, payload: bytes = b"12345678") -> bytes:
+    """Returns a PING frame."""
+    return struct.pack(">HBBBL", 0, 8, 6, int(is_answer), 0) + payload
+
+
+async def test_pings_by_the_dozen() -> None:
+    """Whoever pings more often than keepalive may is told so and hung up on; nobody else notices."""
+    async with serving(store_url="memory:") as target:
+        reader, writer = await connect(target)
+        writer.write(PREFACE + struct.pack(">HBBBL", 0, 0, 4, 0, 0) + ping() * 12)
+        with suppress(ConnectionError):
+            assert b"too_many_pings" in await asyncio.wait_for(reader.read(-1), TIMEOUT_SECONDS)
+        writer.close()
+        assert await is_served(target)
+
+
+async def test_a_connection_without_calls_ends_with_its_age() -> None:
+    """The server says so, and hangs up."""
+    async with serving(store_url="memory:", max_connection_age="200ms") as target:
+        reader, writer = await connect(target)
+        writer.write(PREFACE + struct.pack(">HBBBL", 0, 0, 4, 0, 0))
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            await reader.readuntil(b"max_age")
+            # It asks for a sign of life, and for want of one it waits for 20 s.
+            header = await reader.readexactly(9)
+            assert header[3] == 6
+            writer.write(ping(is_answer=True, payload=await reader.readexactly(8)))
+            assert b"max_age" in await reader.read(-1)
+        writer.close()
+
+
 async def test_idle_connections() -> None:
     """Hundreds that say nothing after their preface cost little, and others are served beside them."""
     async with serving(store_url="memory:") as target:
