@@ -78,7 +78,7 @@ def audit_problems(report: Mapping[str, Any], locked: Sequence[Locked]) -> tuple
     ]
     reasons = [each["skip_reason"] for each in dependencies if "skip_reason" in each]
     if reasons and len(reasons) == len(dependencies):
-        return [], f"nothing is known about any of {len(reasons)} packages: {reasons[0]}"
+        return [], f"nothing is known about any of {len(reasons)} packages. Of the first one: {reasons[0]}"
     problems += [f"not audited: {reason}" for reason in reasons]
     asked = {each["name"] for each in dependencies}
     problems += [f"not audited: {each.name}" for each in locked if not each.marker and each.name not in asked]

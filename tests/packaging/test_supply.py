@@ -98,7 +98,7 @@ def test_vulnerabilities() -> None:
     assert supply.audit_problems({"dependencies": [fine, skipped]}, [LOCKED]) == (["not audited: not found"], "")
     assert supply.audit_problems({"dependencies": []}, [LOCKED]) == (["not audited: thing"], "")
     problems, why_not = supply.audit_problems({"dependencies": [skipped]}, [LOCKED])
-    assert (problems, why_not) == ([], "nothing is known about any of 1 packages: not found")
+    assert (problems, why_not) == ([], "nothing is known about any of 1 packages. Of the first one: not found")
 
 
 @pytest.mark.parametrize(("arguments", "status"), [((), 0), (("--required",), 1)])
