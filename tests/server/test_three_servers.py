@@ -148,6 +148,12 @@ async def test_a_day_of_operations(site: Site, valkey_sentinel: Sentinels, tmp_p
 async def replace_key(site: Site, key_file: Path, client: AsyncSessionClient, calls: Repeated) -> None:
     """Makes a key, gives it to the client, and revokes the one before once the client uses the new one."""
     second = site.door.new_key(Role.VALIDATE, Role.ISSUE)
+
+    async def is_known() -> bool:
+        return all("callers file reloaded: 2 entries" in server.log for server in site.servers)
+
+    # Before that, a client that has it already would be refused.
+    await eventually_async(is_known, "every server knows the new key")
     new = key_file.with_suffix(".new")
     new.write_text(second)
     new.replace(key_file)
@@ -156,13 +162,9 @@ async def replace_key(site: Site, key_file: Path, client: AsyncSessionClient, ca
         metadata = client._channel._access.metadata()
         return metadata is not None and metadata[0][1] == f"Bearer {second}"
 
-    async def is_known() -> bool:
-        return all("callers file reloaded: 2 entries" in server.log for server in site.servers)
-
     async def is_revoked() -> bool:
         return all("callers file reloaded: 1 entries" in server.log for server in site.servers)
 
-    await eventually_async(is_known, "every server knows the new key")
     await eventually_async(uses_new, "the client uses the new key")
     site.door.revoke(site.key)
     await eventually_async(is_revoked, "no server knows the key of before")

@@ -40,5 +40,5 @@ class Door:
         """Runs a service over TLS in this process."""
         authority = {"tls_client_ca": str(self.ca)} if mutual else {}
         tls = {"tls_cert": str(self.certificate), "tls_key": str(self.key), **authority}
-        async with serving(store_url="memory:", callers_file=str(self.callers), **tls) as target:
+        async with serving(store_url="memory:", store_timeout="5s", callers_file=str(self.callers), **tls) as target:
             yield target
