@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -13,6 +14,7 @@ import grpc
 import pytest
 from tests.support.callers import Caller as Client, closing
 from tests.support.certificates import Issued
+from tests.support.command import clean_environment
 from tests.support.door import CA, Door
 from tests.support.waiting import TIMEOUT_SECONDS, eventually_async
 from tests.support.wire import Refusal, refusal_of
@@ -171,6 +173,23 @@ async def test_one_who_does_not_read(door: Door) -> None:
             return not any(task.get_name() == "watch-requests" for task in asyncio.all_tasks())
 
         await eventually_async(is_over, "the stream has ended")
+
+
+async def test_the_command(door: Door) -> None:
+    """`catraca watch` ends with 4, which is "not allowed", and says why."""
+    key = door.new_key(Role.VALIDATE)
+    async with door.serving() as target:
+        settings = {"CATRACA_TARGET": target, "CATRACA_TLS_CA": str(door.ca), "CATRACA_API_KEY": key}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "catraca", "watch", "--output", "json", env=clean_environment(settings),
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        assert b"opened" in await asyncio.wait_for(process.stdout.readline(), TIMEOUT_SECONDS)
+        door.revoke(key)
+        _, told = await asyncio.wait_for(process.communicate(), TIMEOUT_SECONDS)
+        assert process.returncode == 4
+        assert b"this server does not know who calls" in told
 
 
 @pytest.mark.parametrize("kind", [SessionClient, AsyncSessionClient])
