@@ -313,7 +313,9 @@ class SessionServiceServicer(object):
         Whoever keeps anything derived from events then drops it.
 
         The stream ends with UNAVAILABLE when the server stops: open another one, with
-        the last cursor.
+        the last cursor. It ends with UNAUTHENTICATED or PERMISSION_DENIED, as a call
+        would, within two seconds of the caller's loss of its key, its certificate or
+        its role.
 
         Role: `validate`.
 

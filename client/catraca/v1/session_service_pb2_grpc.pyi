@@ -203,7 +203,9 @@ class SessionServiceStub:
     Whoever keeps anything derived from events then drops it.
 
     The stream ends with UNAVAILABLE when the server stops: open another one, with
-    the last cursor.
+    the last cursor. It ends with UNAUTHENTICATED or PERMISSION_DENIED, as a call
+    would, within two seconds of the caller's loss of its key, its certificate or
+    its role.
 
     Role: `validate`.
 
@@ -391,7 +393,9 @@ class SessionServiceAsyncStub(SessionServiceStub):
     Whoever keeps anything derived from events then drops it.
 
     The stream ends with UNAVAILABLE when the server stops: open another one, with
-    the last cursor.
+    the last cursor. It ends with UNAUTHENTICATED or PERMISSION_DENIED, as a call
+    would, within two seconds of the caller's loss of its key, its certificate or
+    its role.
 
     Role: `validate`.
 
@@ -636,7 +640,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         Whoever keeps anything derived from events then drops it.
 
         The stream ends with UNAVAILABLE when the server stops: open another one, with
-        the last cursor.
+        the last cursor. It ends with UNAUTHENTICATED or PERMISSION_DENIED, as a call
+        would, within two seconds of the caller's loss of its key, its certificate or
+        its role.
 
         Role: `validate`.
 
