@@ -47,6 +47,7 @@ def canary(own_valkey: Valkey, door: Door, tmp_path: Path) -> Iterator[Canary]:
         "CATRACA_AUDIT": "true",
         "CATRACA_METRICS_PORT": str(free_port()),
         "CATRACA_ROTATION_GRACE": "0s",
+        "CATRACA_STORE_TIMEOUT": "5s",
     }
     with (
         ServeProcess(environment) as process,
