@@ -91,3 +91,17 @@ async def test_a_broken_client_is_caught(broken: str, own_valkey: Valkey, tmp_pa
     violations = world.history().violations()
     assert Breach.LATE in {each.breach for each in violations} <= {Breach.LATE, Breach.ROTATED}
     assert all(each.seconds > BOUND_SECONDS for each in violations)
+
+
+@pytest.mark.parametrize("broken", ["silent", "late"] if LONG else ["silent"])
+async def test_a_broken_server_is_caught(broken: str, own_valkey: Valkey, tmp_path: Path) -> None:
+    """One that does not tell of ends, or only after it has acknowledged them: leases are no help against it."""
+    world = World(tmp_path, own_valkey, SEED, clients=0, broken=broken)
+    async with world:
+        world.start_client(replace(world.plan(0), watches_only=True))
+        world.start_client(world.plan(3))
+        world.start_client(world.plan(2))
+        await asyncio.sleep(SETTLE_SECONDS + BOUND_SECONDS + 6)
+    violations = world.history().violations()
+    assert Breach.LATE in {each.breach for each in violations} <= {Breach.LATE, Breach.ROTATED}
+    assert all(each.seconds > BOUND_SECONDS for each in violations)

@@ -1,12 +1,15 @@
 """Near caches in virtual time: no schedule makes one answer "valid" too late, and each rule is what keeps some from it.
 
+The rules are those of the client, whose code is played, and what the service promises, which is a model.
+
 `CATRACA_SIMULATION_SEED=123 make test ARGS="tests/simulation"` plays one schedule again.
 """
 
 import os
 
 import pytest
-from tests.support.near_cache_rules import Change, Rules, rules
+from tests.support import near_cache_world
+from tests.support.near_cache_rules import Change, Rules, changed, rules
 from tests.support.near_cache_world import Breach, World
 
 LONG = os.environ.get("CATRACA_TEST_LONG") == "1"
@@ -95,3 +98,66 @@ def test_each_rule_is_needed(rule: str) -> None:
         except Breach:
             return
     pytest.fail(f"{SEEDS_TO_CATCH} schedules hold without the rule: {rule}")
+
+
+UPDATED, REVOKED = "SESSION_EVENT_TYPE_UPDATED", "SESSION_EVENT_TYPE_REVOKED"
+
+# What the service promises, and the changes of the model that break it.
+BROKEN: dict[str, list[tuple[str, str]]] = {
+    "an end is told": [
+        (
+            "            if user_id:\n",
+            f"            if kind == events.{REVOKED}:\n                pass\n            elif user_id:\n",
+        )
+    ],
+    "the end of all is told": [("store.feed.append(events.SessionEvent(type=kind, user_id=user_id))", "pass")],
+    "an update is told": [
+        (
+            "            if user_id:\n",
+            f"            if kind == events.{UPDATED}:\n                pass\n            elif user_id:\n",
+        )
+    ],
+    "it is told before it is acknowledged": [
+        (
+            "self.after(self.chance.uniform(0, 0.3), tell)",
+            "acknowledge()\n        self.after(self.chance.uniform(0, 30), tell)",
+        )
+    ],
+    "it is made before it is told": [
+        (
+            "        make()\n        self.after(self.chance.uniform(0, 0.3), tell)",
+            "        tell()\n        self.after(1, make)\n        self.after(1, acknowledge)",
+        )
+    ],
+    "a reader misses nothing in silence": [("if before < self.store.trimmed:", "if False:")],
+    "a cursor past which was trimmed is reset": [("server.store.trimmed <= position <=", "0 <= position <=")],
+    "a cursor of another epoch is reset": [
+        ("continues = resuming and epoch == server.store.epoch and", "continues = resuming and")
+    ],
+    "what came after a cursor is sent": [("        elif continues:\n", "        elif False:\n")],
+    "a new primary is a reset": [
+        ("            stream.reset(pb.WATCH_RESET_REASON_EPOCH_CHANGED)\n", "            pass\n")
+    ],
+    "a slow consumer is reset": [("self.reset(pb.WATCH_RESET_REASON_SLOW_CONSUMER)", "self._generation += 1")],
+    "the age is that of the last reading to the end": [("int((self._world.now - self._server.read_at) * 1e9)", "0")],
+    "events come ahead of the pong": [
+        (
+            "        self._down(pb.WatchSessionsResponse(pong=pong))",
+            "        self._client.receive(self, pb.WatchSessionsResponse(pong=pong))",
+        )
+    ],
+    "a replaced primary is not believed for long": [("DETECTION_SECONDS = 1.0", "DETECTION_SECONDS = 15.0")],
+}
+
+
+@pytest.mark.skipif(ONE is not None, reason="one schedule is played")
+@pytest.mark.parametrize("promise", BROKEN)
+def test_each_promise_of_the_service_is_needed(promise: str) -> None:
+    """With one broken, some schedule makes a near cache answer what it must not."""
+    broken = changed(near_cache_world, [(promise, there, instead) for there, instead in BROKEN[promise]])
+    for seed in range(SEEDS_TO_CATCH):
+        try:
+            broken["World"](seed, OURS).run(SECONDS)
+        except broken["Breach"]:
+            return
+    pytest.fail(f"{SEEDS_TO_CATCH} schedules hold without the promise: {promise}")

@@ -28,6 +28,7 @@ from tests.support.valkey import Valkey
 from catraca.v1 import session_service_pb2 as pb, session_service_pb2_grpc as pb_grpc
 
 PROGRAM = Path(__file__).with_name("history_client.py")
+BROKEN = Path(__file__).with_name("broken")
 GRACE_SECONDS = 2
 
 logger = logging.getLogger(__name__)
@@ -68,9 +69,14 @@ class ClientProcess:
 
 
 class World:
-    """Two servers on one store, and clients: threads and tasks, one by way of a proxy, one without a near cache."""
+    """Two servers on one store, and clients: threads and tasks, one by way of a proxy, one without a near cache.
 
-    def __init__(self, directory: Path, store: Valkey | Sentinels, seed: int, *, clients: int = 6) -> None:
+    `broken`: a promise that the servers break, as `broken/sitecustomize.py` has it.
+    """
+
+    def __init__(
+        self, directory: Path, store: Valkey | Sentinels, seed: int, *, clients: int = 6, broken: str = ""
+    ) -> None:
         self.store = store
         self.dice = random.Random(seed)  # noqa: S311  no secret
         self.failures: list[str] = []
@@ -81,6 +87,8 @@ class World:
         settings = {"CATRACA_STORE_URL": store.url, "CATRACA_ROTATION_GRACE": f"{GRACE_SECONDS}s"}
         if isinstance(store, Sentinels):
             settings["CATRACA_REPLICA_ACKS"] = "1"
+        if broken:
+            settings |= {"BROKEN_SERVER": broken, "PYTHONPATH": str(BROKEN)}
         self._settings = settings
         self._ports = [free_port(), free_port()]
         self.servers: list[ServeProcess] = []

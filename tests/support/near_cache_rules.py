@@ -1,9 +1,10 @@
-"""The near cache's own code, or the same with one of its rules taken away."""
+"""The near cache's own code, or that of the service it is played against, or either with a rule taken away."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from catraca import _lease, _near_cache, _watching
@@ -26,19 +27,23 @@ def rules(*changes: Change) -> Rules:
     names: dict[str, Any] = {}
     last: dict[str, Any] = {}
     for each in (_lease, _near_cache, _watching):
-        assert each.__file__ is not None
-        code = Path(each.__file__).read_text(encoding="utf-8")
-        for module, there, instead in changes:
-            if each.__name__ == f"catraca.{module}":
-                assert code.count(there) == 1, f"{module} has {code.count(there)} times: {there}"
-                code = code.replace(there, instead)
-        scope: dict[str, Any] = {"__name__": each.__name__}
-        exec(compile(code, each.__file__, "exec"), scope)  # noqa: S102  it is our own
+        last = changed(each, [change for change in changes if each.__name__ == f"catraca.{change[0]}"])
         # Those before it, as they were made here.
-        scope.update({name: made for name, made in names.items() if name in scope})
-        names.update({name: scope[name] for name in ("Lease", "NearAnswers", "NearCache") if name in scope})
-        last = scope
+        last.update({name: made for name, made in names.items() if name in last})
+        names.update({name: last[name] for name in ("Lease", "NearAnswers", "NearCache") if name in last})
     return Rules(
         lambda max_entries, clock: names["NearAnswers"](names["NearCache"](max_entries=max_entries), clock),
         last["Watch"],
     )
+
+
+def changed(module: ModuleType, changes: Iterable[Change]) -> dict[str, Any]:
+    """Returns what a module defines, with these changes of its code."""
+    assert module.__file__ is not None
+    code = Path(module.__file__).read_text(encoding="utf-8")
+    for name, there, instead in changes:
+        assert code.count(there) == 1, f"{name} has {code.count(there)} times: {there}"
+        code = code.replace(there, instead)
+    scope: dict[str, Any] = {"__name__": module.__name__}
+    exec(compile(code, module.__file__, "exec"), scope)  # noqa: S102  it is our own
+    return scope

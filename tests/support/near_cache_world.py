@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Self
 
 import grpc
@@ -20,8 +21,9 @@ from catraca.v1 import session_event_pb2 as events, session_service_pb2 as pb
 
 BOUND_SECONDS = 5.0
 """T: how long after its end was acknowledged a session may still be valid in a near cache."""
-MAX_ENTRIES = 8
 TOKENS = 10
+MAX_ENTRIES = (8, 2 * TOKENS)
+"""Too few for all, or enough, so that answers are kept for long."""
 USERS = 3
 DETECTION_SECONDS = 1.0
 """How long a server may take a primary that was replaced for the primary."""
@@ -89,9 +91,14 @@ class World:
         for each in self.clients:
             each.begin()
         self.feed_server.read()
-        self.after(self.chance.expovariate(1), self.change)
-        if self.chance.random() < 0.4:
-            self.after(self.chance.uniform(1, seconds), self.fail_over)
+        if self.chance.random() < 0.2:
+            # Nothing but failovers, so that what one does is not undone by something else at once.
+            for number in range(4):
+                self.after(self.chance.uniform(0.15, 0.25) * seconds * (number + 0.5), self.fail_over)
+        else:
+            self.after(self.chance.expovariate(1), self.change)
+            if self.chance.random() < 0.4:
+                self.after(self.chance.uniform(1, seconds), self.fail_over)
         self.advance(seconds)
 
     def delay(self) -> float:
@@ -111,21 +118,27 @@ class World:
             self._write(store, mine, events.SESSION_EVENT_TYPE_REVOKED, user_id=store.sessions[at].user_id)
         elif draw < 0.8:
             self._write(store, [at], events.SESSION_EVENT_TYPE_UPDATED)
-        else:  # a session for those that have ended
-            store.sessions[at].alive = True
-            self.ended.pop(at, None)
+        else:
+            self.revive(at)
         if self.chance.random() < 0.1:
             store.trimmed = len(store.feed)
         self.after(self.chance.expovariate(0.7), self.change)
 
+    def revive(self, at: int) -> None:
+        """Somebody logs in: a session for one that has ended, perhaps."""
+        self.store.sessions[at].alive = True
+        self.ended.pop(at, None)
+
     def _write(self, store: Store, ats: list[int], kind: events.SessionEventType.ValueType, user_id: str = "") -> None:
         versions: list[tuple[int, int]] = []
-        for at in ats:
-            if kind == events.SESSION_EVENT_TYPE_REVOKED:
-                store.sessions[at].alive = False
-            else:
-                store.sessions[at].version += 1
-                versions.append((at, store.sessions[at].version))
+
+        def make() -> None:
+            for at in ats:
+                if kind == events.SESSION_EVENT_TYPE_REVOKED:
+                    store.sessions[at].alive = False
+                else:
+                    store.sessions[at].version += 1
+                    versions.append((at, store.sessions[at].version))
 
         def tell() -> None:
             if user_id:
@@ -142,21 +155,27 @@ class World:
                     self.ended.setdefault(at, self.now)
             self.versions.update(dict.fromkeys(versions, self.now))
 
+        make()
         self.after(self.chance.uniform(0, 0.3), tell)
 
     def fail_over(self) -> None:
         """A replica that has everything becomes the primary, with a feed of its own."""
+        for at in range(TOKENS):
+            self.revive(at)
         self.store = Store(self.store.epoch + 1, [replace(each) for each in self.store.sessions])
         late = DETECTION_SECONDS
         self.after(self.chance.choice([0, late / 4, late]), self.feed_server.notice)
         self.after(self.chance.choice([0, late / 4, late]), self.other_server.notice)
-        # Lively right afterwards: the old primary is still asked.
-        for _ in range(3):
-            self.after(self.chance.uniform(0, DETECTION_SECONDS), self.revoke_one)
+        # Lively right afterwards: the old primary is still asked about what ends.
+        for _ in range(5):
+            self.after(self.chance.uniform(0, DETECTION_SECONDS / 2), self.revoke_one)
 
     def revoke_one(self) -> None:
-        """Somebody ends a session."""
-        self._write(self.store, [self.chance.randrange(TOKENS)], events.SESSION_EVENT_TYPE_REVOKED)
+        """Somebody ends a session, and all ask about it."""
+        at = self.chance.randrange(TOKENS)
+        self._write(self.store, [at], events.SESSION_EVENT_TYPE_REVOKED)
+        for each in self.clients:
+            self.after(self.chance.uniform(0, DETECTION_SECONDS), partial(each.fetch, at))
 
 
 class Server:
@@ -178,10 +197,14 @@ class Server:
     def read(self) -> None:
         """Reads the feed to its end, now and again later; sometimes the store does not answer for seconds."""
         world = self._world
-        news, self.position, self.read_at = self.store.feed[self.position :], len(self.store.feed), world.now
-        for at, event in enumerate(news, self.position - len(news) + 1):
+        before, self.position, self.read_at = self.position, len(self.store.feed), world.now
+        if before < self.store.trimmed:
+            before = self.position
             for stream in self.streams:
-                stream.send_event(at, event)
+                stream.reset(pb.WATCH_RESET_REASON_TRIMMED)
+        for at in range(max(before, self.store.trimmed), self.position):
+            for stream in self.streams:
+                stream.send_event(at + 1, self.store.feed[at])
         outage = world.chance.random() < 0.03
         world.after(world.chance.uniform(1, 12) if outage else world.chance.uniform(0.005, 0.1), self.read)
 
@@ -237,8 +260,8 @@ class Stream:
             other = epoch != server.store.epoch
             self.reset(pb.WATCH_RESET_REASON_EPOCH_CHANGED if other else pb.WATCH_RESET_REASON_TRIMMED)
         elif continues:
-            for at, event in enumerate(server.store.feed[position : server.position], position + 1):
-                self.send_event(at, event)
+            for at in range(max(position, server.store.trimmed), server.position):
+                self.send_event(at + 1, server.store.feed[at])
         server.streams.append(self)
 
     def _pong(self, nonce: int) -> None:
@@ -293,7 +316,8 @@ class Client:
     def __init__(self, world: World, number: int) -> None:
         self._world = world
         self._offset = 1000.0 * number
-        self.answers = world.rules.near_answers(MAX_ENTRIES, self.clock)
+        self._max_entries = world.chance.choice(MAX_ENTRIES)
+        self.answers = world.rules.near_answers(self._max_entries, self.clock)
         self._watch = world.rules.watch(self.answers, self.clock, world.chance)
         self._stream: Stream | None = None
         self._pinged: dict[int, float] = {}
@@ -348,7 +372,7 @@ class Client:
         began_at = world.now
         known = self.answers.get(token(at), HeldUp(world.store.sessions[at].user_id, self._hold_up))
         if known is None:
-            self._fetch(at)
+            self.fetch(at)
         else:
             self._check(at, known, began_at)
 
@@ -359,7 +383,8 @@ class Client:
             world.advance(world.chance.uniform(0, 15))
             world.held_up = False
 
-    def _fetch(self, at: int) -> None:
+    def fetch(self, at: int) -> None:
+        """Asks a server, and keeps the answer."""
         world = self._world
         server = world.chance.choice([world.feed_server, world.other_server])
         fill = self.answers.begin()
@@ -406,7 +431,7 @@ class Client:
         newer = world.versions.get((at, int(known.session.etag) + 1))
         if newer is not None and world.now > newer + BOUND_SECONDS:
             raise Breach(f"outdated {world.now - newer:.2f} s after its update was acknowledged")
-        if (entries := self.answers.stats().entries) > MAX_ENTRIES:
+        if (entries := self.answers.stats().entries) > self._max_entries:
             raise Breach(f"{entries} entries")
 
 
