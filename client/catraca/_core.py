@@ -61,6 +61,12 @@ CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     # later, when all retries are used up, and after a long outage two minutes later.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # A machine or a network that is gone closes no connection, and gRPC would go on using it for a quarter of an hour.
+    # Servers allow a ping every 5 s. The last one is for the pings by which gRPC measures a connection: while one of
+    # them is unanswered, none is sent to keep it alive, and by default it may be unanswered for a minute.
+    ("grpc.keepalive_time_ms", 6_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     # Tokens are for the service alone. gRPC would otherwise go by http_proxy, https_proxy and grpc_proxy, which many
     # machines set for their way out to the web.
     (_PROXY_OPTION, 0),
