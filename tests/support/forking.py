@@ -113,16 +113,21 @@ class Program:
         assert time.monotonic() - began < AT_ONCE_SECONDS, "a child was told late"
 
     @contextmanager
-    def threads_that_call(self) -> Iterator[None]:
-        """Six threads call all the time; no call of theirs may fail."""
+    def threads_that_call(
+        self, call: Callable[[int], object] | None = None, *, threads_count: int = 6
+    ) -> Iterator[None]:
+        """Threads call all the time, log in unless told otherwise; no call of theirs may fail."""
         failures: list[Exception] = []
         over = threading.Event()
-        calls = [0] * 6
+        calls = [0] * threads_count
 
         def go_on(number: int) -> None:
             while not over.is_set():
                 try:
-                    sync_call(self.sync, f"thread-{number}")
+                    if call is None:
+                        sync_call(self.sync, f"thread-{number}")
+                    else:
+                        call(number)
                     calls[number] += 1
                 except Exception as error:  # noqa: BLE001  all are told below
                     failures.append(error)
@@ -180,6 +185,26 @@ def busy_threads(program: Program) -> None:
     with program.threads_that_call():
         for _ in range(FORKS):
             fork(program.child_calls)
+
+
+def busy_together(program: Program) -> None:
+    """A client whose threads share calls: at every fork some wait for a call that another thread makes."""
+    token = program.sync.create("12345").token
+    together = program.sync._answering._together
+    assert together is not None
+
+    def validate(_: int) -> None:
+        assert program.sync.validate(token)
+
+    def child() -> None:
+        assert not together._departures.away, "a child waits for what its parent has sent"
+        validate(0)
+        program.child_calls()
+
+    with program.threads_that_call(validate, threads_count=24):
+        for _ in range(FORKS):
+            until(lambda: len(together._departures._waiting) > 1)
+            fork(child)
 
 
 def busy_pool(program: Program) -> None:
@@ -250,12 +275,15 @@ def inside_a_busy_loop(program: Program) -> None:
     """A client with calls under way in the event loop that the forking code runs in: they go on, the child is told."""
 
     async def run() -> None:
-        await async_call(program.aio)
+        token = (await program.aio.create("12345")).token
         for _ in range(FORKS):
             calls = [asyncio.create_task(async_call(program.aio)) for _ in range(5)]
+            # One makes its call, and the others wait to make theirs together.
+            shared = [asyncio.create_task(program.aio.validate(token)) for _ in range(5)]
             await asyncio.sleep(0)
             fork(program.child_is_told)
             await asyncio.gather(*calls)
+            assert all(await asyncio.gather(*shared))
 
     asyncio.run(run())
     # With the calls, what stood in the way has gone.
@@ -323,6 +351,7 @@ STATES = {
         fresh,
         used,
         busy_threads,
+        busy_together,
         busy_pool,
         a_call_that_lasts,
         connecting,
