@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 from tests.support.backends import Backend, Operations, Stores, a_call
+from tests.support.cluster import Cluster
 from tests.support.operations import service_on
 from tests.support.sentinel import Sentinels
 from tests.support.valkey import Valkey
@@ -25,7 +27,8 @@ from catraca_server.domain.events import (
     revoked,
 )
 from catraca_server.domain.validation import ValidationRequest
-from catraca_server.operations.watch_buffer import Opened, Reset, WatchBuffer
+from catraca_server.operations.users import Login
+from catraca_server.operations.watch_buffer import Item, Opened, Reset, WatchBuffer
 from catraca_server.operations.watching import Watching
 from catraca_server.redis.link import Link, Request
 from catraca_server.redis.replies import Replies
@@ -146,6 +149,22 @@ async def reset_of(buffer: WatchBuffer) -> ResetReason:
     return item.reason
 
 
+def is_revocation_of(login: Login, items: Sequence[Item]) -> bool:
+    """Whether the last of these is the end of a session."""
+    session_id = login.stored.session.session_id
+    return any(
+        isinstance(item, FeedEntry) and item.event.type is EventType.REVOKED and item.event.session_id == session_id
+        for item in items[-1:]
+    )
+
+
+async def revocation_of(login: Login, buffer: WatchBuffer) -> None:
+    """Waits until the end of a session is told."""
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        while not is_revocation_of(login, [await buffer.take()]):
+            pass
+
+
 async def test_a_restarted_store_is_another_epoch(own_valkey: Valkey) -> None:
     """It may have lost what it had not written to its disk; and what comes afterwards is told."""
     async with service_on(own_valkey.url, store_timeout="1s") as service, watched(service.stores.feed) as buffer:
@@ -170,6 +189,52 @@ async def test_a_failover_is_another_epoch(tmp_path: Path) -> None:
             assert isinstance(await buffer.take(), FeedEntry)
             await asyncio.to_thread(sentinels.fail_over)
             assert await reset_of(buffer) is ResetReason.EPOCH_CHANGED
+
+
+async def test_a_primary_of_a_cluster_is_replaced(valkey_cluster: Cluster) -> None:
+    """The node that has the feed is lost, and perhaps events with it: a reset. And the watch goes on."""
+    await asyncio.to_thread(valkey_cluster.renew)
+    async with service_on(valkey_cluster.url, store_timeout="1s") as service, watched(service.stores.feed) as buffer:
+        lost = valkey_cluster.node_of(FEED)
+        login = await service.create()
+        while valkey_cluster.node_of(f"session:{login.stored.session.session_id}") is lost:
+            login = await service.create()
+        lost.kill()
+        await asyncio.to_thread(valkey_cluster.wait_for_takeover, lost)
+        assert await reset_of(buffer) is ResetReason.EPOCH_CHANGED
+        await service.recovered(login.token)
+        assert await service.revoke(login)
+        await revocation_of(login, buffer)
+
+
+async def test_the_feed_moves_to_another_node(valkey_cluster: Cluster) -> None:
+    """While its slot moves nothing is missed in silence: what was acknowledged comes, or a reset after it."""
+    await asyncio.to_thread(valkey_cluster.renew)
+    prefix = "{moving}"
+    key = Keys(prefix).feed()
+    target = next(node for node in valkey_cluster.primaries if node is not valkey_cluster.node_of(key))
+    move = valkey_cluster.moving(key, target)
+    async with (
+        service_on(valkey_cluster.url, prefix=prefix, store_timeout="2s") as service,
+        watched(service.stores.feed) as buffer,
+    ):
+        logins: list[Login] = []
+        for step in (move.begin, partial(move.move_keys, key), move.move_keys, move.move_keys, move.end):
+            logins += [await service.create() for _ in range(3)]
+            await asyncio.to_thread(step)
+            logins += [await service.create() for _ in range(3)]
+        assert await service.revoke(logins[0])
+        seen: list[Item] = []
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            while not is_revocation_of(logins[0], seen[-1:]):
+                seen.append(await buffer.take())
+        resets = [at for at, item in enumerate(seen) if isinstance(item, Reset)]
+        assert resets, "the feed is another node's, which may not have all of it"
+        after = [item.event.session_id for item in seen[resets[-1] :] if isinstance(item, FeedEntry)]
+        before = [item.event.session_id for item in seen[: resets[0]] if isinstance(item, FeedEntry)]
+        ids = [each.stored.session.session_id for each in logins]
+        assert before == ids[: len(before)], "in order, and none left out"
+        assert [*after[:-1]] == ids[len(ids) - len(after) + 1 :]
 
 
 async def test_a_closed_connection_is_not(own_valkey: Valkey) -> None:
