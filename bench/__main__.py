@@ -22,6 +22,7 @@ from bench.report import Results
 from bench.revocations import measure_revocations, plot_revocations
 from bench.scale import compare_scale
 from bench.validation import compare_validations
+from bench.watchers import measure_watchers
 
 _WORK = Path("build/bench")
 
@@ -36,7 +37,7 @@ def main() -> None:
         parser.error(f"--against does not go with {arguments.what}")
     # Stopped from outside, the servers stop as well: SystemExit runs the `finally` blocks that stop them.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    # Fewer where there are three kinds to measure, so that nobody waits longer than for a cup of coffee.
+    # Fewer where there are several kinds to measure, so that nobody waits longer than for a cup of coffee.
     rounds = arguments.rounds or (2 if arguments.quick else 12 if arguments.what else 7)
     if arguments.what == "revocations":
         _show_revocations(arguments)
@@ -61,8 +62,9 @@ def main() -> None:
 
 def _show_revocations(arguments: argparse.Namespace) -> None:
     found = measure_revocations(quick=arguments.quick, progress=_show)
+    watched = measure_watchers(seconds=5.0 if arguments.quick else 20.0, progress=_show)
     _show("")
-    print("\n".join(each.line() for each in found))
+    print("\n".join(each.line() for each in found), watched.text(), sep="\n\n")
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     try:
         plot_revocations(found, arguments.json.with_suffix(".svg"))
@@ -86,7 +88,9 @@ def _measured(arguments: argparse.Namespace, plan: Plan, other: Checkout | None)
         "scale": lambda: compare_scale(plan, quick=quick, progress=_show),
     }
     if arguments.what is None:
-        return comparisons["validation"]() + comparisons["life"]() + comparisons["door"]()
+        whole = comparisons["validation"]() + comparisons["life"]() + comparisons["door"]()
+        # The last, because it stays on its core.
+        return whole + comparisons["client"]()
     return comparisons[arguments.what]()
 
 
@@ -96,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         "what",
         nargs="?",
         choices=["validation", "life", "door", "client", "peers", "engines", "overload", "scale", "revocations"],
-        help="the first three if not given",
+        help="the first four if not given",
     )
     parser.add_argument("--quick", action="store_true", help="a minute or two, for a rough idea")
     parser.add_argument(

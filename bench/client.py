@@ -24,7 +24,8 @@ from bench.processes import Server, find_cores, pin, serving
 from bench.report import P99, Column, Results, Sheet, Table, rate
 from bench.sessions import log_in, single_validations
 from bench.store import Store, connect, temporary_store
-from catraca import AsyncSessionClient, SessionClient
+from catraca import AsyncSessionClient, NearCacheStats, SessionClient
+from catraca._near_cache import SETTLE_SECONDS
 
 _SESSIONS, _TASKS, _THREADS = 1_000, 256, 64
 _NEAR_CACHES, _REVOCATIONS = 50, 20
@@ -95,6 +96,9 @@ def _loads(  # noqa: PLR0917  each is another thing, and there is one caller
     def tasks(client: AsyncSessionClient, callers: int, seconds: float) -> Taken:
         return runner.run(in_tasks(client.validate, tokens, seconds, callers=callers))
 
+    near, near_awaited = threaded(near_cache=True), awaited(near_cache=True)
+    _until_near(near.near_cache_stats, lambda: in_turn(near.validate, tokens, 1.0))
+    _until_near(near_awaited.near_cache_stats, lambda: tasks(near_awaited, 1, 1.0))
     record = json.dumps({"user_id": "12345", "attributes": {"device": "phone", "plan": "family"}})
     plain = stack.enter_context(connect(store.url))
     for token in tokens:
@@ -115,14 +119,28 @@ def _loads(  # noqa: PLR0917  each is another thing, and there is one caller
     return {
         _REDIS: partial(in_turn, read, tokens),
         **_jwt(notes),
-        _HIT: partial(in_turn, threaded(near_cache=True).validate, tokens),
-        _HIT_AWAITED: partial(tasks, awaited(near_cache=True), 1),
+        _HIT: partial(in_turn, near.validate, tokens),
+        _HIT_AWAITED: partial(tasks, near_awaited, 1),
         _TASKS_ALONE: partial(tasks, awaited(coalesce=False), _TASKS),
         _TASKS_TOGETHER: partial(tasks, awaited(), _TASKS),
         _REDIS_TASKS: lambda seconds: runner.run(in_tasks(read_awaited, tokens, seconds, callers=_TASKS)),
         _THREADS_ALONE: partial(in_threads, threaded(coalesce=False).validate, tokens, callers=_THREADS),
         _THREADS_TOGETHER: partial(in_threads, threaded().validate, tokens, callers=_THREADS),
     }
+
+
+def _until_near(stats: Callable[[], NearCacheStats | None], ask: Callable[[], object]) -> None:
+    """Returns once all answers are near. What is kept in the first seconds of a watch is not kept for long."""
+    ask()
+    time.sleep(SETTLE_SECONDS)
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        before = stats()
+        ask()
+        after = stats()
+        if before and after and before.misses == after.misses:
+            return
+    raise LoadError("a near cache does not answer")
 
 
 def _jwt(notes: list[str]) -> _Loads:

@@ -125,6 +125,18 @@ class Connection:
         self._send_request(stream, call)
         return stream
 
+    def open_stream(self, headers: bytes) -> int:
+        """Begins a call whose requests are sent by `send_message`, and returns its stream."""
+        stream = self._next_stream
+        self._next_stream += 2
+        self.calls[stream] = Call(b"", self._stream_window, perf_counter())
+        self._send(_HEADERS, _END_HEADERS, stream, headers)
+        return stream
+
+    def send_message(self, stream: int, message: bytes) -> None:
+        """Sends a request of such a call, which must be a short one; the windows of those are not watched."""
+        self._send(_DATA, 0, stream, framed(message))
+
     def cancel(self, stream: int) -> None:
         """Gives a call up; `flush` tells the server."""
         del self.calls[stream]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -80,9 +81,10 @@ def find_cores() -> Cores:
 
 
 def pin(core: int | None) -> None:
-    """Keeps this process on one core, with the threads and processes it starts from now on."""
+    """Keeps this process on one core, with the threads that it has, gRPC's among them, and all that it starts."""
     if sys.platform == "linux" and core is not None:
-        os.sched_setaffinity(0, {core})
+        for thread in Path("/proc/self/task").iterdir():
+            os.sched_setaffinity(int(thread.name), {core})
 
 
 @contextmanager
@@ -92,7 +94,9 @@ def _pinned(core: int | None) -> Iterator[None]:
         yield
         return
     own = os.sched_getaffinity(0)
-    pin(core)
+    if core is not None:
+        # Of this thread alone, from which the process that it starts has it.
+        os.sched_setaffinity(0, {core})
     try:
         yield
     finally:
