@@ -1,15 +1,14 @@
 """How a client for asyncio gets the answer to a validation: near cache, another's call, a call with others, a call."""
 
 import asyncio
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from catraca import _core
 from catraca._channel_aio import AsyncChannel
 from catraca._flights import Flight, Flights, Key
 from catraca._model import Validation
-from catraca._near_cache import Clock, NearAnswers, NearCache, suspend_counting_clock
+from catraca._near_cache import Clock, NearAnswers, NearCache, OwnChanges, settings_of, suspend_counting_clock
 from catraca._together_aio import AsyncTogether
 from catraca._watch_aio import AsyncWatch
 from catraca.v1 import session_service_pb2 as pb
@@ -24,7 +23,7 @@ class _InLoop:
     flights: Flights[asyncio.Event] = field(default_factory=Flights)
 
 
-class AsyncAnswering:
+class AsyncAnswering(OwnChanges):
     """Answers validations without a near cache."""
 
     near: NearAnswers | None = None
@@ -38,19 +37,6 @@ class AsyncAnswering:
         """Returns the answer. Raises CatracaError."""
         request = _core.validation(token, user_id=user_id, skip_touch=skip_touch)
         return _core.read_validation(await self._ask(request, timeout))
-
-    @contextmanager
-    def changing(
-        self, *, token: str | None = None, session_ids: Iterable[str] = (), user_id: str = ""
-    ) -> Iterator[None]:
-        """Around a call that may change or end sessions, whatever becomes of it: this client then sees what it did."""
-        try:
-            yield
-        finally:
-            self.changed(token=token, session_ids=session_ids, user_id=user_id)
-
-    def changed(self, *, token: str | None = None, session_ids: Iterable[str] = (), user_id: str = "") -> None:
-        """Takes note of what may have been changed or ended."""
 
     async def close(self) -> None:
         """Ends the waiting of those whose validation has not left yet."""
@@ -133,10 +119,7 @@ class _NearAnswering(AsyncAnswering):
 
 def answering(channel: AsyncChannel, near_cache: bool | NearCache, *, coalesce: bool) -> AsyncAnswering:
     """Returns what answers a client's validations, as its arguments say."""
-    if isinstance(near_cache, NearCache):
-        return _NearAnswering(channel, near_cache, coalesce=coalesce)
-    return (
-        _NearAnswering(channel, NearCache(), coalesce=coalesce)
-        if near_cache
-        else AsyncAnswering(channel, coalesce=coalesce)
-    )
+    settings = settings_of(near_cache)
+    if settings is None:
+        return AsyncAnswering(channel, coalesce=coalesce)
+    return _NearAnswering(channel, settings, coalesce=coalesce)

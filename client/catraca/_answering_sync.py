@@ -2,21 +2,20 @@
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 from catraca import _core
 from catraca._channel_sync import SyncChannel
 from catraca._flights import Flight, Flights, Key
-from catraca._forks import forks
+from catraca._forks import WithoutConnection, forks
 from catraca._model import Validation
-from catraca._near_cache import Clock, NearAnswers, NearCache, suspend_counting_clock
+from catraca._near_cache import Clock, NearAnswers, NearCache, OwnChanges, settings_of, suspend_counting_clock
 from catraca._together_sync import SyncTogether
 from catraca._watch_sync import SyncWatch
 from catraca.v1 import session_service_pb2 as pb
 
 
-class SyncAnswering:
+class SyncAnswering(OwnChanges, WithoutConnection):
     """Answers validations without a near cache."""
 
     near: NearAnswers | None = None
@@ -32,37 +31,13 @@ class SyncAnswering:
             self._ask(_core.validation(token, user_id=user_id, skip_touch=skip_touch), timeout)
         )
 
-    @contextmanager
-    def changing(
-        self, *, token: str | None = None, session_ids: Iterable[str] = (), user_id: str = ""
-    ) -> Iterator[None]:
-        """Around a call that may change or end sessions, whatever becomes of it: this client then sees what it did."""
-        try:
-            yield
-        finally:
-            self.changed(token=token, session_ids=session_ids, user_id=user_id)
-
-    def changed(self, *, token: str | None = None, session_ids: Iterable[str] = (), user_id: str = "") -> None:
-        """Takes note of what may have been changed or ended."""
-
     def close(self) -> None:
         """Ends the waiting of those whose validation has not left yet."""
         if self._together is not None:
             self._together.close()
 
-    def calls_to_drain(self) -> int:
-        """See `Connection`."""
-        return 0
-
-    def is_open(self) -> bool:
-        """See `Connection`."""
-        return False
-
-    def close_for_fork(self) -> None:
-        """See `Connection`. Those who wait for the call of another go on once that is over."""
-
     def abandon(self) -> None:
-        """See `Connection`."""
+        """See `Connection`. In the parent those who wait for the call of another go on once the fork is over."""
         if self._together is not None:
             self._together.renew()
 
@@ -137,10 +112,7 @@ class _NearAnswering(SyncAnswering):
 
 def answering(channel: SyncChannel, near_cache: bool | NearCache, *, coalesce: bool) -> SyncAnswering:
     """Returns what answers a client's validations, as its arguments say."""
-    if isinstance(near_cache, NearCache):
-        return _NearAnswering(channel, near_cache, coalesce=coalesce)
-    return (
-        _NearAnswering(channel, NearCache(), coalesce=coalesce)
-        if near_cache
-        else SyncAnswering(channel, coalesce=coalesce)
-    )
+    settings = settings_of(near_cache)
+    if settings is None:
+        return SyncAnswering(channel, coalesce=coalesce)
+    return _NearAnswering(channel, settings, coalesce=coalesce)

@@ -54,6 +54,21 @@ class Connection(Protocol):
         """Forgets in a child what is the parent's, without touching it."""
 
 
+class WithoutConnection:
+    """What has to know of forks and has no connection of its own. Who derives from it says what `abandon` does."""
+
+    def calls_to_drain(self) -> int:
+        """See `Connection`."""
+        return 0
+
+    def is_open(self) -> bool:
+        """See `Connection`."""
+        return False
+
+    def close_for_fork(self) -> None:
+        """See `Connection`."""
+
+
 class Forks:
     """Watches the forks of this process on behalf of all its connections."""
 

@@ -8,7 +8,8 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -47,6 +48,13 @@ class NearCache:
     def __post_init__(self) -> None:
         if self.max_entries < 2:
             raise InvalidSetting(f"max_entries is {self.max_entries}: make it at least 2, or use no near cache")
+
+
+def settings_of(near_cache: bool | NearCache) -> NearCache | None:
+    """Returns how a client's near cache is set up, by what its caller said; None if there is none."""
+    if isinstance(near_cache, NearCache):
+        return near_cache
+    return NearCache() if near_cache else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +141,23 @@ class _Recent:
     def named_after(self, name: str, seen: int) -> bool:
         """Whether an event after the first `seen` named it; true if that is not known any more."""
         return seen < self._since or self._young.get(name, self._old.get(name, 0)) > seen
+
+
+class OwnChanges:
+    """Sees to it that a client sees what it has changed itself. Without a near cache it does anyway."""
+
+    @contextmanager
+    def changing(
+        self, *, token: str | None = None, session_ids: Iterable[str] = (), user_id: str = ""
+    ) -> Iterator[None]:
+        """Around a call that may change or end sessions, whatever becomes of it."""
+        try:
+            yield
+        finally:
+            self.changed(token=token, session_ids=session_ids, user_id=user_id)
+
+    def changed(self, *, token: str | None = None, session_ids: Iterable[str] = (), user_id: str = "") -> None:
+        """Takes note of what may have been changed or ended."""
 
 
 class NearAnswers:

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from catraca import _core
 from catraca._channel_aio import AsyncChannel
-from catraca._forks import forks
+from catraca._forks import WithoutConnection, forks
 from catraca._lease import PING_SECONDS
 from catraca._near_cache import Clock, NearAnswers
 from catraca._watching import Talk, Watch, log_refusal
@@ -89,8 +89,8 @@ class _Reader:
         return grpc.StatusCode.OK
 
 
-class AsyncWatch:
-    """Keeps a near cache up to date while a client is in use."""
+class AsyncWatch(WithoutConnection):
+    """Keeps a near cache up to date while a client is in use. What the channel is at a fork tells of the stream."""
 
     def __init__(self, channel: AsyncChannel, answers: NearAnswers, clock: Clock) -> None:
         self._channel = channel
@@ -127,17 +127,6 @@ class AsyncWatch:
         if task is not None and loop is asyncio.get_running_loop():
             await asyncio.wait([task])
         self._answers.closed()
-
-    def calls_to_drain(self) -> int:
-        """See `Connection`. What the channel is tells of the stream."""
-        return 0
-
-    def is_open(self) -> bool:
-        """See `Connection`. What the channel is tells of the stream."""
-        return False
-
-    def close_for_fork(self) -> None:
-        """See `Connection`."""
 
     def abandon(self) -> None:
         """See `Connection`."""

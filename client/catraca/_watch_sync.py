@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from catraca import _core
 from catraca._channel_sync import SyncChannel
-from catraca._forks import forks, never_free
+from catraca._forks import WithoutConnection, forks, never_free
 from catraca._lease import PING_SECONDS
 from catraca._near_cache import Clock, NearAnswers
 from catraca._watching import Talk, Watch, log_refusal
@@ -106,8 +106,8 @@ class _Reader:
         return grpc.StatusCode.OK
 
 
-class SyncWatch:
-    """Keeps a near cache up to date while a client is in use."""
+class SyncWatch(WithoutConnection):
+    """Keeps a near cache up to date while a client is in use. Its channel ends the stream at a fork."""
 
     def __init__(self, channel: SyncChannel, answers: NearAnswers, clock: Clock) -> None:
         self._channel = channel
@@ -136,17 +136,6 @@ class SyncWatch:
         if finalizer is not None:
             finalizer()
         self._answers.closed()
-
-    def calls_to_drain(self) -> int:
-        """See `Connection`. None: the stream would not end while a fork waits; its channel ends it."""
-        return 0
-
-    def is_open(self) -> bool:
-        """See `Connection`. What the channel is tells of the stream."""
-        return False
-
-    def close_for_fork(self) -> None:
-        """See `Connection`."""
 
     def abandon(self) -> None:
         """See `Connection`."""
