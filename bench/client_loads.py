@@ -19,12 +19,11 @@ class Taken:
 
     seconds: float
     latencies: Sequence[float]
-    """Sorted."""
 
 
 def in_turn(ask: Callable[[str], object], tokens: Sequence[str], seconds: float) -> Taken:
     """Asks one after the other. Raises LoadError if an answer is not true."""
-    return _taken(*_asked(ask, tokens, seconds))
+    return Taken(*_asked(ask, tokens, seconds))
 
 
 def in_threads(ask: Callable[[str], object], tokens: Sequence[str], seconds: float, *, callers: int) -> Taken:
@@ -46,7 +45,7 @@ def in_threads(ask: Callable[[str], object], tokens: Sequence[str], seconds: flo
         thread.join()
     if failures:
         raise LoadError(f"a call failed: {failures[0]}")
-    return _taken(time.perf_counter() - began, list(itertools.chain(*parts)))
+    return Taken(time.perf_counter() - began, list(itertools.chain(*parts)))
 
 
 async def in_tasks(
@@ -69,7 +68,7 @@ async def in_tasks(
                 await asyncio.sleep(0)
 
     await asyncio.gather(*(caller() for _ in range(callers)))
-    return _taken(time.perf_counter() - began, latencies)
+    return Taken(time.perf_counter() - began, latencies)
 
 
 def _asked(ask: Callable[[str], object], tokens: Sequence[str], seconds: float) -> tuple[float, list[float]]:
@@ -85,7 +84,3 @@ def _asked(ask: Callable[[str], object], tokens: Sequence[str], seconds: float) 
             break
         before = clock()
     return clock() - began, latencies
-
-
-def _taken(seconds: float, latencies: list[float]) -> Taken:
-    return Taken(seconds, sorted(latencies))
