@@ -1,7 +1,7 @@
 """What callers get: plain frozen dataclasses, read from messages."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 
@@ -100,27 +100,27 @@ def read_session(message: session_pb2.Session) -> Session:
     )
 
 
-class _SessionsRead:
-    """Sessions as they were last read. One that has not changed since is not read again, which takes ten times as long.
+class _AnswersRead:
+    """Answers about sessions as they were last read. A session that has not changed since is not read again.
 
-    Threads may use it at once: what one of them does not see, it reads.
+    That would take ten times as long. Threads may use it at once: what one of them does not see, it reads.
     """
 
     def __init__(self) -> None:
-        self._young: dict[bytes, Session] = {}
-        self._old: dict[bytes, Session] = {}
+        self._young: dict[bytes, Validation] = {}
+        self._old: dict[bytes, Validation] = {}
 
-    def read(self, message: session_pb2.Session) -> Session:
-        """Returns the session in a message."""
+    def read(self, message: session_pb2.Session) -> Validation:
+        """Returns "valid" with the session in a message."""
         written = message.SerializeToString()
-        session = self._young.get(written)
-        if session is None:
-            session = self._old.get(written) or read_session(message)
+        validation = self._young.get(written)
+        if validation is None:
+            validation = self._old.get(written) or Validation(session=read_session(message), reason=None)
             if len(written) <= _MEMO_BYTES:
                 if len(self._young) >= _MEMO_SESSIONS:
                     self._old, self._young = self._young, {}
-                self._young[written] = session
-        return session
+                self._young[written] = validation
+        return validation
 
 
 # At a third of what ToDatetime and ToTimedelta cost, which would be most of what reading a session does.
@@ -149,9 +149,8 @@ def read_rotation(message: pb.RotateSessionResponse) -> Rotation:
 def read_validation(message: pb.ValidateSessionResponse) -> Validation:
     """Returns the validation in a message. Whatever does not clearly say "valid" is not valid."""
     if message.valid and message.HasField("session"):
-        return Validation(
-            session=_sessions_read.read(message.session), reason=None, token_rotated=message.token_rotated
-        )
+        validation = _answers_read.read(message.session)
+        return replace(validation, token_rotated=True) if message.token_rotated else validation
     try:
         reason = InvalidReason(message.invalid_reason)
     except ValueError:
@@ -159,4 +158,4 @@ def read_validation(message: pb.ValidateSessionResponse) -> Validation:
     return Validation(session=None, reason=reason)
 
 
-_sessions_read = _SessionsRead()
+_answers_read = _AnswersRead()

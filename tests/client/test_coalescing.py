@@ -188,8 +188,9 @@ async def test_closing_ends_those_who_wait(service: FakeService, sessions: Calle
     assert all("closed" in str(each) for each in failures)
 
 
-async def test_cancelling_is_ones_own(service: FakeService) -> None:
+async def test_cancelling_is_ones_own(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
     """A task that is cancelled leaves the others' call alone, and is left out if it was not sent."""
+    monkeypatch.setattr(_coalesce, "PATIENCE_SECONDS", 60)
     async with AsyncSessionClient(service.target, timeout=30) as client:
         sessions = Caller(client)
         go_on = threading.Event()
