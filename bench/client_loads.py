@@ -5,7 +5,7 @@ import itertools
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bench.http2 import LoadError
 
@@ -18,7 +18,8 @@ class Taken:
     """How long each of the calls took."""
 
     seconds: float
-    latencies: Sequence[float]
+    latencies: Sequence[float] = field(repr=False)
+    """Not in the repr. asyncio makes one of what a task has returned, which of a million takes longer than they did."""
 
 
 def in_turn(ask: Callable[[str], object], tokens: Sequence[str], seconds: float) -> Taken:
