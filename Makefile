@@ -11,6 +11,9 @@ PROTOS := $(wildcard protos/catraca/v1/*.proto)
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
 COVERAGE = COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")')
+# These do not mind if others run beside them.
+PATIENT := tests/contract/test_state_machine.py tests/simulation tests/interop \
+	$(filter-out %/test_engine_versions.py,$(wildcard tests/packaging/test_*.py))
 COVERED := tests/unit tests/client $(filter-out %/test_state_machine.py,$(wildcard tests/contract/test_*.py))
 
 .DEFAULT_GOAL := help
@@ -25,8 +28,9 @@ run: $(VENV)/.run ## Start the service on 127.0.0.1:50051 with its embedded stor
 demo: $(VENV)/.run ## Play a session's life against a service of its own
 	@exec $(BIN)/catraca demo $(ARGS)
 
-test: $(VENV)/.tools ## Run every test (ARGS="-k lifetime" narrows it; REST=1: only those that coverage does not run)
-	$(BIN)/pytest $(if $(REST),$(addprefix --ignore=,$(COVERED))) $(ARGS)
+test: $(VENV)/.tools ## Run every test (ARGS="-k lifetime" narrows it; REST=1: those that coverage does not run)
+	$(BIN)/pytest $(if $(REST),$(addprefix --ignore=,$(COVERED) $(PATIENT))) $(ARGS)
+	$(if $(REST),$(BIN)/pytest $(PATIENT) --numprocesses 2 --dist loadfile $(ARGS))
 
 test-long: $(VENV)/.tools ## Run every test with the long runs of seeds and storms
 	CATRACA_TEST_LONG=1 $(BIN)/pytest $(ARGS)

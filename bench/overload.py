@@ -111,8 +111,8 @@ def compare_overload(*, quick: bool, progress: Callable[[str], None]) -> Results
 
 
 def _offers(*, quick: bool) -> Sequence[_Offer]:
-    # The default, and limits under which the calls that wait are done with in a fraction of their deadline.
-    limits = [(8, 250), (8, 100), (32, 32), (100, 10)]
+    # The default, and limits that make about as many calls on more connections.
+    limits = [(8, 250), (32, 100), (100, 40)]
     if quick:
         return [_Offer(connections, limit, 5, 3) for connections, limit in limits]
     return [

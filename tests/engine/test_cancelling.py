@@ -199,9 +199,16 @@ async def test_a_deadline_passed_before_the_handler_gets_the_call() -> None:
         desk.open.set()
         await staying
         last = served.unary("Ask", b"last")
-        (call,) = await pile.has(1)
-        assert call.request == b"last"
-        call.reply(b"")
+
+        async def has_come() -> bool:
+            # The server may take in one or two before it hears that they have left.
+            for call in pile.calls:
+                if not call.answered and (call.cancelled or call.request == b"last"):
+                    call.reply(b"")
+            return bool(pile.calls) and pile.calls[-1].request == b"last"
+
+        await eventually_async(has_come, "the last call has come")
+        assert len(pile.calls) <= 3
         await last
         await served.has_taken(0)
 

@@ -125,10 +125,12 @@ class Cluster(Nodes[DataNode]):
             node.revive()
 
         def ends_moves() -> bool:
-            for node in self.nodes:
-                for slot in self._own(node).moving:
+            views = [(node, self._own(node)) for node in self.nodes]
+            for node, own in views:
+                # A replica is told by its primary, and refuses to be told by anybody else.
+                for slot in own.moving if "master" in own.flags else ():
                     node.command("CLUSTER SETSLOT", slot, "STABLE")
-            return True
+            return not any(own.moving for _, own in views)
 
         eventually_answered(ends_moves, "no slot is moving")
         super().heal()

@@ -1,5 +1,6 @@
 """Which share of a connection's calls is let in, and what is kept for it."""
 
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -39,11 +40,13 @@ def shedding() -> Iterator[Shedding]:
     shedding.close()
 
 
-def look(shedding: Shedding, *, slots_ran_out: bool = True, answered: int = 0, left: int = 0) -> None:
+def look(
+    shedding: Shedding, *, slots_ran_out: bool = True, answered: int = 0, seconds_left: float = 1.0, left: int = 0
+) -> None:
     """Lets calls end, and has it look."""
     shedding.slots_ran_out = slots_ran_out
     for _ in range(answered):
-        shedding.on_answered(Kept("somewhere", set()))
+        shedding.on_answered(Kept("somewhere", set()), seconds_left)
     for _ in range(left):
         shedding.on_left()
     shedding.look()
@@ -52,7 +55,7 @@ def look(shedding: Shedding, *, slots_ran_out: bool = True, answered: int = 0, l
 def answer(shedding: Shedding, connection: str, alive: set[int], calls: int) -> None:
     """Has calls of a connection end with an answer."""
     for _ in range(calls):
-        shedding.on_answered(Kept(connection, alive))
+        shedding.on_answered(Kept(connection, alive), 1.0)
 
 
 def test_with_free_slots_all_are_let_in(shedding: Shedding, alive: set[int]) -> None:
@@ -80,6 +83,15 @@ def test_while_callers_leave_it_is_halved(shedding: Shedding) -> None:
         look(shedding, answered=80, left=20)
         seen.append(shedding.let_in)
     assert seen == [8, 4, 2, 1, 1, 1]
+
+
+def test_answers_at_the_last_moment_count_as_well(shedding: Shedding) -> None:
+    """Their callers have waited for so long that those behind them will leave."""
+    seen = []
+    for seconds_left in (0.2, 0.05, -0.05, math.inf):
+        look(shedding, answered=100, seconds_left=seconds_left)
+        seen.append(shedding.let_in)
+    assert seen == [8, 4, 2, 2 * 1.05]
 
 
 @pytest.mark.parametrize(("answered", "left"), [(90, 10), (0, 19), (100, 0), (0, 0)])

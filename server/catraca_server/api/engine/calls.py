@@ -161,7 +161,8 @@ class Call:
     def _on_finished(self, event: Any) -> None:
         del event  # it may have failed, because the caller has left
         if self._core is not None:
-            self._completions.shedding.on_answered(self._core)
+            completions = self._completions
+            completions.shedding.on_answered(self._core, self.deadline - completions.now_seconds)
         self._core = None
         self._slot.release()
 

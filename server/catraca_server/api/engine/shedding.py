@@ -13,17 +13,20 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-_TOO_MANY_LEAVE = 0.1
-"""A share of the callers."""
+_TOO_MANY = 0.1
+"""This share of callers who leave, or are answered at the last moment."""
+
+_LAST_MOMENT_SECONDS = 0.1
+"""Before the deadline. Who is answered then has waited for almost as long as they would, most of it at the client."""
 
 _FEWEST_CALLS = 20
 """The share of fewer calls says nothing."""
 
 _GROWTH = 1.05
-"""Slow, because what has gathered at the clients by the time that callers leave again is lost."""
+"""Slow, because what has gathered at the clients by the time that callers are late again is lost."""
 
 _KEPT_MOST = 4_000
-"""Of all connections together. A call takes some KB."""
+"""Of all connections together. A call takes about 20 KB."""
 
 
 class Shedding:
@@ -38,7 +41,7 @@ class Shedding:
         self.slots_ran_out = False
         """Set when all slots are taken: calls may be waiting."""
         self._limit = limit
-        self._answered = self._left = 0
+        self._ended = self._late = 0
         self._active = False
         # By connection. Those that had no answer between two looks are forgotten: they may be gone.
         self._kept: dict[bytes, deque[Any]] = {}
@@ -46,24 +49,26 @@ class Shedding:
 
     def on_left(self) -> None:
         """Counts a caller who has left before the answer. The core does not tell of those that wait for a slot."""
-        self._left += 1
+        self._ended += 1
+        self._late += 1
 
-    def on_answered(self, call: Any) -> None:
-        """Takes a call of the core that has been answered, which nothing else needs any more."""
-        self._answered += 1
+    def on_answered(self, call: Any, seconds_left: float) -> None:
+        """Takes a call of the core that was answered so long before its deadline. Nothing else needs it any more."""
+        self._ended += 1
+        if seconds_left < _LAST_MOMENT_SECONDS:
+            self._late += 1
         if self._active:
             self._keep(call)
 
     def look(self) -> None:
         """Looks at what has become of the calls since it last looked, about eight times a second."""
-        ended = self._left + self._answered
         # Callers also leave a server that has time for them. As long as it has a slot, to let fewer in would not help.
-        if self.slots_ran_out and ended >= _FEWEST_CALLS and self._left > ended * _TOO_MANY_LEAVE:
+        if self.slots_ran_out and self._ended >= _FEWEST_CALLS and self._late > self._ended * _TOO_MANY:
             self.let_in = max(self.let_in / 2, min(1, self._limit))
         else:
             self.let_in = min(self.let_in * _GROWTH, self._limit / 2 if self.slots_ran_out else self._limit)
         self.slots_ran_out = False
-        self._answered = self._left = 0
+        self._ended = self._late = 0
         self._kept_before, self._kept = self._kept, {}
         self._active = self.let_in < self._limit
 
