@@ -41,13 +41,10 @@ def run(
     stdin: str = "a-token-of-somebody",
 ) -> subprocess.CompletedProcess[str]:
     """Runs the command with its output somewhere, or with standard streams that are closed."""
-
-    def close() -> None:
-        for descriptor in closed:
-            os.close(descriptor)
-
+    # By a shell: to close them in a fork of this process would run gRPC's handlers of forks, which now and then abort.
+    closing = " ".join(f"{descriptor}>&-" for descriptor in closed)
     return subprocess.run(
-        [sys.executable, "-m", "catraca", *words],
+        ["sh", "-c", f'exec "$@" {closing}', "sh", sys.executable, "-m", "catraca", *words],
         env=clean_environment(environment),
         input=stdin,
         stdout=stdout,
@@ -55,7 +52,6 @@ def run(
         text=True,
         timeout=TIMEOUT_SECONDS,
         check=False,
-        preexec_fn=close if closed else None,  # nothing else starts a program with closed streams
     )
 
 

@@ -7,11 +7,8 @@ connection that has as many calls as its limit. It counts a call until we let go
 after they have been answered: clients still see the whole limit, and less of it is let in.
 """
 
-import logging
 from collections import deque
 from typing import Any
-
-logger = logging.getLogger(__name__)
 
 _TOO_MANY = 0.1
 """This share of callers who leave, or are answered at the last moment."""
@@ -63,14 +60,21 @@ class Shedding:
     def look(self) -> None:
         """Looks at what has become of the calls since it last looked, about eight times a second."""
         # Callers also leave a server that has time for them. As long as it has a slot, to let fewer in would not help.
-        if self.slots_ran_out and self._ended >= _FEWEST_CALLS and self._late > self._ended * _TOO_MANY:
-            self.let_in = max(self.let_in / 2, min(1, self._limit))
+        late = self._ended >= _FEWEST_CALLS and self._late > self._ended * _TOO_MANY
+        if late and self.slots_ran_out and self.let_in:
+            # With one call of each of many connections all slots can be taken. Then none, every other time.
+            let_in = max(self.let_in / 2, 1.0) if self.let_in > 1 else 0.0
         else:
-            self.let_in = min(self.let_in * _GROWTH, self._limit / 2 if self.slots_ran_out else self._limit)
+            most = self._limit / 2 if self.slots_ran_out else self._limit
+            let_in = min(max(self.let_in * _GROWTH, 1.0), most)
         self.slots_ran_out = False
         self._ended = self._late = 0
-        self._kept_before, self._kept = self._kept, {}
-        self._active = self.let_in < self._limit
+        if self.let_in:
+            self._kept_before, self._kept = self._kept, {}
+        self.let_in = let_in
+        self._active = let_in < self._limit
+        for kept in (*self._kept.values(), *self._kept_before.values()):
+            self._let_go(kept)
 
     def close(self) -> None:
         """Keeps nothing any more."""
@@ -83,6 +87,10 @@ class Shedding:
         if kept is None:
             kept = self._kept[connection] = self._kept_before.pop(connection, deque())
         kept.append(call)
+        self._let_go(kept)
+
+    def _let_go(self, kept: deque[Any]) -> None:
+        """Lets go of those kept for a connection that are too many."""
         most = min(self._limit - int(self.let_in), _KEPT_MOST // (len(self._kept) + len(self._kept_before)))
         while len(kept) > most:
             kept.popleft()
