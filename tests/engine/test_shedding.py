@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import closing
 
+import pytest
 from tests.support.engine import Desk, serving
 from tests.support.raw_http2 import RawConnection
 from tests.support.waiting import eventually_async
@@ -53,13 +54,15 @@ async def test_what_is_not_let_in_is_refused() -> None:
             assert await refused_of_a_full_connection() == 0
 
 
-async def test_callers_who_leave_are_counted() -> None:
-    """Those whose calls have been taken in; the core tells nobody of the others."""
+async def test_callers_who_leave_late_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those whose calls have been taken in; the core tells nobody of the others. Who leaves early is not."""
     desk = Desk()
     options = [("grpc.max_concurrent_streams", LIMIT)]
     async with serving({"Stay": UnaryMethod(desk.stay)}, options, slots=30) as served:
         with closing(await asyncio.to_thread(RawConnection, served.port)) as connection:
-            for let_in in (LIMIT / 2, LIMIT / 4):
+            for late_seconds, let_in in ((0.1, LIMIT / 2), (0.1, LIMIT / 2), (100, LIMIT / 4)):
+                # All of them have a minute.
+                monkeypatch.setattr("catraca_server.api.engine.shedding._LAST_MOMENT_SECONDS", late_seconds)
                 calls = [connection.begin("Stay", b"") for _ in range(30)]
                 await desk.has_inside(30)
                 for call in calls:

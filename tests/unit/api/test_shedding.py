@@ -48,7 +48,7 @@ def look(
     for _ in range(answered):
         shedding.on_answered(Kept("somewhere", set()), seconds_left)
     for _ in range(left):
-        shedding.on_left()
+        shedding.on_end(-0.1)
     shedding.look()
 
 
@@ -80,7 +80,7 @@ def test_while_callers_leave_it_is_halved(shedding: Shedding) -> None:
     """Down to one call, and then to none every other time."""
     seen = []
     for _ in range(7):
-        look(shedding, answered=80, left=20)
+        look(shedding, answered=40, left=60)
         seen.append(shedding.let_in)
     assert seen == [8, 4, 2, 1, 0, 1, 0]
 
@@ -106,9 +106,18 @@ def test_answers_at_the_last_moment_count_as_well(shedding: Shedding) -> None:
     assert seen == [8, 4, 2, 2 * 1.05]
 
 
-@pytest.mark.parametrize(("answered", "left"), [(90, 10), (0, 19), (100, 0), (0, 0)])
+def test_who_leaves_early_does_not_count(shedding: Shedding) -> None:
+    """They have reasons of their own."""
+    for _ in range(3):
+        for _ in range(100):
+            shedding.on_end(1.0)
+        look(shedding)
+    assert shedding.let_in == LIMIT / 2
+
+
+@pytest.mark.parametrize(("answered", "left"), [(50, 50), (0, 19), (100, 0), (0, 0)])
 def test_a_few_who_leave_do_not_count(answered: int, left: int, shedding: Shedding) -> None:
-    """A tenth of the callers, or a handful."""
+    """Half of the callers, or a handful."""
     for _ in range(3):
         look(shedding, answered=answered, left=left)
     assert shedding.let_in == LIMIT / 2

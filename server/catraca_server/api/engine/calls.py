@@ -194,7 +194,8 @@ class UnaryCall(Call):
         self._finish((self._send_initial_metadata(),), status)
 
     def _on_left(self) -> None:
-        self._completions.shedding.on_left()
+        completions = self._completions
+        completions.shedding.on_end(self.deadline - completions.now_seconds)
 
     def _send_initial_metadata(self) -> Any:
         initial = self.initial_metadata

@@ -10,11 +10,12 @@ after they have been answered: clients still see the whole limit, and less of it
 from collections import deque
 from typing import Any
 
-_TOO_MANY = 0.1
-"""This share of callers who leave, or are answered at the last moment."""
+_TOO_MANY = 0.5
+"""This share of calls that end at the last moment: where too many come it is nearly all, and elsewhere hardly any."""
 
 _LAST_MOMENT_SECONDS = 0.1
-"""Before the deadline. Who is answered then has waited for almost as long as they would, most of it at the client."""
+"""Before the deadline. A call that ends then, or later, was waited for about as long as its caller would, most of it at
+the client. Who leaves earlier has reasons of their own."""
 
 _FEWEST_CALLS = 20
 """The share of fewer calls says nothing."""
@@ -44,22 +45,24 @@ class Shedding:
         self._kept: dict[bytes, deque[Any]] = {}
         self._kept_before: dict[bytes, deque[Any]] = {}
 
-    def on_left(self) -> None:
-        """Counts a caller who has left before the answer. The core does not tell of those that wait for a slot."""
-        self._ended += 1
-        self._late += 1
+    def on_end(self, seconds_left: float) -> None:
+        """Counts a call that has ended so long before its deadline, with an answer or without one.
 
-    def on_answered(self, call: Any, seconds_left: float) -> None:
-        """Takes a call of the core that was answered so long before its deadline. Nothing else needs it any more."""
+        The core does not tell of those whose callers leave while they wait for a slot.
+        """
         self._ended += 1
         if seconds_left < _LAST_MOMENT_SECONDS:
             self._late += 1
+
+    def on_answered(self, call: Any, seconds_left: float) -> None:
+        """Takes a call of the core that was answered so long before its deadline. Nothing else needs it any more."""
+        self.on_end(seconds_left)
         if self._active:
             self._keep(call)
 
     def look(self) -> None:
         """Looks at what has become of the calls since it last looked, about eight times a second."""
-        # Callers also leave a server that has time for them. As long as it has a slot, to let fewer in would not help.
+        # Calls may also be late because of the store. As long as there is a slot, to let fewer in would not help.
         late = self._ended >= _FEWEST_CALLS and self._late > self._ended * _TOO_MANY
         if late and self.slots_ran_out and self.let_in:
             # With one call of each of many connections all slots can be taken. Then none, every other time.
