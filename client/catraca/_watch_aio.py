@@ -30,10 +30,11 @@ class AsyncStreams:
 
     async def messages(self) -> AsyncGenerator[pb.WatchSessionsResponse]:
         """Opens a stream and yields what comes. Raises grpc.aio.BaseError, CatracaError or DecodeError."""
-        task = asyncio.current_task()
+        task, answered = asyncio.current_task(), asyncio.Event()
         try:
-            async with self._channel.stream(_core.WATCH, self._requests()) as self._call:
+            async with self._channel.stream(_core.WATCH, self._requests(answered)) as self._call:
                 async for response in self._call:
+                    answered.set()
                     yield pb.WatchSessionsResponse.FromString(response)
         except asyncio.CancelledError:
             if task is None or task.cancelling():
@@ -48,9 +49,13 @@ class AsyncStreams:
         if self._call is not None:
             self._call.cancel()
 
-    async def _requests(self) -> AsyncIterator[bytes]:
+    async def _requests(self, answered: asyncio.Event) -> AsyncIterator[bytes]:
         """Yields the requests of a stream, in a task of gRPC's that ends with the stream."""
         yield self._talk.start().SerializeToString()
+        # If the server refuses the stream, a second message may fail, and then gRPC says INTERNAL instead of why.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PING_SECONDS):
+                await answered.wait()
         while True:
             yield self._talk.ping().SerializeToString()
             await asyncio.sleep(PING_SECONDS)
