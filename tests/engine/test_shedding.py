@@ -72,6 +72,23 @@ async def test_callers_who_leave_late_are_counted(monkeypatch: pytest.MonkeyPatc
                 assert served.server.shedding.let_in == let_in
 
 
+async def test_answers_at_the_last_moment_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the time that the calls themselves have left."""
+    desk = Desk()
+    options = [("grpc.max_concurrent_streams", 4 * LIMIT)]
+    async with serving({"Stay": UnaryMethod(desk.stay)}, options, slots=30) as served:
+        for late_seconds, let_in in ((0.1, 2 * LIMIT), (0.1, 2 * LIMIT), (100, LIMIT)):
+            monkeypatch.setattr("catraca_server.api.engine.shedding._LAST_MOMENT_SECONDS", late_seconds)
+            calls = [served.unary("Stay", timeout=60) for _ in range(30)]
+            await desk.has_inside(30)
+            desk.open.set()
+            await asyncio.gather(*calls)
+            await served.has_taken(0)
+            desk.open.clear()
+            served.server.shedding.look()
+            assert served.server.shedding.let_in == let_in
+
+
 async def test_it_looks_by_itself() -> None:
     """As often as the slots are looked at."""
     desk = Desk()

@@ -1,6 +1,7 @@
 """A link that tells of each request: from when it is made until its replies are there."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from catraca_server.redis.errors import StoreUnavailable
@@ -41,15 +42,8 @@ class ObservedLink(Link):
         if not self._observer.is_asked_for():
             return await self._link.execute(requests, deadline, durable=durable)
         names = [str(command[0]) for _, commands in requests for command in commands]
-        began = self._observer.request_began(_operation(names), len(names))
-        error = ""
-        try:
+        with self._telling(names, len(names)):
             return await self._link.execute(requests, deadline, durable=durable)
-        except BaseException as failure:
-            error = _kind(failure)
-            raise
-        finally:
-            self._observer.request_ended(began, error)
 
     def together(self, keys: Sequence[str]) -> Sequence[Sequence[int]]:
         """As the link itself has it."""
@@ -60,10 +54,15 @@ class ObservedLink(Link):
         if not self._observer.is_asked_for():
             return await self._link.read(keys, reads, deadline)
         names = [str(name) for name, *_ in reads.commands("")]
-        began = self._observer.request_began(_operation(names), reads.count * len(keys))
+        with self._telling(names, reads.count * len(keys)):
+            return await self._link.read(keys, reads, deadline)
+
+    @contextmanager
+    def _telling(self, names: Sequence[str], commands: int) -> Iterator[None]:
+        began = self._observer.request_began(_operation(names), commands)
         error = ""
         try:
-            return await self._link.read(keys, reads, deadline)
+            yield
         except BaseException as failure:
             error = _kind(failure)
             raise

@@ -119,16 +119,12 @@ class Call:
         return {} if self._core is None else _auth_context(self._core)
 
     def _on_close(self, event: Any) -> None:
-        if event.batch_operations[0].cancelled():
-            self._on_left()
-            if not self.answered:
-                self.cancelled = True
-                self._core = None
-                if self.task is not None:
-                    self.task.cancel()
-
-    def _on_left(self) -> None:
-        """Called when the caller has left before it had the answer."""
+        if event.batch_operations[0].cancelled() and not self.answered:
+            self._completions.shedding.on_end(self._seconds_left())
+            self.cancelled = True
+            self._core = None
+            if self.task is not None:
+                self.task.cancel()
 
     def _finish(self, operations: tuple[Any, ...], status: Status | None = None) -> None:
         """Sends the last operations of the call and its status, OK if none is given. Nothing goes to who has left."""
@@ -155,14 +151,16 @@ class Call:
             self._completions.begin(self._core, (*operations, send_status), self._on_finished)
 
     def _code_of_who_left(self) -> int:
-        in_time = self._completions.now_seconds < self.deadline
-        return _CANCELLED_CODE if in_time else _DEADLINE_EXCEEDED_CODE
+        return _CANCELLED_CODE if self._seconds_left() > 0 else _DEADLINE_EXCEEDED_CODE
+
+    def _seconds_left(self) -> float:
+        """Returns how far away the deadline was when the turn began."""
+        return self.deadline - self._completions.now_seconds
 
     def _on_finished(self, event: Any) -> None:
         del event  # it may have failed, because the caller has left
         if self._core is not None:
-            completions = self._completions
-            completions.shedding.on_answered(self._core, self.deadline - completions.now_seconds)
+            self._completions.shedding.on_answered(self._core, self._seconds_left())
         self._core = None
         self._slot.release()
 
@@ -192,10 +190,6 @@ class UnaryCall(Call):
         if status.code is grpc.StatusCode.OK:
             raise ValueError("OK is not a failure")
         self._finish((self._send_initial_metadata(),), status)
-
-    def _on_left(self) -> None:
-        completions = self._completions
-        completions.shedding.on_end(self.deadline - completions.now_seconds)
 
     def _send_initial_metadata(self) -> Any:
         initial = self.initial_metadata
