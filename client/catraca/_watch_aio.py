@@ -3,7 +3,7 @@
 import asyncio
 import random
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -49,7 +49,7 @@ class AsyncStreams:
         if self._call is not None:
             self._call.cancel()
 
-    async def _requests(self, answered: asyncio.Event) -> AsyncIterator[bytes]:
+    async def _requests(self, answered: asyncio.Event) -> AsyncGenerator[bytes]:
         """Yields the requests of a stream, in a task of gRPC's that ends with the stream."""
         yield self._talk.start().SerializeToString()
         # If the server refuses the stream, a second message may fail, and then gRPC says INTERNAL instead of why.

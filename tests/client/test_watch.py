@@ -19,9 +19,10 @@ from catraca import (
     WatchOpened,
     WatchReset,
     WatchResetReason,
+    _watch_aio,
     errors,
 )
-from catraca.v1 import session_event_pb2 as events
+from catraca.v1 import session_event_pb2 as events, session_service_pb2 as pb
 
 LONG = 20.0
 
@@ -114,3 +115,35 @@ async def test_nobody_answers() -> None:
             with pytest.raises(errors.Unavailable, match="not opened"):
                 await anext(waiting.watch())
     assert time.monotonic() - began < LONG
+
+
+class Talking:
+    """A talk whose server is never silent."""
+
+    def start(self) -> pb.WatchSessionsRequest:
+        """Begins."""
+        return pb.WatchSessionsRequest(start=pb.WatchStart())
+
+    def ping(self) -> pb.WatchSessionsRequest:
+        """Pings."""
+        return pb.WatchSessionsRequest(ping=pb.WatchPing(nonce=1))
+
+    def is_silent(self) -> bool:
+        """Is not."""
+        return False
+
+
+async def test_an_async_client_pings_only_after_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second message to a server that has refused the stream would make grpc.aio forget the status."""
+    monkeypatch.setattr(_watch_aio, "PING_SECONDS", 3600)
+    streams = _watch_aio.AsyncStreams(None, Talking())  # type: ignore[arg-type]  # no stream is opened, and this is a talk
+    answered = asyncio.Event()
+    requests = streams._requests(answered)
+    assert pb.WatchSessionsRequest.FromString(await anext(requests)).HasField("start")
+    ping: asyncio.Future[bytes] = asyncio.ensure_future(anext(requests))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not ping.done()
+    answered.set()
+    assert pb.WatchSessionsRequest.FromString(await ping).HasField("ping")
+    await requests.aclose()
