@@ -8,6 +8,7 @@ import pytest
 from tests.support.collector import Collector, collecting
 from tests.support.curl import CURLS, Curl
 from tests.support.door import Door
+from tests.support.service import ServeProcess
 from tests.support.valkey import Valkey
 from tests.support.wire import serving_stub, stub_of
 
@@ -26,6 +27,19 @@ def without_grace(valkey: Valkey) -> Iterator[SessionServiceStub]:
     """A service on the same store whose rotated-out tokens are past their grace at once."""
     with serving_stub(valkey, CATRACA_ROTATION_GRACE="0s") as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[ServeProcess]:
+    """A service that forgets everything, for those who do not care where it keeps it."""
+    with ServeProcess(store_url="memory:", store_timeout="5s") as process:
+        yield process
+
+
+@pytest.fixture
+def environment(service: ServeProcess) -> dict[str, str]:
+    """What tells a command where that service is, and to be patient."""
+    return {"CATRACA_TARGET": service.target, "CATRACA_TIMEOUT": "20s"}
 
 
 @pytest.fixture

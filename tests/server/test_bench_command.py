@@ -7,13 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 from tests.support.command import catraca, clean_environment
-from tests.support.service import ServeProcess
 from tests.support.valkey import Valkey
 from tests.support.waiting import TIMEOUT_SECONDS, eventually
 
@@ -23,19 +21,6 @@ from catraca.cli.bench_load import Outcome
 YES, _, USAGE, UNAVAILABLE, FAILED = range(5)
 INTERRUPTED = 130
 SHORT = ("--duration", "300ms", "--sessions", "5", "--concurrency", "8")
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[ServeProcess]:
-    """The service that is measured."""
-    with ServeProcess(store_url="memory:", store_timeout="5s") as process:
-        yield process
-
-
-@pytest.fixture
-def environment(service: ServeProcess) -> dict[str, str]:
-    """What tells the command where the service is."""
-    return {"CATRACA_TARGET": service.target, "CATRACA_TIMEOUT": "20s"}
 
 
 def live(target: str, user: str, sessions: int = 5) -> int:

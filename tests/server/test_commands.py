@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 from unicodedata import east_asian_width
@@ -25,19 +24,6 @@ from catraca import SessionClient
 YES, NO, USAGE, UNAVAILABLE = range(4)
 NO_READER = 141
 NOWHERE = "127.0.0.1:1"
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[ServeProcess]:
-    """The service that the commands call."""
-    with ServeProcess(store_url="memory:", store_timeout="5s") as process:
-        yield process
-
-
-@pytest.fixture
-def environment(service: ServeProcess) -> dict[str, str]:
-    """What tells the commands where the service is, and to be patient."""
-    return {"CATRACA_TARGET": service.target, "CATRACA_TIMEOUT": "10s"}
 
 
 def run_json(*words: str, environment: dict[str, str], stdin: str = "") -> tuple[int, dict[str, object]]:

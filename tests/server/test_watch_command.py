@@ -78,13 +78,6 @@ class Watching:
             self.told.append(line)
 
 
-@pytest.fixture(scope="module")
-def service() -> Iterator[ServeProcess]:
-    """The service that is watched."""
-    with ServeProcess(store_url="memory:", store_timeout="5s") as process:
-        yield process
-
-
 @pytest.fixture
 def fake() -> Iterator[FakeService]:
     """A service that does what a test has it do."""
