@@ -1,4 +1,4 @@
-"""How a client gets in: over which transport, and by which API key.
+"""How a client gets in: over which transport, and with which API key.
 
 What the arguments leave out comes from the environment. No secret is in a message or a `repr`.
 """
@@ -16,13 +16,13 @@ from catraca._settings import flag_from_environment
 from catraca.errors import InvalidSetting
 
 TLS_VARIABLES = ("CATRACA_TLS_CA", "CATRACA_TLS_CERT", "CATRACA_TLS_KEY")
-"""Files in PEM: the authorities that servers are checked against (default: the public ones, which gRPC brings along),
+"""Files in PEM: the authorities that servers are checked against (default: the public ones that gRPC ships with),
 and the client's own certificate with its key."""
 
 _KEY_PREFIX = "ctrk_"
 
 _REREAD_SECONDS = 1.0
-"""How often the file with the key is looked at, while there are calls."""
+"""How often the key file is looked at, while there are calls."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -50,8 +50,8 @@ def access_or_default(
 ) -> Access:
     """Returns how to get in: as given, else as the environment says.
 
-    Raises InvalidSetting, also for a key that would travel in clear: without TLS, to another machine or through a
-    proxy, and nobody has said that this is meant.
+    Raises InvalidSetting, also if the key would be sent without TLS to another machine or through a proxy, unless
+    `insecure` allows it.
     """
     credentials = credentials or tls_credentials({name: os.environ.get(name) for name in TLS_VARIABLES})
     key = _key(api_key, api_key_file)
@@ -116,13 +116,13 @@ def _file(name: str, path: str | None) -> bytes | None:
         why = error.strerror if isinstance(error, OSError) else "it is not a path"
         raise InvalidSetting(f"{name} {path!a} cannot be read: {why}") from None
     if b"-----BEGIN " not in content:
-        # gRPC would log what it thinks of it, and then fail every call.
+        # gRPC would log an error of its own, and then fail every call.
         raise InvalidSetting(f"{name} {path!a} is not PEM")
     return content
 
 
 def _key(api_key: str | None, api_key_file: str | os.PathLike[str] | None) -> Callable[[], str] | None:
-    """Returns what gives the key. Arguments go before the environment, and of each there may be one."""
+    """Returns what gives the key. Arguments override the environment; each may name the key or the file, not both."""
     pairs = (
         (api_key, api_key_file, "api_key", "api_key_file"),
         (
@@ -139,7 +139,7 @@ def _key(api_key: str | None, api_key_file: str | os.PathLike[str] | None) -> Ca
             checked = _checked_key(key_name, key)
             return lambda: checked
         if file and str(file).startswith(_KEY_PREFIX):
-            # Not quoted, as the name of a file would be.
+            # The name of a file would be quoted in the error; a key must not be.
             raise InvalidSetting(f"{file_name} is a key: name a file that holds it, which only you can read")
         if file:
             return KeyFile(file_name, Path(file))
@@ -149,8 +149,8 @@ def _key(api_key: str | None, api_key_file: str | os.PathLike[str] | None) -> Ca
 class KeyFile:
     """A file with an API key, read again when it has changed.
 
-    While it cannot be read, or holds no key, the key that was read before stays in use. Raises InvalidSetting, only
-    when it is made.
+    While it cannot be read, or holds no key, the previous key stays in use. Raises InvalidSetting, but only when it is
+    created.
     """
 
     def __init__(self, name: str, path: Path, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -188,7 +188,7 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 
 
 def _checked_key(name: str, key: str) -> str:
-    # gRPC takes nothing else in metadata, and quotes what it refuses.
+    # gRPC accepts nothing else in metadata, and would quote the key in its error.
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise InvalidSetting(f"{name} does not hold an API key: it has to be printable ASCII without spaces")
     return key

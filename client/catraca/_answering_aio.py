@@ -1,4 +1,4 @@
-"""How a client for asyncio gets the answer to a validation: near cache, another's call, a call with others, a call."""
+"""How a client for asyncio answers a validation: near cache, another's call, a shared call, its own call."""
 
 import asyncio
 from collections.abc import Iterable
@@ -39,13 +39,13 @@ class AsyncAnswering(OwnChanges):
         return _core.read_validation(await self._ask(request, timeout))
 
     async def close(self) -> None:
-        """Ends the waiting of those whose validation has not left yet."""
+        """Fails the validations that have not left yet."""
         state = self._in_loop
         if state is not None and state.loop is asyncio.get_running_loop():
             state.together.close()
 
     def _here(self) -> _InLoop:
-        """Returns what belongs to the loop that runs."""
+        """Returns what belongs to the running loop."""
         loop = asyncio.get_running_loop()
         state = self._in_loop
         if state is None or state.loop is not loop:
@@ -53,7 +53,8 @@ class AsyncAnswering(OwnChanges):
         return state
 
     async def _ask(self, request: pb.ValidateSessionRequest, timeout: float) -> pb.ValidateSessionResponse:
-        # What the service refuses goes alone. End users send it often, and others shall not have to ask twice for it.
+        # What the service would refuse goes alone. End users send such tokens often, and others must not be sent twice
+        # for them.
         if not self._coalesce or not request.token:
             call = _core.validate(request)
             return call.result(await self._channel.call(call, timeout))
@@ -61,7 +62,7 @@ class AsyncAnswering(OwnChanges):
 
 
 class _NearAnswering(AsyncAnswering):
-    """Answers validations that a near cache had no answer to, and sees to it that it has one next time."""
+    """Answers validations that the near cache could not, and keeps the answer for next time."""
 
     def __init__(self, channel: AsyncChannel, settings: NearCache, *, coalesce: bool) -> None:
         super().__init__(channel, coalesce=coalesce)
@@ -85,7 +86,7 @@ class _NearAnswering(AsyncAnswering):
             raise _core.too_late(timeout, sent=True) from None
         if (answer := flight.answer_at(self._clock())) is not None:
             return answer
-        # The other's call failed or was cancelled, which says nothing of this one; or it took long.
+        # The other's call failed or was cancelled, which says nothing about this one; or it took too long.
         return await self._fetch(key, max(deadline - state.loop.time(), 0))
 
     async def close(self) -> None:
@@ -118,7 +119,7 @@ class _NearAnswering(AsyncAnswering):
 
 
 def answering(channel: AsyncChannel, near_cache: bool | NearCache, *, coalesce: bool) -> AsyncAnswering:
-    """Returns what answers a client's validations, as its arguments say."""
+    """Returns what answers a client's validations, according to its arguments."""
     settings = settings_of(near_cache)
     if settings is None:
         return AsyncAnswering(channel, coalesce=coalesce)

@@ -1,4 +1,4 @@
-"""How a client for threads gets the answer to a validation: near cache, another's call, a call with others, a call."""
+"""How a client for threads answers a validation: near cache, another's call, a shared call, its own call."""
 
 import threading
 import time
@@ -32,17 +32,18 @@ class SyncAnswering(OwnChanges, WithoutConnection):
         )
 
     def close(self) -> None:
-        """Ends the waiting of those whose validation has not left yet."""
+        """Fails the validations that have not left yet."""
         if self._together is not None:
             self._together.close()
 
     def abandon(self) -> None:
-        """See `Connection`. In the parent those who wait for the call of another go on once the fork is over."""
+        """See `Connection`. In the parent, threads that wait for another's call go on once the fork is over."""
         if self._together is not None:
             self._together.renew()
 
     def _ask(self, request: pb.ValidateSessionRequest, timeout: float) -> pb.ValidateSessionResponse:
-        # What the service refuses goes alone. End users send it often, and others shall not have to ask twice for it.
+        # What the service would refuse goes alone. End users send such tokens often, and others must not be sent twice
+        # for them.
         if self._together is None or not request.token:
             call = _core.validate(request)
             return call.result(self._channel.call(call, timeout))
@@ -50,7 +51,7 @@ class SyncAnswering(OwnChanges, WithoutConnection):
 
 
 class _NearAnswering(SyncAnswering):
-    """Answers validations that a near cache had no answer to, and sees to it that it has one next time."""
+    """Answers validations that the near cache could not, and keeps the answer for next time."""
 
     def __init__(self, channel: SyncChannel, settings: NearCache, *, coalesce: bool) -> None:
         super().__init__(channel, coalesce=coalesce)
@@ -70,7 +71,7 @@ class _NearAnswering(SyncAnswering):
         flight.landed.wait(min(timeout, threading.TIMEOUT_MAX))
         if (answer := flight.answer_at(self._clock())) is not None:
             return answer
-        # The other's call failed, which says nothing of this one; or it took long.
+        # The other's call failed, which says nothing about this one; or it took too long.
         left = deadline - time.monotonic()
         if left <= 0:
             raise _core.too_late(timeout, sent=True)
@@ -111,7 +112,7 @@ class _NearAnswering(SyncAnswering):
 
 
 def answering(channel: SyncChannel, near_cache: bool | NearCache, *, coalesce: bool) -> SyncAnswering:
-    """Returns what answers a client's validations, as its arguments say."""
+    """Returns what answers a client's validations, according to its arguments."""
     settings = settings_of(near_cache)
     if settings is None:
         return SyncAnswering(channel, coalesce=coalesce)

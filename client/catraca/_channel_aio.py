@@ -28,7 +28,7 @@ class _Opened:
 
     def send(self, call: _core.Call[Any], timeout: float) -> Awaitable[bytes]:
         """Begins a call."""
-        # No variable may hold the stub: an error that somebody keeps would keep the channel open, and gRPC alive.
+        # No variable may hold the stub: an error that a caller keeps would keep the channel open, and gRPC alive.
         return (self._stubs.get(call.path) or self._stub(call.path))(
             call.request.SerializeToString(), timeout=timeout, metadata=self._access.metadata()
         )
@@ -133,7 +133,7 @@ class AsyncChannel:
             never_free(opened)
 
     def _enter(self) -> _Opened:
-        """Counts a call in. Returns the channel for the loop that runs."""
+        """Counts a call in. Returns the channel for the running loop."""
         forks.check()
         loop = asyncio.get_running_loop()
         if self._opened is None or self._opened.loop is not loop:
@@ -156,8 +156,7 @@ async def _answer(opened: _Opened, call: _core.Call[Any], timeout: float) -> byt
     task = asyncio.current_task()
     cancellations = task.cancelling() if task else 0
     if cancellations:
-        # One that has been requested and not delivered is delivered here. Those requested below are then told by the
-        # count.
+        # A cancellation that was requested but not yet delivered is delivered here. A later one changes the count.
         await asyncio.sleep(0)
     try:
         return await opened.send(call, timeout)
@@ -167,7 +166,7 @@ async def _answer(opened: _Opened, call: _core.Call[Any], timeout: float) -> byt
             raise Unavailable(_core.CLOSED) from None
         raise
     except grpc.aio.AioRpcError as error:
-        # Without its traceback, whose frames would keep the channel open for as long as somebody keeps the error.
+        # Without its traceback, whose frames would keep the channel open for as long as a caller keeps the error.
         failure = from_status(error.code(), error.details(), error.trailing_metadata())
         raise failure from error.with_traceback(None)
     except grpc.aio.BaseError as error:
@@ -177,7 +176,7 @@ async def _answer(opened: _Opened, call: _core.Call[Any], timeout: float) -> byt
 
 
 async def _turn(turns: asyncio.Semaphore, timeout: float) -> float:
-    """Waits for a turn and returns what is left of the timeout. Raises Unavailable if there is no turn in time."""
+    """Waits for a turn and returns what is left of the timeout. Raises Unavailable if no turn comes in time."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     try:

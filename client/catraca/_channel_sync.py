@@ -88,7 +88,7 @@ class SyncChannel:
             self._leave(opened)
 
     def stream(self, path: str, requests: Iterator[bytes]) -> Any:
-        """Begins a call with a stream both ways. A fork does not wait for its end: it ends it. Raises CatracaError."""
+        """Begins a call with a stream both ways. A fork does not wait for it, but ends it. Raises CatracaError."""
         opened, _ = self._enter(_core.DEFAULT_TIMEOUT_SECONDS)
         try:
             return opened.stream(path, requests)

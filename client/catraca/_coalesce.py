@@ -1,8 +1,8 @@
-"""Which validations leave together: decides, and leaves the sending to the shells.
+"""Decides which validations are sent together, and leaves the sending to the shells.
 
-A validation leaves at once if none is under way. Those that come while one is leave together when it returns, so the
-busier a client is, the more of them share a call, and an idle client waits for nobody. Nothing joins a call that has
-left, so every answer was read after it was asked for.
+A validation leaves at once if no call is under way. Those that come while one is under way leave together when it
+returns. So the busier a client is, the more validations share a call, and an idle client makes none of them wait.
+Nothing joins a call that has left, so every answer was read after it was asked for.
 """
 
 import copy
@@ -19,13 +19,13 @@ MAX_CALLS = 1_000
 MAX_BYTES = 7 << 20
 """Of requests in a batch. Servers refuse more than 8 MiB."""
 PATIENCE_SECONDS = 0.010
-"""How long a call holds up those behind it. In a data centre a batch returns sooner; over a longer way, or from a slow
-store, nobody waits more than this for a call that is not their own."""
+"""How long a call holds up those behind it. In a data centre a batch returns sooner; over a longer distance, or with a
+slow store, nobody waits longer than this for a call that is not their own."""
 ENOUGH = 128
-"""So many do not wait for more, because a call costs little for each of them already: they leave beside what is under
-way, and client and server work at the same time."""
+"""A group of this size does not wait to grow, because a call already costs each member little. It leaves while others
+are under way, so client and server work at the same time."""
 CALLS_AWAY = 8
-"""How many calls may be under way beside each other. A server that answers nothing gets no more than this of them."""
+"""How many calls may be under way in parallel. A server that answers nothing gets no more than these."""
 
 _OVERHEAD_BYTES = 8
 _FIELD = re.compile(r"requests\[(\d+)\]\.(.+)", re.DOTALL)
@@ -36,10 +36,10 @@ class Waiting(Protocol):
 
     request: pb.ValidateSessionRequest
     deadline: float
-    """Until when somebody waits."""
+    """When the caller stops waiting."""
 
     def fail(self, error: CatracaError) -> None:
-        """Tells whoever waits."""
+        """Hands the error to the caller that waits."""
 
 
 _Waiting = TypeVar("_Waiting", bound=Waiting)
@@ -53,7 +53,7 @@ class Group(Generic[_Waiting]):
     left_at: float
 
     def deadline(self) -> float:
-        """Returns until when somebody waits for an answer."""
+        """Returns when the last caller stops waiting for an answer."""
         return max(each.deadline for each in self.members)
 
 
@@ -73,7 +73,7 @@ class Departures(Generic[_Waiting]):
         return self._waiting.pop(waiting, self) is None
 
     def next_group(self, now: float) -> Group[_Waiting] | None:
-        """Returns those that leave now, if any do. Whoever gets them sends them, and says `returned` afterwards."""
+        """Returns those that leave now, if any do. Send them, and call `returned` afterwards."""
         if not self._waiting or now < self.next_look():
             return None
         members = self._board(now)
@@ -84,11 +84,11 @@ class Departures(Generic[_Waiting]):
         return group
 
     def returned(self, group: Group[_Waiting]) -> None:
-        """A call is no longer away, whatever became of it."""
+        """A call is no longer away, whether it succeeded or not."""
         self.away.remove(group)
 
     def next_look(self) -> float:
-        """Returns when the next group may leave if no call returns before."""
+        """Returns when the next group may leave if no call returns before then."""
         if not self.away:
             return -math.inf
         if len(self.away) >= CALLS_AWAY:
@@ -96,7 +96,7 @@ class Departures(Generic[_Waiting]):
         return -math.inf if len(self._waiting) >= ENOUGH else self.away[-1].left_at + PATIENCE_SECONDS
 
     def last(self) -> _Waiting | None:
-        """Returns the last of those that wait to leave, who will mostly wait longest."""
+        """Returns the last of those that wait to leave, which usually has the latest deadline."""
         return next(reversed(self._waiting), None)
 
     def clear(self) -> list[_Waiting]:
@@ -105,7 +105,7 @@ class Departures(Generic[_Waiting]):
         return waiting
 
     def _board(self, now: float) -> list[_Waiting]:
-        """Takes as many as go into one call, and leaves out those for whom nobody waits any more."""
+        """Takes as many as fit into one call, and drops those that nobody waits for any more."""
         members: list[_Waiting] = []
         over: list[_Waiting] = []
         size = 0
@@ -125,7 +125,7 @@ class Departures(Generic[_Waiting]):
 def blamed(error: CatracaError, members: list[_Waiting]) -> dict[_Waiting, InvalidRequest]:
     """Returns whose requests broke a rule, each with an error of its own that names its own fields.
 
-    Empty if the error blames none of them: then it is everybody's.
+    Empty if the error blames none of them: then it concerns all.
     """
     if not isinstance(error, InvalidRequest):
         return {}
@@ -139,7 +139,7 @@ def blamed(error: CatracaError, members: list[_Waiting]) -> dict[_Waiting, Inval
 
 
 def tell(error: CatracaError, members: list[_Waiting]) -> list[_Waiting]:
-    """Tells the members of a failed call. Returns those whom the failure does not concern: they are asked for again."""
+    """Hands out the error of a failed call. Returns the members that it does not concern: they are sent again."""
     guilty = blamed(error, members)
     if not guilty:
         for each in members:
@@ -151,14 +151,14 @@ def tell(error: CatracaError, members: list[_Waiting]) -> list[_Waiting]:
 
 
 def own(error: CatracaError) -> CatracaError:
-    """Returns a caller's own instance of an error that several get: each raises it with a traceback of its own."""
+    """Returns a copy of an error that several callers get, because each raises it with its own traceback."""
     mine = copy.copy(error)
     mine.__cause__ = error.__cause__
     return mine
 
 
 def _own_invalid(error: InvalidRequest, violations: list[FieldViolation]) -> InvalidRequest:
-    # The text of the whole batch's error tells of others.
+    # The text of the whole batch's error is about others, too.
     mine = InvalidRequest("; ".join(f"{each.field}: {each.description}" for each in violations) + " (INVALID_ARGUMENT)")
     mine.reason = error.reason
     mine.violations = tuple(violations)

@@ -20,7 +20,7 @@ from catraca.errors import InvalidRequest, SessionInvalid, Unavailable, Unexpect
 from catraca.v1 import session_pb2, session_service_pb2 as pb
 
 DEFAULT_TIMEOUT_SECONDS = 1.0
-"""For a call, retries included."""
+"""For one call, retries included."""
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["SessionService"].full_name
 _Result = TypeVar("_Result")
@@ -32,9 +32,9 @@ _SERVICE_CONFIG = {
     "methodConfig": [
         {
             "name": [{"service": _SERVICE}],
-            # UNAVAILABLE means that repeating is safe, writes included. A server that stops answers CANCELLED to calls
-            # that it has not begun (grpc#41785). Throttled, so that a store that is down does not get three times as
-            # many requests.
+            # UNAVAILABLE means that repeating is safe, writes included. A stopping server answers CANCELLED to calls
+            # that it has not begun (grpc#41785). Retries are throttled, so that a store that is down does not get three
+            # times as many requests.
             "retryPolicy": {
                 "maxAttempts": 3,
                 "initialBackoff": "0.1s",
@@ -62,13 +62,13 @@ CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # A machine or a network that is gone closes no connection, and gRPC would go on using it for a quarter of an hour.
-    # Servers allow a ping every 5 s. The last one is for the pings by which gRPC measures a connection: while one of
-    # them is unanswered, none is sent to keep it alive, and by default it may be unanswered for a minute.
+    # Servers allow a ping every 5 s. The last option is for the pings with which gRPC measures a connection: while one
+    # of them is unanswered, no keepalive is sent, and by default it may stay unanswered for a minute.
     ("grpc.keepalive_time_ms", 6_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
-    # Tokens are for the service alone. gRPC would otherwise go by http_proxy, https_proxy and grpc_proxy, which many
-    # machines set for their way out to the web.
+    # Tokens are for the service alone. gRPC would otherwise obey http_proxy, https_proxy and grpc_proxy, which many
+    # machines set for access to the web.
     (_PROXY_OPTION, 0),
 )
 
@@ -76,7 +76,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
 WATCH = f"/{_SERVICE}/WatchSessions"
 
 CLOSED = "the client was closed while this call was under way"
-"""What a call is told that `close` ended."""
+"""The error of a call that `close` ended."""
 
 
 def channel_options(*, use_proxy: bool) -> tuple[tuple[str, str | int], ...]:
@@ -124,7 +124,7 @@ def create(
 
 
 def validation(token: str, *, user_id: str | None, skip_touch: bool) -> pb.ValidateSessionRequest:
-    """The request of one validation, which leaves by itself or together with others."""
+    """The request of one validation, which is sent alone or together with others."""
     return _build(pb.ValidateSessionRequest, token=token, user_id=user_id, skip_touch=skip_touch)
 
 
@@ -139,7 +139,7 @@ def validate_together(requests: Sequence[pb.ValidateSessionRequest]) -> Call[Seq
     def read(response: pb.BatchValidateSessionsResponse) -> Sequence[pb.ValidateSessionResponse]:
         if len(response.responses) != len(requests):
             raise ValueError("not one answer for each request")
-        # As one list, because each look into the message's own would make an object.
+        # As a plain list, because each access to the message's own would create an object.
         return list(response.responses)
 
     request = pb.BatchValidateSessionsRequest(requests=requests)
@@ -147,7 +147,7 @@ def validate_together(requests: Sequence[pb.ValidateSessionRequest]) -> Call[Seq
 
 
 def too_late(timeout: float, *, sent: bool) -> Unavailable:
-    """Returns what a caller is told whose time is over while others' calls go on."""
+    """Returns the error for a caller whose deadline passes while the call it shares goes on."""
     if sent:
         return Unavailable(f"no answer within {timeout:g} s (DEADLINE_EXCEEDED)")
     return Unavailable(f"not sent within {timeout:g} s, behind this client's other calls")
@@ -268,7 +268,7 @@ def required(validation: Validation) -> Session:
 
 
 def _unreadable(path: str, error: Exception) -> UnexpectedAnswer:
-    # Not a message, or with times that are further away than there are dates. Its bytes stay out of the error.
+    # Not a message, or one with times outside the range of datetime. Its bytes stay out of the error.
     return UnexpectedAnswer(f"the answer to {path} cannot be read: {type(error).__name__}")
 
 

@@ -1,4 +1,4 @@
-"""What a watch yields: plain frozen dataclasses, read from messages."""
+"""What a watch yields: plain frozen dataclasses, built from messages."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -62,7 +62,7 @@ class SessionEvent:
     cause: RevocationCause | None
     """Why the session ended, if it was revoked."""
     session_id: str
-    """Which session; empty: all sessions of the user, but for one that the caller may have spared."""
+    """Which session; empty: all sessions of the user, except one that the caller may have spared."""
     user_id: str
     """Whose session; empty if that is no longer known."""
     event_time: datetime
@@ -73,7 +73,7 @@ class SessionEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchOpened:
-    """A stream of events was opened: the first, or one after a connection that was lost."""
+    """A stream of events was opened: the first, or one after a lost connection."""
 
     cursor: str
     """Events after this cursor follow."""
@@ -103,7 +103,7 @@ def read_event(message: events.SessionEvent) -> SessionEvent:
 
 
 def read_opened(message: pb.WatchOpened, *, cursor: str) -> WatchOpened:
-    """Returns what the opening of a stream says. After `cursor`, if that was asked for."""
+    """Returns the opening in a message; its cursor is `cursor`, if the stream was to continue after that."""
     return WatchOpened(cursor=cursor or message.cursor)
 
 

@@ -1,4 +1,4 @@
-"""`watch` without its I/O: what a stream's messages mean to whoever reads the events, and when to open another."""
+"""`watch` without its I/O: what a stream's messages mean to the reader of the events, and when to open another."""
 
 import logging
 import random
@@ -33,10 +33,10 @@ class Feed:
         self._heard_at = 0.0
         self._was_open = False
         self.is_open = False
-        """Whether the server has said that the stream which was begun last is open."""
+        """Whether the server has confirmed that the newest stream is open."""
 
     def start(self) -> pb.WatchSessionsRequest:
-        """Returns the first request of a new stream, which goes on where the last one ended."""
+        """Returns the first request of a new stream, which continues where the last one ended."""
         return pb.WatchSessionsRequest(start=pb.WatchStart(cursor=self._cursor, types=self._types))
 
     def ping(self) -> pb.WatchSessionsRequest:
@@ -49,7 +49,7 @@ class Feed:
         self._heard_at = time.monotonic()
 
     def receive(self, response: pb.WatchSessionsResponse) -> SessionEvent | WatchOpened | WatchReset | None:
-        """Takes what the server sent. Returns what it says to the caller, if anything."""
+        """Takes a message from the server. Returns what the caller gets of it, if anything."""
         self._heard_at = time.monotonic()
         try:
             return self._read(response)
@@ -61,8 +61,8 @@ class Feed:
             case "opened":
                 self._backoff.opened()
                 self.is_open = self._was_open = True
-                # A stream that cannot be resumed is opened at another cursor, and may be lost before its reset comes.
-                # The next one must not begin there.
+                # If the server cannot resume at our cursor, it opens the stream at another, and the stream may be lost
+                # before its reset comes. The next stream must not begin there.
                 opened = read_opened(response.opened, cursor=self._cursor)
                 self._cursor = opened.cursor
                 return opened
@@ -78,14 +78,14 @@ class Feed:
                 return None
 
     def is_silent(self) -> bool:
-        """Whether nothing has come for so long that the connection must be taken for dead."""
+        """Whether nothing has come for so long that the connection must be considered dead."""
         return time.monotonic() - self._heard_at > SILENCE_SECONDS
 
     def ended(self, error: CatracaError | None) -> float:
-        """Takes the end of a stream. Returns after how many seconds to open another. Raises if there shall be none."""
+        """Takes the end of a stream. Returns how many seconds to wait for the next. Raises if there is to be none."""
         error = error or Unavailable("the stream ended")
         passing = isinstance(error, Unavailable) and not isinstance(error, UnusableAfterFork)
-        # The key of an open stream may have been replaced since: the next one tells whether the server refuses.
+        # The key of an open stream may have been replaced since: the next stream shows whether the server refuses.
         replaced = isinstance(error, NotAllowed) and self.is_open
         if not self._was_open or not (passing or replaced):
             raise error
@@ -101,10 +101,10 @@ def failure(error: grpc.RpcError) -> CatracaError:
         return NotAllowed("this server has no WatchSessions: it is older than the feed (UNIMPLEMENTED)")
     known = from_status(code, error.details(), error.trailing_metadata() or ())
     passing = isinstance(known, UnexpectedAnswer) and code not in REFUSALS
-    # Whatever a proxy or a server that crashes says: the next server may do better.
+    # Whatever a proxy or a crashing server says, the next server may do better.
     return Unavailable(str(known)) if passing else known
 
 
 def late(timeout: float) -> Unavailable:
-    """Returns what is told if a stream was not opened in time."""
+    """Returns the error for a stream that was not opened in time."""
     return Unavailable(f"the watch was not opened within {timeout:g} s")

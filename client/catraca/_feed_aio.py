@@ -18,7 +18,7 @@ from catraca.errors import CatracaError, Unavailable, UnexpectedAnswer
 async def watch(
     channel: AsyncChannel, feed: Feed, timeout: float, closings: Callable[[], int]
 ) -> AsyncIterator[SessionEvent | WatchOpened | WatchReset]:
-    """Yields what one stream after another says, until the client is closed: `closings` counts how often that was."""
+    """Yields what stream after stream says, until the client is closed: `closings` counts how often it was closed."""
     streams = AsyncStreams(channel, feed)
     closed = closings()
     while True:

@@ -18,7 +18,7 @@ from catraca.errors import CatracaError, Unavailable, UnexpectedAnswer
 def watch(
     channel: SyncChannel, feed: Feed, timeout: float, closings: Callable[[], int]
 ) -> Iterator[SessionEvent | WatchOpened | WatchReset]:
-    """Yields what one stream after another says, until the client is closed: `closings` counts how often that was."""
+    """Yields what stream after stream says, until the client is closed: `closings` counts how often it was closed."""
     streams = SyncStreams(channel, feed)
     closed = closings()
     while True:

@@ -20,23 +20,23 @@ class Flight(Generic[_Signal]):
     def __init__(self, started: float, landed: _Signal) -> None:
         self.started = started
         self.landed = landed
-        """What those who wait are told by, when it is over."""
+        """Signals to those who wait that it is over."""
         self.answer: Validation | None = None
-        """None until it is over, and then if it brought none."""
+        """None until it is over, and afterwards if it brought no answer."""
 
     def answer_at(self, now: float) -> Validation | None:
-        """Returns the answer for somebody who joined, unless it may be older than any near cache's may."""
+        """Returns the answer for a caller that joined, unless it may be older than a near cache may give."""
         return self.answer if now <= self.started + LEASE_SECONDS else None
 
 
 class Flights(Generic[_Signal]):
-    """The calls under way by what they ask."""
+    """The calls under way, by what they ask."""
 
     def __init__(self) -> None:
         self._under_way: dict[Key, Flight[_Signal]] = {}
 
     def join(self, key: Key, now: float) -> Flight[_Signal] | None:
-        """Returns the call to wait for, if there is one that may still be of use."""
+        """Returns a call to wait for, if there is one whose answer may still be used."""
         flight = self._under_way.get(key)
         return flight if flight is not None and now <= flight.started + LEASE_SECONDS else None
 

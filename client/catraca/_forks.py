@@ -1,10 +1,10 @@
 """What a fork does to connections. gRPC's threads and locks do not survive one.
 
-So every connection is closed before a fork. While the process forks, no call begins; calls under way in other threads
-get a moment to end; then the connections are closed, and once gRPC's own threads are gone, both processes start from
-nothing and connect again when they next call. Some connections cannot be closed then: those of another library that
-uses gRPC, and those of an event loop that waits for answers or runs in another thread. Then the parent goes on as
-before, and in the child every call fails at once, because it would hang or crash.
+So every connection is closed before a fork. While the process forks, no call begins, and calls under way in other
+threads get a moment to end. Then the connections are closed. Once gRPC's own threads are gone, the process forks, and
+parent and child both connect again at their next calls. Some connections cannot be closed: those of another library
+that uses gRPC, and those of an event loop that waits for answers or runs in another thread. In that case the parent
+goes on as before, and in the child every call fails at once, because it would hang or crash.
 """
 
 import ctypes
@@ -18,11 +18,11 @@ from typing import Protocol
 from catraca.errors import UnusableAfterFork
 
 _DRAIN_SECONDS = 1.0
-"""How long a fork waits for calls under way; as long as a call lasts that names no timeout."""
+"""How long a fork waits for calls under way: as long as a call with the default timeout may last."""
 _ENGINE_EXIT_SECONDS = 1.0
 """How long a fork waits for gRPC's threads once all connections are closed. They take a millisecond or two."""
 _OTHERS_EXIT_SECONDS = 0.05
-"""How long it waits when it has waited in vain before: something else in this process uses gRPC."""
+"""How long it waits if an earlier wait was in vain, because something else in this process uses gRPC."""
 _ENGINE_POLL_SECONDS = 0.0005
 _ENGINE_THREADS = ("event_engine", "grpc_")
 """How the names of gRPC's own threads begin."""
@@ -51,11 +51,11 @@ class Connection(Protocol):
         """Closes the channel, if that can be done here and now."""
 
     def abandon(self) -> None:
-        """Forgets in a child what is the parent's, without touching it."""
+        """In a child: drops what belongs to the parent, without touching it."""
 
 
 class WithoutConnection:
-    """What has to know of forks and has no connection of its own. Who derives from it says what `abandon` does."""
+    """Base of what must react to forks but has no connection of its own. Subclasses define `abandon`."""
 
     def calls_to_drain(self) -> int:
         """See `Connection`."""
@@ -135,7 +135,7 @@ class Forks:
         self._become_child(IN_USE, unusable=self._child_is_unusable)
 
     def _become_child(self, why: str, *, unusable: bool = False) -> None:
-        # Whoever held the old gate may not be in this process.
+        # The thread that held the old gate may not exist in this process.
         self.gate = threading.Condition()
         self._forking = 0
         self._pid = os.getpid()
@@ -155,7 +155,7 @@ def never_free(channel: object) -> None:
 
 
 def _engine_runs() -> bool:
-    """Whether gRPC has threads in this process. Only Linux tells; elsewhere, having closed everything has to do."""
+    """Whether gRPC has threads in this process. Only Linux can tell; elsewhere, closing everything has to be enough."""
     try:
         threads = list(_THREADS.iterdir())
     except OSError:

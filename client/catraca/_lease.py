@@ -1,15 +1,15 @@
-"""The right of a near cache to answer: granted by pongs, for a time that is counted from before the ping was sent."""
+"""The right of a near cache to answer: granted by pongs, and counted from before the ping was sent."""
 
 import math
 import threading
 
 LEASE_SECONDS = 2.0
-"""How long a proof lasts: who knew the feed to its end at a moment vouches for answers until so much later."""
+"""How long a proof lasts: from the moment at which the whole feed was known."""
 PING_SECONDS = 0.7
-"""How often a proof is asked for: two of three pings may get lost without a gap."""
+"""How often a ping asks for a proof: two of three pings may get lost without a gap."""
 
 _PINGS_OUT = 64
-"""How many pings may be unanswered; those before them are forgotten."""
+"""How many pings may be unanswered; older ones are forgotten."""
 
 
 class Lease:
@@ -23,21 +23,21 @@ class Lease:
         self._pings: dict[int, float] = {}
 
     def ping(self, nonce: int, now: float) -> None:
-        """Notes a ping that is about to be sent. `now` must be from before it is."""
+        """Notes a ping that is about to be sent. `now` must be read before it is sent."""
         with self._lock:
             self._pings[nonce] = now
             if len(self._pings) > _PINGS_OUT:
                 del self._pings[next(iter(self._pings))]
 
     def pong(self, nonce: int, age_seconds: float) -> None:
-        """Takes a proof: when the ping left, less `age_seconds`, every event was on its way to here or here already."""
+        """Takes a proof: all events up to `age_seconds` before the ping was sent have come ahead of the pong."""
         with self._lock:
             sent_at = self._pings.pop(nonce, None)
         if sent_at is None:
-            return  # of another stream, or answered before
+            return  # of another stream, or answered already
         if age_seconds < 0:
-            return  # it would tell of the future
-        # A weaker proof takes nothing from a stronger one.
+            return  # a claim about the future
+        # A weaker proof does not shorten a stronger one.
         self.until = max(self.until, sent_at - age_seconds + LEASE_SECONDS)
 
     def forget_pings(self) -> None:
@@ -46,7 +46,7 @@ class Lease:
             self._pings.clear()
 
     def end(self) -> None:
-        """Gives up every proof, also those on their way: what they were about is no longer the feed."""
+        """Gives up every proof, including those on their way: the feed they were about is gone."""
         self.forget_pings()
         self.until = -math.inf
 

@@ -1,4 +1,4 @@
-"""What callers get: plain frozen dataclasses, read from messages."""
+"""What callers get: plain frozen dataclasses, built from messages."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -101,9 +101,10 @@ def read_session(message: session_pb2.Session) -> Session:
 
 
 class _AnswersRead:
-    """Answers about sessions as they were last read. A session that has not changed since is not read again.
+    """Answers about sessions as they were last read. A session that has not changed is not read again.
 
-    That would take ten times as long. Threads may use it at once: what one of them does not see, it reads.
+    Reading it takes ten times as long. Threads may share it: one that does not see another's entry reads the session
+    itself.
     """
 
     def __init__(self) -> None:
@@ -123,7 +124,7 @@ class _AnswersRead:
         return validation
 
 
-# At a third of what ToDatetime and ToTimedelta cost, which would be most of what reading a session does.
+# A third of the cost of ToDatetime and ToTimedelta, which would be most of the cost of reading a session.
 def _datetime(timestamp: Timestamp) -> datetime:
     return _EPOCH + timedelta(0, timestamp.seconds, timestamp.nanos // 1000)
 

@@ -1,6 +1,6 @@
-"""The near cache without its I/O: which answers are kept, and when one of them may be given again.
+"""The near cache without its I/O: which answers are kept, and when one of them may be reused.
 
-The rules, and what each is for, are in docs/near-cache.md. The lease is the guarantee; events only make it quick. A
+The rules, and why each is needed, are in docs/near-cache.md. The lease is the guarantee; events only make it quick. A
 lookup takes no lock: it reads the lease, then the entry, then the clock, and each of these is replaced as a whole.
 """
 
@@ -18,22 +18,23 @@ from catraca._model import InvalidReason, Session, Validation
 from catraca.errors import InvalidSetting
 
 SETTLE_SECONDS = 3.0
-"""For so long after everything was dropped an answer is kept no longer than a lease lasts. The store's primary may just
-have changed: the answer may be of a server that has not noticed yet, and the event that corrects it from before."""
+"""How long after everything was dropped new answers are kept for no longer than a lease lasts. The store's primary may
+just have changed: a server that has not noticed yet may have answered, and the event that corrects the answer may be
+from before."""
 
 _MALFORMED_ENTRIES = 1_000
 _MALFORMED_LENGTH = 256
-"""Longer ones are not kept, so that nobody can fill the memory with text that is no token."""
+"""Longer ones are not kept, so that nobody can fill the memory with text that is not a token."""
 
 Clock = Callable[[], float]
 
 
 def suspend_counting_clock() -> Clock:
-    """Returns a clock that goes on while the machine is suspended, if there is one: a lease must end meanwhile."""
+    """Returns a clock that keeps running while the machine is suspended, if there is one: leases must end meanwhile."""
     if hasattr(time, "CLOCK_BOOTTIME"):
         return partial(time.clock_gettime, time.CLOCK_BOOTTIME)
     if sys.platform == "darwin":
-        # Here it counts suspend, which time.monotonic does not.
+        # On macOS it counts time in suspend, which time.monotonic does not.
         return partial(time.clock_gettime, time.CLOCK_MONOTONIC)
     return time.monotonic
 
@@ -43,7 +44,7 @@ class NearCache:
     """How a near cache is set up."""
 
     max_entries: int = 10_000
-    """How many valid answers are kept at most. One takes about 1.5 KB, and what its token and attributes take."""
+    """How many valid answers are kept at most. One takes about 1.5 KB, plus its token and attributes."""
 
     def __post_init__(self) -> None:
         if self.max_entries < 2:
@@ -51,7 +52,7 @@ class NearCache:
 
 
 def settings_of(near_cache: bool | NearCache) -> NearCache | None:
-    """Returns how a client's near cache is set up, by what its caller said; None if there is none."""
+    """Returns how a client's near cache is set up, from its argument; None if there is none."""
     if isinstance(near_cache, NearCache):
         return near_cache
     return NearCache() if near_cache else None
@@ -62,26 +63,26 @@ class NearCacheStats:
     """What a near cache has done since its client was made."""
 
     hits: int
-    """Validations answered here. In a free-threaded Python, threads that count at the same instant may count once."""
+    """Validations answered here. In free-threaded Python, hits at the same instant may be counted once."""
     misses: int
-    """Validations that were not: the server, or another caller's call under way, was asked."""
+    """Validations not answered here: they asked the server, or joined another caller's call under way."""
     lease_lost: int
-    """Misses for which there was an answer, but no live lease to give it under."""
+    """Misses for which there was an answer, but no live lease."""
     resets: int
     """How often everything was dropped because events may have been missed."""
     evictions: int
     """Answers dropped to make room."""
     entries: int
-    """Valid answers kept now. Some may have run out."""
+    """Valid answers kept now. Some may have expired."""
     feed_age: float | None
-    """Seconds since the moment for which it is proven that all events are here; None if there has been no proof."""
+    """Seconds since the moment up to which all events are proven to be here; None without any proof."""
     watching: bool
     """Whether the stream of events is open."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """A request that is about to be sent, whose answer may be kept. Holds what was known before it was."""
+    """A request whose answer may be kept, with what was known just before it was sent."""
 
     started: float
     seen: int
@@ -94,7 +95,7 @@ Entry = tuple[float, Validation]
 
 
 class _Generation:
-    """Entries that go together when room is needed, and where to find those of a session or a user."""
+    """Entries that are evicted together, and where to find those of a session or a user."""
 
     __slots__ = ("_sessions", "_users", "entries")
 
@@ -124,7 +125,7 @@ class _Generation:
 
 
 class _Recent:
-    """When ids were last named by events, for those that came lately. Of the others it knows since when it does."""
+    """When events last named an id, for recent ids; and since when this is known."""
 
     def __init__(self) -> None:
         self._young: dict[str, int] = {}
@@ -139,29 +140,29 @@ class _Recent:
             self._old, self._young = self._young, {}
 
     def named_after(self, name: str, seen: int) -> bool:
-        """Whether an event after the first `seen` named it; true if that is not known any more."""
+        """Whether an event after the first `seen` named it; true if that is no longer known."""
         return seen < self._since or self._young.get(name, self._old.get(name, 0)) > seen
 
 
 class OwnChanges:
-    """Sees to it that a client sees what it has changed itself. Without a near cache it does anyway."""
+    """Makes sure that a client sees its own changes. Without a near cache there is nothing to do."""
 
     @contextmanager
     def changing(
         self, *, token: str | None = None, session_ids: Iterable[str] = (), user_id: str = ""
     ) -> Iterator[None]:
-        """Around a call that may change or end sessions, whatever becomes of it."""
+        """Wraps a call that may change or end sessions, whether it succeeds or not."""
         try:
             yield
         finally:
             self.changed(token=token, session_ids=session_ids, user_id=user_id)
 
     def changed(self, *, token: str | None = None, session_ids: Iterable[str] = (), user_id: str = "") -> None:
-        """Takes note of what may have been changed or ended."""
+        """Notes what may have been changed or ended."""
 
 
 class NearAnswers:
-    """The answers that a client keeps, and its lease. What comes on the stream is told in its order, by one thread."""
+    """The answers that a client keeps, and its lease. One thread reports what the stream brings, in order."""
 
     def __init__(self, settings: NearCache, clock: Clock) -> None:
         self._settings = settings
@@ -170,13 +171,13 @@ class NearAnswers:
         self._seen = 0
         """How many events have come."""
         self._voided = 0
-        """How often answers under way have become worthless. It never begins again, whatever else does."""
+        """How often answers under way have become worthless. It is never reset, not even by `renew`."""
         self._settled_at = -math.inf
         self._young, self._old = _Generation(), _Generation()
         self.renew()
 
     def renew(self) -> None:
-        """Begins with nothing, as in a child: threads that exist only in the parent may have held what is here."""
+        """Starts empty, as in a child: threads that exist only in the parent may have held the locks."""
         self._lock = threading.Lock()
         self.lease = Lease()
         self._malformed: dict[str, Validation] = {}
@@ -186,8 +187,8 @@ class NearAnswers:
 
     def get(self, token: str, user_id: str | None) -> Validation | None:
         """Returns the answer to a validation, if it may be given without asking."""
-        # In this order. What the lease proved was worked in before the entry is looked up; and however long this thread
-        # was held up, the clock says so.
+        # The order matters. What the lease proved was applied before the entry is looked up; and the clock, read last,
+        # shows how long this thread was held up.
         lease_until = self.lease.until
         entry = self._young.entries.get(token) or self._old.entries.get(token)
         if entry is not None:
@@ -206,7 +207,7 @@ class NearAnswers:
         return None
 
     def begin(self) -> Fill:
-        """Returns what is known before a request is sent; then send it, and hand the answer to `keep`."""
+        """Returns what is known before a request is sent. Send it then, and hand its answer to `keep`."""
         return Fill(self._clock(), self._seen, self._voided, self._watching)
 
     def keep(self, token: str, fill: Fill, validation: Validation, cache_ttl_seconds: float) -> None:
@@ -218,13 +219,13 @@ class NearAnswers:
             return
         with self._lock:
             if self._may_keep(fill, session) and cache_ttl_seconds > 0 and not validation.token_rotated:
-                # From before the request was sent, so that no delay of the answer prolongs it.
+                # Counted from before the request was sent, so that a delayed answer is not kept longer.
                 until = fill.started + self._keep_seconds(fill, cache_ttl_seconds)
                 self._young.put(token, (until, validation), session)
                 self._make_room()
 
     def drop_for_event(self, session_id: str, user_id: str) -> None:
-        """Takes an event: what is kept of its session, or of all sessions of its user, may be outdated."""
+        """Takes an event: the answers about its session, or about all sessions of its user, may be outdated."""
         with self._lock:
             self._seen += 1
             if session_id:
@@ -237,9 +238,9 @@ class NearAnswers:
                 self._drop_all()
 
     def drop_for_write(self, *, token: str | None = None, session_ids: Iterable[str] = (), user_id: str = "") -> None:
-        """Takes a change that this client has made or tried to make: it is to see it from now on."""
+        """Takes a change that this client has made or tried to make, and must see from now on."""
         with self._lock:
-            # Answers under way may be older than it.
+            # Answers under way may be older than the change.
             self._voided += 1
             entry = token and (self._young.entries.get(token) or self._old.entries.get(token))
             if entry and entry[1].session:
@@ -250,7 +251,7 @@ class NearAnswers:
                 self._drop_user(user_id)
 
     def opened(self, *, resumed: bool) -> None:
-        """The stream is open: it goes on where the last one ended, or begins now."""
+        """The stream is open: it continues where the last one ended, or begins now."""
         with self._lock:
             self._voided += 1
             self._watching = True
@@ -258,7 +259,7 @@ class NearAnswers:
                 self._begin_anew()
 
     def ended(self) -> None:
-        """The stream has ended. What was proven stays proven, and what is kept waits for the events that follow."""
+        """The stream has ended. The lease and the answers stay; the next stream brings the events that follow."""
         with self._lock:
             self._watching = False
             self.lease.forget_pings()
@@ -275,7 +276,7 @@ class NearAnswers:
         with self._lock:
             self._resets += 1
             self._begin_anew()
-            # An old primary may have vouched for what it did not know.
+            # An old primary may have vouched for events that it did not have.
             self.lease.end()
 
     def stats(self) -> NearCacheStats:
@@ -292,9 +293,9 @@ class NearAnswers:
         )
 
     def _may_keep(self, fill: Fill, session: Session) -> bool:
-        """Whether whatever happens to the session after its record was read is still to be heard of."""
+        """Whether every event about the session since its record was read is still to come."""
         return (
-            # An event from before the stream was open does not come.
+            # Events from before the stream was open do not come.
             fill.watching
             # Everything was dropped since, or this client changed something.
             and fill.voided == self._voided
@@ -307,7 +308,7 @@ class NearAnswers:
         return min(cache_ttl_seconds, LEASE_SECONDS) if fill.started < self._settled_at else cache_ttl_seconds
 
     def _keep_malformed(self, token: str, validation: Validation) -> None:
-        # It depends on nothing but the token: no lease, no event, no time.
+        # It depends only on the token: it needs no lease, no events and no expiry.
         if len(token) > _MALFORMED_LENGTH:
             return
         with self._lock:
@@ -318,7 +319,7 @@ class NearAnswers:
     def _make_room(self) -> None:
         if len(self._young.entries) >= self._settings.max_entries // 2:
             self._evictions += len(self._old.entries)
-            # In this order: a lookup between the two finds the young ones in one place at least.
+            # In this order, so that a lookup in between finds the young entries in at least one place.
             self._old = self._young
             self._young = _Generation()
 

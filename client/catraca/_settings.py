@@ -1,4 +1,4 @@
-"""What a client is told by its arguments or, where those are left out, by the environment."""
+"""The settings of a client: from its arguments or, if those are left out, from the environment."""
 
 import os
 import re
@@ -20,7 +20,7 @@ def target_or_default(target: str | None) -> str:
     variable = os.environ.get("CATRACA_TARGET")
     name, text = ("target", target) if target else ("CATRACA_TARGET", variable or DEFAULT_TARGET)
     if web_address := _WEB_ADDRESS.match(text):
-        # Without what stands around the host, which may be a password.
+        # Only the host, because what surrounds it may be a password.
         hint = web_address[1] if ":" in web_address[1] else f"{web_address[1] or 'HOST'}:50051"
         raise InvalidSetting(f"{name} is a web address: leave out http:// and any path, and write {hint!a}")
     if not text.isprintable() or " " in text:

@@ -1,4 +1,4 @@
-"""Validations of many tasks in few calls: a lone one by its own task, a group by a task of its own."""
+"""Validations of many tasks in few calls: a task sends a lone validation itself; a group gets a task of its own."""
 
 import asyncio
 import math
@@ -35,7 +35,7 @@ _Group = _coalesce.Group[_Waiting]
 
 
 class AsyncTogether:
-    """Asks the service about tokens, in as few calls as those who ask at the same time allow. For one event loop."""
+    """Sends the validations of one event loop, and lets those made at the same time share calls."""
 
     def __init__(self, channel: AsyncChannel, loop: asyncio.AbstractEventLoop) -> None:
         self._channel = channel
@@ -43,7 +43,7 @@ class AsyncTogether:
         self._departures: _coalesce.Departures[_Waiting] = _coalesce.Departures()
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: set[_Waiting] = set()
-        """Those with a deadline to watch over: all who do not make their own call."""
+        """Those whose deadlines are watched here: all that do not make their own call."""
         self._deadline: asyncio.TimerHandle | None = None
         self._look: asyncio.TimerHandle | None = None
 
@@ -65,7 +65,7 @@ class AsyncTogether:
             self._departures.remove(mine)
 
     def close(self) -> None:
-        """Ends the waiting of those who have not left yet."""
+        """Fails the validations that have not left yet."""
         for each in self._departures.clear():
             each.fail(Unavailable(_core.CLOSED))
 
@@ -90,12 +90,12 @@ class AsyncTogether:
             while members:
                 members = await self._call(members)
         finally:
-            for each in group.members:  # of a loop that ends, which cancels this task
+            for each in group.members:  # if the loop ends, it cancels this task
                 each.fail(Unavailable(_core.CLOSED))
             self._returned(group)
 
     async def _call(self, members: list[_Waiting]) -> list[_Waiting]:
-        """Makes a call. Returns whom to send again, because the call failed for others' requests."""
+        """Makes a call. Returns the members to send again, because the call failed for others' requests."""
         timeout = max(max(each.deadline for each in members) - self._loop.time(), 0)
         try:
             if len(members) == 1:
@@ -130,7 +130,7 @@ class AsyncTogether:
                 self._look = self._loop.call_at(when, self._depart)
 
     def _watch_deadline(self, deadline: float) -> None:
-        """Keeps one timer for all deadlines, because most are met and a timer for each would be the dearest part."""
+        """Keeps one timer for all deadlines: most are met, and a timer for each would be the largest cost here."""
         if self._deadline is not None:
             if self._deadline.when() <= deadline:
                 return

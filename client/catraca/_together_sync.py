@@ -1,4 +1,4 @@
-"""Validations of many threads in few calls. There is no thread for it: each call is made by one of those who wait."""
+"""Validations of many threads in few calls. There is no extra thread: one of the waiting threads makes each call."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ from catraca.errors import CatracaError, Unavailable
 from catraca.v1 import session_service_pb2 as pb
 
 _OVERSTAY_SECONDS = 0.010
-"""By how much a thread that makes a call for others may miss its own deadline for theirs."""
+"""By how much a thread that makes a call for others may overrun its own deadline for theirs."""
 _INTERRUPTED = "the thread that made this call for several was interrupted"
 
 
@@ -25,18 +25,18 @@ class _Waiting:
         self.answer: pb.ValidateSessionResponse | None = None
         self.error: BaseException | None = None
         self.group: _coalesce.Group[_Waiting] | None = None
-        """What this thread is to send."""
-        # The cheapest thing to wait for: released by whoever has news.
+        """The group that this thread has to send."""
+        # The cheapest thing to wait on. The thread that has news releases it.
         self.bell = allocate_lock()
         self.bell.acquire()
 
     def fail(self, error: CatracaError) -> None:
-        """See `Waiting`. To be rung afterwards."""
+        """See `Waiting`. Call `ring` afterwards."""
         self.error = error
 
     def ring(self) -> None:
-        """Wakes the thread. Two who do so at once wake it once."""
-        try:  # noqa: SIM105  it is on the way of every answer
+        """Wakes the thread. Two calls at once wake it once."""
+        try:  # noqa: SIM105  every answer comes through here
             self.bell.release()
         except RuntimeError:  # it has been rung already
             pass
@@ -52,7 +52,7 @@ _Departures = _coalesce.Departures[_Waiting]
 
 
 class SyncTogether:
-    """Asks the service about tokens, in as few calls as those who ask at the same time allow."""
+    """Sends the validations of all threads, and lets those made at the same time share calls."""
 
     def __init__(self, channel: SyncChannel) -> None:
         self._channel = channel
@@ -85,7 +85,7 @@ class SyncTogether:
                 self._leave(departures, mine)
 
     def close(self) -> None:
-        """Ends the waiting of those who have not left yet."""
+        """Fails the validations that have not left yet."""
         with self._lock:
             waiting = self._departures.clear()
         for each in waiting:
@@ -94,7 +94,7 @@ class SyncTogether:
 
     @staticmethod
     def _depart(departures: _Departures, mine: _Waiting) -> None:
-        """If a group may leave now, gives it to whoever will wait long enough for its answer."""
+        """If a group may leave now, gives it to a thread that waits long enough for its answer."""
         group = departures.next_group(time.monotonic())
         if group is None:
             return
@@ -123,14 +123,14 @@ class SyncTogether:
             mine.error = _core.too_late(timeout, sent=sent)
 
     def _lead(self, departures: _Departures, group: _Group) -> None:
-        """Makes the call of a group, and of what is left of it if some of its requests break a rule."""
+        """Makes the call of a group, and another for the rest if some of its requests break a rule."""
         try:
             members = group.members
             while members:
                 members = self._send(members)
         finally:
             for each in group.members:
-                if not each.told:  # Ctrl-C in this thread is not the others'
+                if not each.told:  # Ctrl-C in this thread does not concern the others
                     each.error = Unavailable(_INTERRUPTED)
                 each.ring()
             with self._lock:
@@ -140,7 +140,7 @@ class SyncTogether:
                 nxt.ring()
 
     def _send(self, members: list[_Waiting]) -> list[_Waiting]:
-        """Makes a call. Returns whom to send again, because the call failed for others' requests."""
+        """Makes a call. Returns the members to send again, because the call failed for others' requests."""
         requests = [each.request for each in members]
         timeout = max(max(each.deadline for each in members) - time.monotonic(), 0)
         try:
@@ -157,7 +157,7 @@ class SyncTogether:
         return []
 
     def _leave(self, departures: _Departures, mine: _Waiting) -> None:
-        """Passes on what this thread, which was interrupted, was to do."""
+        """Hands on the work of this thread, which was interrupted."""
         with self._lock:
             departures.remove(mine)
             group, mine.group = mine.group, None

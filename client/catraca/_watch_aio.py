@@ -21,7 +21,7 @@ from catraca.v1 import session_service_pb2 as pb
 
 
 class AsyncStreams:
-    """One stream after another, each read by whoever iterates over `messages`."""
+    """One stream after another, each read by the task that iterates over `messages`."""
 
     def __init__(self, channel: AsyncChannel, talk: Talk) -> None:
         self._channel = channel
@@ -39,7 +39,7 @@ class AsyncStreams:
         except asyncio.CancelledError:
             if task is None or task.cancelling():
                 raise
-            # The call was, because its channel was closed or it was silent.
+            # Only the call was cancelled, because its channel was closed or it was silent.
             raise Unavailable(_core.CLOSED) from None
         finally:
             self._call = None
@@ -95,7 +95,7 @@ class _Reader:
 
 
 class AsyncWatch(WithoutConnection):
-    """Keeps a near cache up to date while a client is in use. What the channel is at a fork tells of the stream."""
+    """Keeps a near cache up to date while a client is in use. At a fork, the channel speaks for the stream."""
 
     def __init__(self, channel: AsyncChannel, answers: NearAnswers, clock: Clock) -> None:
         self._channel = channel
@@ -108,14 +108,14 @@ class AsyncWatch(WithoutConnection):
         forks.watch(self)
 
     def begin(self) -> None:
-        """Sees to it that the stream is read in the loop that runs. Raises UnusableAfterFork."""
+        """Makes sure that the stream is read in the running loop. Raises UnusableAfterFork."""
         forks.check()
         loop = asyncio.get_running_loop()
         if self._loop is loop and self._task is not None and not self._task.done():
             return
         self._stop()
         if self._loop is not loop:
-            # Whoever used the client in another loop may still be reading there: two streams do not share a cursor.
+            # The other loop may still be reading its stream, and two streams must not share a cursor.
             self._answers.closed()
             self._watch = self._new_watch()
         self._loop = loop

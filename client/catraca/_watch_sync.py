@@ -24,7 +24,7 @@ _JOIN_SECONDS = 5.0
 
 
 class SyncStreams:
-    """One stream after another, each read by whoever iterates over `messages`."""
+    """One stream after another, each read by the thread that iterates over `messages`."""
 
     def __init__(self, channel: SyncChannel, talk: Talk) -> None:
         self._channel = channel
@@ -82,7 +82,7 @@ class _Reader:
     def stop(self) -> None:
         """Ends the stream and the thread."""
         if os.getpid() != self._pid:
-            return  # a child has no such thread, and what that thread held stays held for ever
+            return  # a child has no such thread, and its locks stay held for ever
         self._over.set()
         self._streams.stop()
         if self._thread is not threading.current_thread():
@@ -119,7 +119,7 @@ class SyncWatch(WithoutConnection):
         forks.watch(self)
 
     def begin(self) -> None:
-        """Sees to it that the stream is read. Raises UnusableAfterFork."""
+        """Makes sure that the stream is read. Raises UnusableAfterFork."""
         forks.check()
         if self._reader is not None:
             return

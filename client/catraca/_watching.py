@@ -11,7 +11,7 @@ from catraca._near_cache import Clock, NearAnswers
 from catraca.v1 import session_event_pb2 as events, session_service_pb2 as pb
 
 SILENCE_SECONDS = 5.0
-"""A stream on which nothing has come for so long is given up, though every ping asks for a pong."""
+"""A stream is given up after this long without a message: every ping asks for a pong, so there should be some."""
 
 _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 3.0
@@ -21,7 +21,7 @@ REFUSALS = (
     grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.UNAUTHENTICATED,
 )
-# What makes kept answers outdated. A new session is in no near cache, so nothing is asked about logins.
+# What makes kept answers outdated. A new session is in no near cache, so logins are not asked for.
 _TYPES = (
     events.SESSION_EVENT_TYPE_UPDATED,
     events.SESSION_EVENT_TYPE_ROTATED,
@@ -29,11 +29,11 @@ _TYPES = (
 )
 
 _log = logging.getLogger("catraca")
-nonces = itertools.count(1)  # for all streams, so that no pong passes for the answer to another's ping
+nonces = itertools.count(1)  # shared by all streams, so that no pong is taken for the answer to another stream's ping
 
 
 class Talk(Protocol):
-    """What is sent on a stream, and when it must be taken for dead."""
+    """What is sent on a stream, and when it must be considered dead."""
 
     def start(self) -> pb.WatchSessionsRequest:
         """Returns the first request of a new stream."""
@@ -46,7 +46,7 @@ class Talk(Protocol):
 
 
 class Backoff:
-    """How long to wait before another stream is opened: longer after each one that was not opened."""
+    """How long to wait before another stream is opened: longer after each failed opening."""
 
     def __init__(self, chance: random.Random) -> None:
         self._chance = chance
@@ -57,13 +57,13 @@ class Backoff:
         self._failures = 0
 
     def seconds(self, *, refused: bool) -> float:
-        """Returns how long to wait after the end of a stream, or after one that was not opened."""
+        """Returns how long to wait after the end of a stream, or after a failed opening."""
         if refused:
             longest = _REFUSED_DELAY_SECONDS
         else:
             longest = min(_FIRST_DELAY_SECONDS * 2**self._failures, _LONGEST_DELAY_SECONDS)
             self._failures = min(self._failures + 1, 10)
-        # Spread over its second half, so that not all clients of a server come back to the next one at once.
+        # Spread over the second half of the delay, so that a server's clients do not all move to the next one at once.
         return longest * self._chance.uniform(0.5, 1)
 
 
@@ -82,7 +82,7 @@ class Watch:
         self._open = False
 
     def start(self) -> pb.WatchSessionsRequest:
-        """Returns the first request of a new stream, which goes on where the last one ended."""
+        """Returns the first request of a new stream, which continues where the last one ended."""
         self._begun_after = self._cursor
         self._heard_at = self._clock()
         return pb.WatchSessionsRequest(start=pb.WatchStart(cursor=self._cursor, types=_TYPES))
@@ -101,8 +101,8 @@ class Watch:
                 self._backoff.opened()
                 self.refused = False
                 self._open = True
-                # A stream that cannot be resumed is opened at another cursor, and may be lost before its reset comes.
-                # The next one must not begin there.
+                # If the server cannot resume at our cursor, it opens the stream at another, and the stream may be lost
+                # before its reset comes. The next stream must not begin there.
                 self._cursor = self._begun_after or response.opened.cursor
                 self._answers.opened(resumed=bool(self._begun_after))
             case "event":
@@ -115,7 +115,7 @@ class Watch:
             case "reset":
                 self._cursor = response.reset.cursor
                 self._answers.reset()
-            case _:  # from a server of the future, which does not skip anything in silence either
+            case _:  # from a newer server, which does not skip anything silently either
                 pass
 
     def is_silent(self) -> bool:
@@ -123,14 +123,14 @@ class Watch:
         return self._clock() - self._heard_at > SILENCE_SECONDS
 
     def is_refusal(self, code: grpc.StatusCode) -> bool:
-        """Whether the server does not want to be watched by this client.
+        """Whether the server refuses to be watched by this client.
 
-        The end of an open stream does not say so: its key may have been replaced since, so the next stream tells.
+        The end of an open stream does not show it: the key may have been replaced since, so the next stream decides.
         """
         return code in REFUSALS and not self._open
 
     def ended(self, code: grpc.StatusCode) -> float:
-        """Takes the end of a stream. Returns after how many seconds to open another."""
+        """Takes the end of a stream. Returns the seconds to wait before opening another."""
         self._answers.ended()
         refused = self.is_refusal(code)
         self._open = False
@@ -139,6 +139,6 @@ class Watch:
 
 
 def log_refusal(watch: Watch, code: grpc.StatusCode) -> None:
-    """Says that there is no near cache with this server, once until it is watched again."""
+    """Logs that there is no near cache with this server: once, until it is watched again."""
     if watch.is_refusal(code) and not watch.refused:
         _log.warning("near cache off: WatchSessions refused: %s", code.name)

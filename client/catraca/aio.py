@@ -178,12 +178,12 @@ class AsyncSessionClient:
     def watch(
         self, *, types: Iterable[SessionEventType] = (), cursor: str = "", timeout: float | None = None
     ) -> AsyncIterator[SessionEvent | WatchOpened | WatchReset]:
-        """Yields what happens to sessions, as it happens, without an end. See `SessionClient.watch`."""
+        """Yields events about sessions as they happen, without end. See `SessionClient.watch`."""
         feed = Feed(types, cursor)
         return watch(self._channel, feed, self._timeout if timeout is None else timeout, lambda: self._closings)
 
     def near_cache_stats(self) -> NearCacheStats | None:
-        """Returns what the near cache has done and how it is; None for a client without one."""
+        """Returns the near cache's counters and state; None for a client without one."""
         return None if self._near is None else self._near.stats()
 
     async def close(self) -> None:

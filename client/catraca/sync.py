@@ -40,9 +40,9 @@ class SessionClient:
         insecure: Whether the key may be sent without TLS to another machine; default CATRACA_INSECURE, else not.
         use_proxy: Whether to connect through the proxy that http_proxy or https_proxy names; default CATRACA_USE_PROXY,
             else not.
-        near_cache: Whether to keep answers in this process and give them again, at most 5 seconds past a revocation:
-            True, or a `NearCache` that says more. docs/near-cache.md says what that promises. Default not.
-        coalesce: Whether validations that are asked for at the same time share calls. Each keeps its own deadline,
+        near_cache: Whether to keep answers in this process and reuse them, until at most 5 seconds after a revocation:
+            True, or a `NearCache` with settings. docs/near-cache.md says what that promises. Default not.
+        coalesce: Whether validations made at the same time share calls. Each keeps its own deadline,
             error and cancellation.
 
     Raises:
@@ -237,10 +237,10 @@ class SessionClient:
     def watch(
         self, *, types: Iterable[SessionEventType] = (), cursor: str = "", timeout: float | None = None
     ) -> Iterator[SessionEvent | WatchOpened | WatchReset]:
-        """Yields what happens to sessions, as it happens, without an end.
+        """Yields events about sessions as they happen, without end.
 
-        A connection that is lost is made again, and no event is missed by it: the next stream continues after the last
-        event. Where that cannot be done, a WatchReset says so. Each stream begins with a WatchOpened.
+        After a lost connection the client reconnects and misses no event: the next stream continues after the last one.
+        If it cannot, a WatchReset says so. Each stream begins with a WatchOpened.
 
         Args:
             types: Which events; default all.
@@ -256,7 +256,7 @@ class SessionClient:
         return watch(self._channel, feed, self._timeout if timeout is None else timeout, lambda: self._closings)
 
     def near_cache_stats(self) -> NearCacheStats | None:
-        """Returns what the near cache has done and how it is; None for a client without one."""
+        """Returns the near cache's counters and state; None for a client without one."""
         return None if self._near is None else self._near.stats()
 
     def close(self) -> None:

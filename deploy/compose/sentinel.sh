@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs a Sentinel: sentinel.sh PRIMARY. It writes its own configuration, because Sentinel changes it as it goes; after a
-# restart it asks the other Sentinels anew, of whom there must be two for a failover.
+# restart it asks the other Sentinels again. A failover takes two of them.
 set -eu
 primary=$1
 directory=${STORE_DIRECTORY:-/tmp}

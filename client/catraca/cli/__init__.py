@@ -27,7 +27,7 @@ EXIT_YES, EXIT_NO, EXIT_USAGE, EXIT_UNAVAILABLE, EXIT_FAILED = range(5)
 EXIT_UNFORESEEN = 70
 """EX_SOFTWARE of sysexits.h. Python itself would end with 1, which here means "not valid"."""
 EXIT_INTERRUPTED, EXIT_NO_READER = 128 + 2, 128 + 13
-"""What a shell says of a program that SIGINT or SIGPIPE has ended."""
+"""The status that a shell reports for a program ended by SIGINT or SIGPIPE."""
 
 BENCH_MODES = ("all", "single", "coalesced", "near-cache")
 
@@ -53,7 +53,7 @@ class FromEnvironment(str):  # noqa: SLOT000  a str cannot have slots and an att
     variable: str
 
     def __new__(cls, value: str, variable: str) -> Self:
-        """Returns the value, which knows where it comes from."""
+        """Returns the value, with the variable that it comes from."""
         made = super().__new__(cls, value)
         made.variable = variable
         return made
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     answers_are_lost = _is_closed("stdout")
     _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # An attribute may hold what the encoding of this terminal does not have.
+        # An attribute may hold characters that the encoding of this terminal does not have.
         sys.stdout.reconfigure(errors="backslashreplace")
     if answers_are_lost and words[:1] != ["serve"]:
         # Before anything is done: a session could be created whose token nobody learns.
@@ -83,14 +83,14 @@ def _status(words: list[str]) -> int:
         try:
             return _run(words)
         finally:
-            # Now, because at exit it is too late to tell what went wrong.
+            # Now, because at exit it is too late to report what went wrong.
             sys.stdout.flush()
-    except SystemExit as end:  # argparse has said what there is to say
+    except SystemExit as end:  # argparse has printed its message
         return end.code if isinstance(end.code, int) else EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone, as `head` does.
+        # The reader of our output has gone, as `head` does.
         return EXIT_NO_READER
     except Exception as error:  # noqa: BLE001  whatever it is, it must not look like "not valid"
         _tell_unforeseen(error, debug=debug)
@@ -109,7 +109,7 @@ def _tell_unforeseen(error: Exception, *, debug: bool) -> None:
 
 
 def tell(text: str) -> None:
-    """Writes to standard error. If that cannot be written, the exit status has to do."""
+    """Writes to standard error. If that fails, the exit status has to be enough."""
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:
@@ -117,7 +117,7 @@ def tell(text: str) -> None:
 
 
 def _take_debug(words: list[str]) -> bool:
-    """Takes --debug out of the words: it is for every command, and for errors in the other words too."""
+    """Takes --debug out of the words: it works with every command, and for errors in the other words too."""
     options = words[: words.index("--")] if "--" in words else words
     if _DEBUG in options:
         words[: len(options)] = [word for word in options if word != _DEBUG]
@@ -130,7 +130,7 @@ def _take_debug(words: list[str]) -> bool:
 
 
 def _open_closed_streams() -> None:
-    """Opens standard streams that are closed on /dev/null, or else the next socket would get their numbers."""
+    """Opens closed standard streams on /dev/null; otherwise the next socket would get their numbers."""
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if _is_closed(name):
             nowhere = os.open(os.devnull, os.O_RDWR)
@@ -152,7 +152,7 @@ def _flush_or_discard(stream: TextIO) -> None:
 
 
 def _discard(stream: TextIO) -> None:
-    """Sends what a stream still holds to nowhere: Python would try once more at exit, and replace the exit status."""
+    """Throws away what a stream still holds: Python would try to write it at exit, and replace the exit status."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
@@ -199,12 +199,12 @@ def _parser() -> argparse.ArgumentParser:
     client.add_argument(
         "--insecure",
         action=argparse.BooleanOptionalAction,
-        help="send the API key to another machine without TLS (default: not) (CATRACA_INSECURE)",
+        help="send the API key to another machine without TLS (default: no) (CATRACA_INSECURE)",
     )
     client.add_argument(
         "--use-proxy",
         action=argparse.BooleanOptionalAction,
-        help="connect through the proxy that http_proxy or https_proxy names (default: not) (CATRACA_USE_PROXY)",
+        help="connect through the proxy that http_proxy or https_proxy names (default: no) (CATRACA_USE_PROXY)",
     )
     token = argparse.ArgumentParser(add_help=False)
     _token_flag(token)
@@ -247,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_revoke(add("revoke", "end a session, or all sessions of a user", client, epilog=_READ_FROM))
     _add_bench(add("bench", "measure how fast validations are against your service", client, epilog=_BENCH))
-    _add_watch(add("watch", "show what happens to sessions, as it happens, until Ctrl-C", client))
+    _add_watch(add("watch", "show events about sessions as they happen, until Ctrl-C", client))
     return parser
 
 
@@ -300,9 +300,9 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     _flag(bench, "--sessions", "how many sessions to create and validate (default 100)")
     _flag(bench, "--duration", "how long to measure each mode (default 10s)")
     _flag(bench, "--concurrency", "how many validations to have under way (default 32)")
-    _flag(bench, "--user-id", "how the names of its users begin (default catraca-bench)")
-    _flag(bench, "--plot", "file to draw the latencies into, as SVG")
-    bench.add_argument("--compare", action="store_true", help="measure a GET of Redis and a JWT beside it")
+    _flag(bench, "--user-id", "how its users' ids begin (default catraca-bench)")
+    _flag(bench, "--plot", "SVG file to draw the latencies to")
+    bench.add_argument("--compare", action="store_true", help="also measure a Redis GET and a JWT")
     _flag(bench, "--redis-url", "with --compare: where Redis is, such as redis://localhost:6379/0")
 
 

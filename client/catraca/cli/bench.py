@@ -18,7 +18,7 @@ from catraca.cli.text import visible
 from catraca.errors import CatracaError
 
 _TTL = timedelta(minutes=10)
-"""What becomes of sessions that a bench leaves behind because it was killed, beside the time that it takes."""
+"""How long sessions live on, past the time that a bench takes, if it is killed before it revokes them."""
 _AT_A_TIME = 32
 
 
@@ -100,7 +100,7 @@ def _asking(client: AsyncSessionClient) -> Callable[[str], Awaitable[str]]:
 
 @asynccontextmanager
 async def _sessions(client: AsyncSessionClient, plan: Plan) -> AsyncIterator[list[str]]:
-    """Makes sessions, each of a user of its own because a user may have few, and ends them."""
+    """Makes sessions, each for its own user because a user may be allowed few, and ends them."""
     ttl = _TTL + plan.duration * len(plan.modes)
     tokens: list[str] = []
     turns = asyncio.Semaphore(_AT_A_TIME)
@@ -135,7 +135,7 @@ async def _sessions(client: AsyncSessionClient, plan: Plan) -> AsyncIterator[lis
 
 @asynccontextmanager
 async def _redis(plan: Plan) -> AsyncIterator[tuple[Callable[[str], Awaitable[str]], list[str]]]:
-    """A record that is read from Redis and parsed: what a service without this one would do at least."""
+    """A record that is read from Redis and parsed: the least that a service without catraca would do."""
     # By name, because the client must not depend on it.
     redis = importlib.import_module("redis.asyncio")
     if plan.redis_url is None:
@@ -162,7 +162,7 @@ async def _redis(plan: Plan) -> AsyncIterator[tuple[Callable[[str], Awaitable[st
             for key in keys:
                 await client.delete(key)
     except errors as error:
-        # Not the error's text, which may have the password of the URL in it.
+        # Not the error's text, which may contain the password of the URL.
         raise _LeftOut(f"Redis failed: {type(error).__name__}") from None
     finally:
         await client.aclose()

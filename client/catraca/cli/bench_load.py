@@ -1,4 +1,4 @@
-"""A closed loop of validations: so many callers, each of which asks again as soon as it has an answer."""
+"""A closed loop of validations: a fixed number of callers, each of which asks again once it has an answer."""
 
 import asyncio
 import itertools
@@ -14,7 +14,7 @@ PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 _KEPT_BITS = 6
 _TURN = 32
-"""After so many answers a caller lets others run: answers of a near cache come without a wait."""
+"""A caller lets others run after this many answers: those of a near cache come without any wait."""
 _PAUSE_SECONDS = 0.01
 _BAR_WIDTH = 30
 
@@ -26,7 +26,7 @@ class Outcome:
     name: str
     seconds: float = 0.0
     counts: Counter[int] = field(default_factory=Counter)
-    """How many answers took so many nanoseconds, rounded down to 3 %: a run of any length fits into memory."""
+    """Counts of answers by nanoseconds, rounded down to 3 %, so that a run of any length fits into memory."""
     slowest: int = 0
     errors: Counter[str] = field(default_factory=Counter)
 
@@ -62,7 +62,7 @@ class Outcome:
 async def load(
     name: str, ask: Callable[[str], Awaitable[str]], tokens: Sequence[str], *, concurrency: int, seconds: float
 ) -> Outcome:
-    """Asks for so long. `ask` returns what is wrong with an answer, if anything is."""
+    """Asks for `seconds`. `ask` returns what is wrong with an answer, if anything is."""
     outcome = Outcome(name)
     began = time.monotonic()
     next_token = itertools.cycle(tokens).__next__
@@ -78,7 +78,7 @@ async def load(
                 wrong = error.reason or type(error).__name__
             if wrong:
                 outcome.errors[wrong] += 1
-                await asyncio.sleep(_PAUSE_SECONDS)  # a server that is down is not to be stormed
+                await asyncio.sleep(_PAUSE_SECONDS)  # so as not to storm a server that is down
             else:
                 outcome.add(time.perf_counter_ns() - before)
             if turn % _TURN == 0:

@@ -1,4 +1,4 @@
-"""The latencies of `catraca bench` as an SVG: which share of the validations was answered within which time."""
+"""The latencies of `catraca bench` as an SVG: the share of the validations answered within each time."""
 
 import math
 from collections.abc import Iterator, Sequence

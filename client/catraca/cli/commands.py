@@ -134,7 +134,7 @@ def _get(sessions: SessionClient, options: argparse.Namespace, show: output.Outp
 
 
 def _list(sessions: SessionClient, options: argparse.Namespace, show: output.Output) -> int:
-    # Reads all of it before showing any: a list that breaks off must not look complete.
+    # Reads everything before showing anything: a list that breaks off must not look complete.
     show.sessions(list(sessions.list_sessions(options.user_id)))
     return EXIT_YES
 
@@ -226,12 +226,12 @@ def _credentials(options: argparse.Namespace) -> grpc.ChannelCredentials | None:
 
 
 def _target(options: argparse.Namespace) -> str | None:
-    # Read from the environment by the client, its errors name the variable.
+    # The client reads the variable itself, so that its errors name it.
     return None if isinstance(options.target, FromEnvironment) else options.target
 
 
 def _token(options: argparse.Namespace) -> str:
-    """Reads a token from where others cannot: never from the command line, which every user of the machine can see."""
+    """Reads a token from where others cannot: never from the command line, which all users of the machine can see."""
     return _read_token(options.token_file).strip()
 
 

@@ -66,7 +66,7 @@ def play(ttl: timedelta) -> int:
     """Plays the demo; the first session lives for `ttl`. Returns 0 if everything went as expected."""
     stage = _Stage()
     for name in [each for each in os.environ if each.startswith("CATRACA_")]:
-        # It is meant for another service: the demo's has no TLS, and wants no key.
+        # They are meant for another service: the demo's has no TLS, and wants no key.
         del os.environ[name]
     print("Starting a service with an embedded store, only for this demo …", flush=True)
     with _service() as target, SessionClient(target, use_proxy=False) as sessions:

@@ -67,7 +67,7 @@ class Output(Protocol):
         """This many sessions of a user were ended."""
 
     def happened(self, happening: SessionEvent | WatchOpened | WatchReset) -> None:
-        """A watch has something to say."""
+        """A watch yielded something."""
 
     def health(self, *, serving: bool) -> None:
         """The service is serving, or is not."""
@@ -133,7 +133,7 @@ class Text:
         print(f"revoked {count} {'session' if count == 1 else 'sessions'}")
 
     def happened(self, happening: SessionEvent | WatchOpened | WatchReset) -> None:
-        """Shows an event as a line, in columns as far as what is in them is as wide as usual."""
+        """Shows an event as a line, in columns of the usual width."""
         match happening:
             case SessionEvent():
                 line = _EVENT.format(
@@ -147,7 +147,7 @@ class Text:
                 line = f"reset: events may have been missed: {_WHY_RESET[reason]} ({reason.name})"
             case _:
                 line = f"watching, after cursor {visible(happening.cursor)}"
-        # At once, because the next one may take its time.
+        # At once, because the next one may be long in coming.
         print(line, flush=True)
 
     def health(self, *, serving: bool) -> None:

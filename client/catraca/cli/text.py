@@ -1,4 +1,4 @@
-"""How single values are written for people: times, durations, and what others wrote."""
+"""How single values are shown to people: times, durations, and text from others."""
 
 import unicodedata
 from datetime import UTC, datetime, timedelta
@@ -25,7 +25,7 @@ def duration(length: timedelta) -> str:
 
 
 def visible(text: str) -> str:
-    r"""Returns text with an escape such as `\x1b` for each character that does not show but may control a terminal."""
+    r"""Returns text with an escape such as `\x1b` for each unprintable character, which may control a terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
@@ -37,7 +37,7 @@ def width(text: str) -> int:
 
 
 def cut(text: str, most: int) -> str:
-    """Returns text that takes at most so many columns. It ends in `…` if it had to be cut."""
+    """Returns text that takes at most `most` columns. It ends in `…` if it had to be cut."""
     if width(text) <= most:
         return text
     kept = text[:most]

@@ -1,4 +1,4 @@
-"""`catraca watch`: what happens to sessions, line by line, until somebody ends it."""
+"""`catraca watch`: events about sessions, line by line, until Ctrl-C."""
 
 import logging
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from catraca.cli.text import visible
 
 
 class _ToStderr(logging.Handler):
-    """Says what the client logs, such as a connection that was lost, as the command says everything else."""
+    """Shows what the client logs, such as a lost connection, in the way of the command's own messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tell(f"catraca: {visible(record.getMessage())}")
