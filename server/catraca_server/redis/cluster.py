@@ -34,13 +34,13 @@ REFRESH_PAUSE_IN_TROUBLE_SECONDS = 0.1
 """Between two refreshes while a node is disconnected, or a slot uncovered."""
 
 REFRESH_FRACTION = 0.4
-"""Of the timeout, for a refresh while a node is being connected to, which has to be done within the timeout."""
+"""The part of the timeout that a refresh may take while connecting to a node: all of it must fit in the timeout."""
 
 SEED_TIMEOUT_SECONDS = CONNECT_TIMEOUT_SECONDS / 2
-"""For the seeds to answer, so that one that stays silent leaves time for the rest of the start."""
+"""How long the seeds have to answer: a silent one must leave time for the rest of the start."""
 
 REDIRECTIONS = 5
-"""Times that one request follows MOVED or ASK: more are only needed if the nodes disagree."""
+"""How many times one request follows MOVED or ASK: more are needed only if the nodes disagree."""
 
 
 @dataclass(slots=True)
@@ -54,8 +54,8 @@ class _Node:
 class Cluster:
     """A link to all primaries of a cluster.
 
-    `seeds` are nodes to ask about it first, whatever their role; `connector_to` makes a connector to a primary.
-    `on_change` is told when all slots can be reached (True) and when some cannot (False).
+    `seeds` are the nodes that are asked about it first, whatever their role; `connector_to` makes a connector to a
+    primary. `on_change` is called with True when all slots can be reached, with False when some cannot.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class Cluster:
         """Connects to every primary. Raises StoreUnavailable, also if slots are uncovered, or TimeoutError."""
         async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
             await self._read_first_map()
-            # One after the other, to raise the first reason why one cannot be used.
+            # One after the other, to raise the first reason why a primary cannot be used.
             for address in sorted(self._slots.owners()):
                 node = self._nodes[address] = self._new_node(address)
                 await node.server.start()
-            # What the seeds said may have been old.
+            # What the seeds said may have been out of date.
             await self._refresh()
         self._refreshing = asyncio.create_task(self._keep_refreshing(), name="cluster-refresh")
 
@@ -128,7 +128,7 @@ class Cluster:
         return [replies[at] for at in range(len(requests))]
 
     def together(self, keys: Sequence[str]) -> Sequence[Sequence[int]]:
-        """Those whose slots one node has, as far as is known."""
+        """Groups keys whose slots are on one node, as far as is known."""
         by_owner: dict[Address, list[int]] = defaultdict(list)
         for at, key in enumerate(keys):
             by_owner[self._slots.owner(key)].append(at)
@@ -145,7 +145,7 @@ class Cluster:
                 parts.append((positions, replies))
                 return
             each = replies.split([reads.count] * len(positions))
-            # The rare case, one key at a time: what was not redirected stays as it is.
+            # The rare case, one key at a time. Replies that redirect nowhere stay as they are.
             await _all(follow(at, owner, found) for at, found in zip(positions, each, strict=True))
 
         async def follow(at: int, owner: Address, found: Replies) -> None:
@@ -206,7 +206,7 @@ class Cluster:
         async def connect() -> AbstractConnection:
             connection = await connect_to_it()
             try:
-                # It may have slept and been replaced without knowing it: the others know.
+                # This node may have stalled and been replaced without knowing it. The other nodes know.
                 await self._read_views(self._timeout_seconds * REFRESH_FRACTION, but=address)
             except BaseException:
                 await connection.disconnect(nowait=True)
@@ -229,7 +229,7 @@ class Cluster:
         return node
 
     def _report(self) -> None:
-        """Tells whether all slots can be reached, if that has changed."""
+        """Reports whether all slots can be reached, if that has changed."""
         complete = not self._slots.uncovered() and all(
             owner in self._nodes and self._nodes[owner].connected for owner in self._slots.owners()
         )
@@ -241,7 +241,7 @@ class Cluster:
         """Asks all seeds for their view. Raises StoreUnavailable if there is none, or slots are uncovered."""
         errors = await self._ask_seeds(SEED_TIMEOUT_SECONDS)
         if len(errors) == len(self._seeds):
-            # The one that says most about what to do.
+            # A refusal says most about what to do.
             raise next((error for error in errors if isinstance(error, StoreRefused)), errors[0])
         if missing := self._slots.uncovered():
             raise StoreUnavailable(
@@ -260,7 +260,7 @@ class Cluster:
     async def _keep_refreshing(self) -> None:
         """Refreshes the map at once when something happens, and otherwise now and then."""
         while True:
-            # Whatever happens, happens to many callers at once; one refresh is enough for all.
+            # Trouble hits many callers at once, and one refresh is enough for all of them.
             await asyncio.sleep(REFRESH_PAUSE_IN_TROUBLE_SECONDS)
             if self._complete:
                 with contextlib.suppress(TimeoutError):
@@ -275,7 +275,7 @@ class Cluster:
     async def _refresh(self) -> None:
         """Learns of changes, connects to nodes that have received slots, and drops those that have none."""
         if not await self._read_views(self._timeout_seconds):
-            # All that was known may have been replaced while nobody could be asked.
+            # All known nodes may have been replaced while none of them could be reached.
             await self._ask_seeds(self._timeout_seconds)
         owners = self._slots.owners()
         for address in owners - self._nodes.keys():
@@ -297,7 +297,7 @@ class Cluster:
         async def read_view(address: Address, node: _Node) -> None:
             with contextlib.suppress(StoreUnavailable, Overloaded):
                 (replies,) = await node.server.execute([("", [("CLUSTER", "NODES")])], deadline)
-                # Nearly all say the same, and there are many slots.
+                # Nearly all nodes say the same, and there are many slots.
                 claims = View.read(replies.get(0, bytes), address).claims - learnt
                 learnt.update(claims)
                 self._slots.learn(claims)
@@ -307,7 +307,7 @@ class Cluster:
 
 
 async def _all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Awaits all at once; one alone without the cost of that."""
+    """Awaits all at once; a single one without the cost of `gather`."""
     pending = list(coroutines)
     if len(pending) == 1:
         await pending[0]

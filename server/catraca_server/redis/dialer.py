@@ -109,7 +109,7 @@ class RedisConnector(Dialer):
     ) -> None:
         super().__init__(url, password=password)
         self.version = OLDEST_VERSION
-        """The server's, as of the last connection."""
+        """The server's version, as of the last connection."""
         self._allow_eviction = allow_eviction
         self._of_cluster = of_cluster
         self._allow_replica = allow_replica
@@ -119,7 +119,7 @@ class RedisConnector(Dialer):
         await connection.send_command("INFO")
         info = _parse_info(await connection.read_response(disable_decoding=True))
         if info.get("loading") == "1":
-            # By then it answers INFO and TIME, but no command about a session.
+            # While it loads, it answers INFO and TIME, but no command about a session.
             raise StoreLoading(f"{self.url} is still loading its data")
         version = re.match(r"(\d+)\.(\d+)", info.get("redis_version", ""))
         if version is None:

@@ -1,10 +1,10 @@
-"""What can go wrong with a store. The texts are for the log, not for callers: they may say what Redis said."""
+"""What can go wrong with a store. The texts are for the log, not for callers: they may quote Redis."""
 
 from enum import Enum
 
 
 class StoreProblem(Enum):
-    """Why a store gave no reply that can be used, as a person would tell one cause from another."""
+    """Why a store gave no usable reply: the causes that an operator would tell apart."""
 
     NOT_IN_TIME = "not in time"
     DISCONNECTED = "disconnected"
@@ -28,7 +28,7 @@ class StoreProblem(Enum):
 
 
 class StoreUnavailable(Exception):
-    """The store gave no reply that can be used: of a read nothing is known, of a write not whether it was done."""
+    """The store gave no usable reply: a read has no result, and a write may have been done or not."""
 
     def __init__(self, detail: str, problem: StoreProblem) -> None:
         super().__init__(detail, problem)
@@ -40,7 +40,7 @@ class StoreUnavailable(Exception):
 
 
 class NotDurable(StoreUnavailable):
-    """A write was done and too few replicas acknowledged it in time: a failover might lose it."""
+    """A write was done, but too few replicas acknowledged it in time: a failover might lose it."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, StoreProblem.NOT_REPLICATED)

@@ -1,4 +1,4 @@
-"""What went wrong with a connection, as callers and the log are told."""
+"""What went wrong with a connection, in words for callers and the log."""
 
 from redis.exceptions import (
     AuthenticationError,
@@ -13,12 +13,12 @@ from catraca_server.redis.errors import StoreProblem, StoreUnavailable
 
 
 def again(error: StoreUnavailable) -> StoreUnavailable:
-    """Returns an error to raise for one caller of several: a raised exception collects the frames that it passes."""
+    """Returns a copy of an error for one of several callers, because each raise adds frames to the exception."""
     return StoreUnavailable(error.detail, error.problem)
 
 
 def failure_of(error: RedisError | OSError | StoreUnavailable) -> StoreUnavailable:
-    """Returns what ended a connection. A reply may be quoted in the exceptions of redis-py, hence only their types."""
+    """Returns what ended a connection. redis-py's exceptions may quote a reply, so only their types are used."""
     match error:
         case StoreUnavailable():
             return again(error)

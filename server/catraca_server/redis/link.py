@@ -19,13 +19,13 @@ Request: TypeAlias = tuple[str, Sequence[Command]]
 """A key, and commands about that key: either one that writes, or any number that only read."""
 
 Part: TypeAlias = tuple[Sequence[int], Replies]
-"""The positions of keys that one server was asked about, and two replies for each of these, in order."""
+"""The positions of keys that were read from one server, and two replies for each key, in order."""
 
 
 class KeyReads:
-    """Two commands that only read, to be asked of many keys; both take a key and nothing else.
+    """Two read-only commands, sent for each of many keys; both take a key and nothing else.
 
-    A driver packs commands one by one. That would cost more than all else about reading a thousand sessions.
+    A driver packs commands one by one. That would cost more than everything else in reading a thousand sessions.
     """
 
     count: int = 2
@@ -46,7 +46,7 @@ class KeyReads:
         if text.isascii():
             # Each head begins with the end of the line before.
             return text[2:].encode()
-        # A length counts bytes. Only a prefix that the operator chose can have others.
+        # A length counts bytes, not characters. Only a prefix that the operator chose can be other than ASCII.
         return b"".join(pack_command(command) for key in keys for command in self.commands(key))
 
     def commands(self, key: str) -> Sequence[Command]:
@@ -75,12 +75,12 @@ class Link(Protocol):
     ) -> Sequence[Replies]:
         """Returns the replies to each request, in order.
 
-        With `durable` it returns only once as many replicas as the operator wants have what was written; what others
-        wrote before counts only if these requests write something, too. Raises StoreUnavailable, NotDurable if too few
-        have it, Overloaded; some of many requests may have been executed then.
+        With `durable` it returns only once as many replicas as the operator wants have what was written. Earlier writes
+        by other calls are covered only if these requests write something, too. Raises StoreUnavailable, NotDurable if
+        too few replicas have it, Overloaded; some of the requests may have been executed then.
 
-        A request whose connection is closed is repeated, and its replies say so (see `Replies.repeated`). A write that
-        then finds its work done writes nothing, and `durable` says nothing about it.
+        A request whose connection is closed is repeated, and its replies say so (see `Replies.repeated`). A repeated
+        write that finds its work done writes nothing, and then `durable` promises nothing about it.
         """
 
     def together(self, keys: Sequence[str]) -> Sequence[Sequence[int]]:
@@ -118,7 +118,7 @@ class Server:
         plain = Multiplexer(connect, timeout_seconds=timeout_seconds, on_change=on_change, observer=observer)
         if not replica_acks:
             return cls(plain)
-        # Its health is that of the other: they fail together.
+        # It reports no state of its own: the two connections fail together.
         durable = Multiplexer(
             connect,
             timeout_seconds=timeout_seconds,
@@ -140,7 +140,7 @@ class Server:
             self._durable.begin()
 
     def begin(self) -> None:
-        """Starts to connect, and to answer once connected; `on_change` is told only if that fails."""
+        """Starts to connect, and to answer once connected; `on_change` is called only if that fails."""
         for multiplexer in {self._plain, self._durable}:
             multiplexer.begin()
 
@@ -164,7 +164,7 @@ class Server:
         return (await multiplexer.execute(commands, deadline)).split([len(commands) for _, commands in requests])
 
     def together(self, keys: Sequence[str]) -> Sequence[Sequence[int]]:
-        """All of them."""
+        """Returns all keys: they are on one server."""
         return (range(len(keys)),)
 
     async def read(self, keys: Sequence[str], reads: KeyReads, deadline: float) -> Sequence[Part]:

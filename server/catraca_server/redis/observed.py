@@ -1,4 +1,4 @@
-"""A link that tells of each request: from when it is made until its replies are there."""
+"""A link that notifies an observer when a request is made and when its replies are there."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,20 +10,20 @@ from catraca_server.redis.replies import Replies
 
 
 class RequestObserver(Protocol):
-    """Is told of requests whose makers want to know. It may take no time, and raises nothing."""
+    """Is notified of the requests that it asks for. It must not block or raise."""
 
     def is_asked_for(self) -> bool:
-        """Whether the one who makes a request now wants it told."""
+        """Whether to notify it of a request that is made now."""
 
     def request_began(self, operation: str, commands: int) -> Any:
-        """So many commands are asked for. What it returns comes back when they have ended."""
+        """A request with this many commands begins. The return value is passed to `request_ended`."""
 
     def request_ended(self, began: Any, error: str) -> None:
-        """They have replies, or have failed: then `error` is the kind of failure. It holds no text of the store."""
+        """The request was answered, or failed: then `error` is the kind of failure, without any text from the store."""
 
 
 class ObservedLink(Link):
-    """Asks the link that it is made around, and tells of it. No key and no argument gets to the observer."""
+    """Passes requests to another link, and notifies the observer. No key and no argument gets to the observer."""
 
     def __init__(self, link: Link, observer: RequestObserver) -> None:
         self._link = link
@@ -32,13 +32,13 @@ class ObservedLink(Link):
 
     @property
     def waiting_commands(self) -> int:
-        """As the link itself has it."""
+        """How many commands wait in the other link."""
         return self._link.waiting_commands
 
     async def execute(
         self, requests: Sequence[Request], deadline: float, *, durable: bool = False
     ) -> Sequence[Replies]:
-        """Asks the link."""
+        """Passes the requests on."""
         if not self._observer.is_asked_for():
             return await self._link.execute(requests, deadline, durable=durable)
         names = [str(command[0]) for _, commands in requests for command in commands]
@@ -46,11 +46,11 @@ class ObservedLink(Link):
             return await self._link.execute(requests, deadline, durable=durable)
 
     def together(self, keys: Sequence[str]) -> Sequence[Sequence[int]]:
-        """As the link itself has it."""
+        """Returns what the other link does."""
         return self._link.together(keys)
 
     async def read(self, keys: Sequence[str], reads: KeyReads, deadline: float) -> Sequence[Part]:
-        """Asks the link."""
+        """Passes the reads on."""
         if not self._observer.is_asked_for():
             return await self._link.read(keys, reads, deadline)
         names = [str(name) for name, *_ in reads.commands("")]
@@ -71,7 +71,7 @@ class ObservedLink(Link):
 
 
 def _operation(names: Sequence[str]) -> str:
-    """Returns what commands are called together, as OpenTelemetry has it."""
+    """Returns OpenTelemetry's name for commands that are sent together."""
     if len(names) == 1:
         return names[0]
     return f"PIPELINE {names[0]}" if len(set(names)) == 1 else "PIPELINE"

@@ -1,20 +1,20 @@
-"""Who is told how the store does."""
+"""Who is notified of exchanges with the store."""
 
 from typing import Protocol
 
 
 class StoreObserver(Protocol):
-    """Is told of each exchange. It may take no time, and raises nothing."""
+    """Is notified of each exchange. It must not block or raise."""
 
     def exchanged(self, commands: int, seconds: float) -> None:
-        """A batch with so many commands of callers was answered, or given up, after so many seconds."""
+        """A batch with this many commands of callers was answered, or given up, after this many seconds."""
 
     def reconnected(self) -> None:
         """A connection was made in place of one that was closed."""
 
 
 class NoStoreObserver:
-    """Takes no notice."""
+    """Ignores everything."""
 
     def exchanged(self, commands: int, seconds: float) -> None:
         """Does nothing."""

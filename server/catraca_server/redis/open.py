@@ -1,4 +1,4 @@
-"""A store URL becomes a link: made, connected, closed again."""
+"""Turns a store URL into a link, connects it and closes it again."""
 
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -34,8 +34,8 @@ async def open_link(
 ) -> AsyncIterator[tuple[Link, bool]]:
     """Connects to the store at a URL. Yields the link, and whether the store has PEXPIRETIME.
 
-    `on_change` is told when the store is connected (True) or disconnected (False). Raises StoreUnavailable, and
-    TimeoutError if there is no answer at all.
+    `on_change` is called with True when the store is connected, with False when it is disconnected. Raises
+    StoreUnavailable, and TimeoutError if there is no answer at all.
     """
     connectors: dict[StoreUrl, RedisConnector] = {}
 

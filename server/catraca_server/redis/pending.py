@@ -8,7 +8,7 @@ from catraca_server.redis.errors import StoreProblem, StoreUnavailable
 from catraca_server.redis.replies import Replies
 
 _PAUSE_SECONDS = 0.001
-"""Between two looks at the deadlines."""
+"""The least time between two checks of the deadlines."""
 
 
 class PendingRequest:
@@ -22,16 +22,16 @@ class PendingRequest:
         """How many commands there are."""
         self.deadline = deadline
         self.sent = 0
-        """How many times."""
+        """How many times it was sent."""
         self.replies: asyncio.Future[Replies] = asyncio.get_running_loop().create_future()
 
     def resolve(self, replies: Replies) -> None:
-        """Hands the replies to whoever waits for them, if anybody does."""
+        """Hands the replies to the caller, if it still waits."""
         if not self.replies.done():
             self.replies.set_result(replies)
 
     def fail(self, error: Exception) -> None:
-        """Raises an error for whoever waits, if anybody does."""
+        """Hands an error to the caller, if it still waits."""
         if not self.replies.done():
             self.replies.set_exception(error)
 
@@ -52,7 +52,7 @@ class Deadlines:
             self._timer_at = deadline
 
     def close(self) -> None:
-        """Stops to watch."""
+        """Stops watching."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer, self._timer_at = None, math.inf
@@ -67,5 +67,5 @@ class Deadlines:
             elif not request.replies.done():
                 next_at = min(next_at, request.deadline)
         if next_at < math.inf:
-            # A clock may be coarser than a deadline, and many deadlines be close together.
+            # The clock may be coarser than the deadlines, and many deadlines may be close together.
             self.add(max(next_at, now + _PAUSE_SECONDS))

@@ -27,7 +27,7 @@ _CODES: Mapping[type[ResponseError], str] = MappingProxyType(
         TryAgainError: "TRYAGAIN",
     }
 )
-"""Of those error replies whose code redis-py has taken out of the text."""
+"""The codes of error replies from whose text redis-py removes them."""
 
 _PROBLEMS: Mapping[str, StoreProblem] = MappingProxyType(
     {
@@ -42,17 +42,17 @@ _PROBLEMS: Mapping[str, StoreProblem] = MappingProxyType(
 )
 
 _CODE = re.compile(r"(?:^|: -)([A-Z]{3,}) ")
-"""Where an error reply has its code; a script on Redis 6.2 quotes that of the command that failed in it."""
+"""Where the code is in an error reply; a script on Redis 6.2 quotes the code of the command that failed in it."""
 
 
 class Source(Protocol):
-    """What replies came over."""
+    """The connection that replies came over."""
 
     def invalidate(self, why: str, problem: StoreProblem = StoreProblem.MALFORMED_REPLY) -> None:
         """Has the connection closed and a new one made."""
 
     def log_throttled(self, what: str) -> None:
-        """Logs what is wrong, but not once for every call that suffers from it."""
+        """Logs what is wrong, but not once for every call that it affects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +64,11 @@ class Replies:
     values: Sequence[Any]
     source: Source = field(repr=False)
     repeated: bool = False
-    """Whether the request was sent before, on a connection that was closed before its reply, and may have been executed
-    then. Of commands that only read it makes no difference. One that writes may have found its own work."""
+    """Whether the request was sent before, on a connection that was closed before the reply, and may have been executed
+    then. For commands that only read it makes no difference. A write may have found its own work done."""
 
     def split(self, counts: Sequence[int]) -> Sequence["Replies"]:
-        """Returns the same replies in parts: the first so many, the next so many."""
+        """Returns the replies in parts of these sizes, in order."""
         ends = [*accumulate(counts)]
         return [replace(self, values=self.values[end - count : end]) for count, end in zip(counts, ends, strict=True)]
 
@@ -77,7 +77,7 @@ class Replies:
         return replace(self, values=self.values[2 * at : 2 * at + 2])
 
     def get(self, at: int, *types: type) -> Any:
-        """Returns a reply, which has to be of a type that its command's replies have. Raises StoreUnavailable."""
+        """Returns a reply, which must have one of these types. Raises StoreUnavailable."""
         value = self.values[at]
         if isinstance(value, ResponseError):
             problem = problem_of(value)
@@ -90,7 +90,7 @@ class Replies:
         return value
 
     def invalidate(self, why: str, problem: StoreProblem = StoreProblem.MALFORMED_REPLY) -> NoReturn:
-        """Has the connection closed that this came over, because it cannot be the reply to what was requested.
+        """Has the connection closed that a reply came over, because it cannot be the reply to what was requested.
 
         Raises StoreUnavailable: nothing is known.
         """
@@ -99,13 +99,13 @@ class Replies:
 
 
 def problem_of(reply: ResponseError) -> StoreProblem:
-    """Returns what an error reply says."""
+    """Returns the problem behind an error reply."""
     codes = [code for code in _CODE.findall(_with_code(reply)) if code in _PROBLEMS]
     return _PROBLEMS[codes[0]] if codes else StoreProblem.REFUSED
 
 
 def described(reply: ResponseError) -> str:
-    """Returns an error reply as it may be logged: without what Redis quotes, which may be a key or a record."""
+    """Returns an error reply's text for the log: without what Redis quotes in it, which may be a key or a record."""
     return _with_code(reply).partition(", with args beginning with")[0]
 
 

@@ -16,10 +16,10 @@ from catraca_server.redis.replies import described
 from catraca_server.redis.url import Address
 
 POLL_PAUSE_SECONDS = 1.0
-"""Between two polls of who the primary is, while the one in use answers: it may have been cut off."""
+"""Between two polls for the primary while the one in use answers: it may have been cut off and replaced."""
 
 STRAGGLER_TIMEOUT_SECONDS = 0.05
-"""For the other Sentinels, once a majority has answered."""
+"""How long to wait for the other Sentinels once a majority has answered."""
 
 _Opinion: TypeAlias = "asyncio.Task[tuple[int, Address]]"
 
@@ -42,14 +42,14 @@ class Sentinels:
         self._primary_at = primary_at
         self._connected_to: Address | None = None
         self.on_move: Callable[[str, StoreProblem], None] = lambda _, __: None
-        """Called when a connection is made to another primary than before: those to the former one are to be closed."""
+        """Called when a connection goes to another primary than before, so that those to the former one are closed."""
 
     async def __call__(self) -> AbstractConnection:
         """Returns a new connection to the primary, without a timeout of its own. Raises StoreUnavailable."""
         address = await self.primary()
         connection = await self._primary_at(address)()
         try:
-            # It may have slept and been replaced before it answered, without knowing it.
+            # This server may have stalled and been replaced before it answered, without knowing it.
             await self._check_still_primary(address)
         except BaseException:
             await connection.disconnect(nowait=True)
@@ -64,7 +64,7 @@ class Sentinels:
         opinions = [asyncio.create_task(self._ask(sentinel)) for sentinel in self._sentinels]
         try:
             await self._wait_for_majority(opinions)
-            # The majority may be those who have not heard of a failover yet.
+            # The majority may be Sentinels that have not heard of a failover yet.
             await asyncio.wait(opinions, timeout=STRAGGLER_TIMEOUT_SECONDS)
             return max(task.result() for task in opinions if _has_answered(task))[1]
         finally:
@@ -106,7 +106,7 @@ class Sentinels:
             raise StoreUnavailable(str(error), StoreProblem.CANNOT_CONNECT) from error
         try:
             # The Sentinel that leads a failover contradicts itself until it is over: MASTER has the new epoch and the
-            # old address. Each command has one of the two right; sent together, they speak of the same moment.
+            # old address. Each command gets one of the two right; sent together, they describe the same moment.
             ask_address: Command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._name)
             ask_epoch: Command = ("SENTINEL", "MASTER", self._name)
             await connection.send_packed_command([pack_command(ask_address) + pack_command(ask_epoch)])
@@ -136,7 +136,7 @@ class PrimaryMonitor:
         self._polling = asyncio.create_task(self._poll(), name="sentinel-poll")
 
     async def stop(self) -> None:
-        """Ends that."""
+        """Stops polling."""
         if self._polling is not None:
             self._polling.cancel()
             await asyncio.gather(self._polling, return_exceptions=True)

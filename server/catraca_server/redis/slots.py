@@ -1,7 +1,7 @@
-"""Which node of a cluster has which slots, as the nodes tell it.
+"""Which node of a cluster has which slots, according to the nodes.
 
-Views of different nodes differ while something happens; of two claims to a slot the one with the higher configuration
-epoch is the newer, which is how the nodes themselves decide.
+The nodes' views differ while something changes. Of two claims to a slot, the one with the higher configuration epoch is
+the newer one, which is how the nodes themselves decide.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from catraca_server.redis.url import Address
 
 
 class Claim(NamedTuple):
-    """What a node says of a primary."""
+    """What a node says about a primary."""
 
     owner: Address
     epoch: int
@@ -49,7 +49,7 @@ class SlotMap:
     _epochs: list[int] = field(default_factory=lambda: [-1] * REDIS_CLUSTER_HASH_SLOTS)
 
     def learn(self, claims: Iterable[Claim]) -> None:
-        """Takes over what is not older than what is known."""
+        """Takes over each claim that is not older than what is known."""
         for owner, epoch, slots in claims:
             for slot in chain.from_iterable(slots):
                 if epoch >= self._epochs[slot]:

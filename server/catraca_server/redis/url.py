@@ -1,6 +1,6 @@
-"""Store URLs: the only code that reads them. What is wrong with one is said here, before anything is connected.
+"""Store URLs: the only code that reads them. Faults in one are reported here, before anything is connected.
 
-Everywhere else a store URL is a `StoreUrl`. Its password is in one field and in no text that it turns into.
+Everywhere else a store URL is a `StoreUrl`. The password is in one field of it, and in no text made from it.
 """
 
 import re
@@ -30,7 +30,7 @@ _TLS_OPTIONS = {
     "ssl_check_hostname",
     "ssl_keyfile",
 }
-"""What a URL may say after its question mark, beside `db`. Timeouts and retries are not among it: they are ours."""
+"""The options that a URL may have besides `db`. Timeouts and retries are not among them: we set those ourselves."""
 
 
 class StoreKind(Enum):
@@ -104,7 +104,7 @@ class StoreUrl:
     def with_tls_files(self, **files: str) -> "StoreUrl":
         """Returns the same store with these TLS options (`ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`).
 
-        Raises ValueError if it does not use TLS, or says otherwise itself.
+        Raises ValueError if the store does not use TLS, or its URL sets one of these options itself.
         """
         if not self.uses_tls:
             raise ValueError(f"{self} does not use TLS: write rediss instead of redis")
@@ -133,14 +133,14 @@ class StoreUrl:
 
 
 def hide_passwords(text: str) -> str:
-    """Returns a text that may be a store URL, and may have faults, as it may be shown."""
+    """Returns a text, which may be a store URL with faults, without its passwords."""
     try:
         urlsplit(text)
     except ValueError:
         return HIDDEN
     # Up to the last @, because a password may have characters in it that ought to be escaped, and must not be shown.
     text = re.sub(r"(?<=://)([^:/@]*):.+@", rf"\1:{HIDDEN}@", text)
-    # Options that other clients take and this one refuses; they must not be shown on the way.
+    # Options that other clients take and this one refuses: the refusal must not show their passwords.
     return re.sub(r"([?&]\w*password=)[^&#]+", rf"\1{HIDDEN}", text)
 
 
@@ -167,7 +167,7 @@ def _with_credentials(url: StoreUrl, parts: SplitResult) -> StoreUrl:
 
 
 def _with_options(url: StoreUrl, parts: SplitResult, shown: str) -> StoreUrl:
-    """Reads what stands after the question mark."""
+    """Reads the options after the question mark."""
     options = _options(parts)
     if unknown := options.keys() - _TLS_OPTIONS - {"db"}:
         raise ValueError(f"{shown} has options that mean nothing here ({', '.join(sorted(unknown))}): leave them out")

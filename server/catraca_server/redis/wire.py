@@ -1,9 +1,9 @@
 """A connection as the multiplexer uses it: a batch of commands goes out, and as many replies come in.
 
-redis-py connects, authenticates and examines the server. From then on its way of reading costs more than all the rest,
-because it awaits every single reply. So the transport is taken over from it: whatever arrives is parsed at once by
-hiredis, and a callback tells that the batch is complete. What arrives that nobody asked for is a doubt about the
-connection, as everything is that RESP2 does not have.
+redis-py connects, authenticates and examines the server. After that, its way of reading would cost more than all the
+rest, because it awaits every single reply. So the transport is taken over from it: hiredis parses whatever arrives at
+once, and a callback is called when the batch is complete. A connection is no longer trusted once something arrives that
+nobody asked for, or that RESP2 does not have.
 """
 
 import asyncio
@@ -17,10 +17,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError, InvalidRes
 
 _INCOMPLETE = object()
 _RESP2_TYPES = frozenset({bytes, int, list, type(None)})
-"""Of replies that are not errors."""
+"""The types of replies that are not errors."""
 
 _PIECE_BYTES = 1024
-"""fakeredis takes a time that grows with the square of what it is given at once."""
+"""fakeredis takes time that grows with the square of what it is sent at once."""
 
 
 OnDone: TypeAlias = Callable[[Exception | None], None]
@@ -35,8 +35,8 @@ class Wire(Protocol):
     def begin(self, packed: bytes, count: int, received: list[Any], timeout_seconds: float, on_done: OnDone) -> None:
         """Sends commands, and appends their replies to `received`; an error reply is an exception in its place.
 
-        `on_done` is called once: with None when all replies are there, else with the OSError, among them TimeoutError,
-        or RedisError that ended the exchange. What was received by then is in `received`.
+        `on_done` is called once: with None when all replies are there, else with the error that ended the exchange, an
+        OSError (TimeoutError is one) or a RedisError. What was received by then is in `received`.
         """
 
 
@@ -45,7 +45,7 @@ def take_over(connection: AbstractConnection) -> Wire:
 
     Raises InvalidResponse if there is something left to read.
     """
-    # redis-py has no public way to what is underneath. fakeredis' connections have no transport.
+    # redis-py has no public access to what is underneath. fakeredis' connections have no transport.
     stream: Any = getattr(connection, "_reader", None)
     parser: Any = getattr(connection, "_parser", None)
     writer: Any = getattr(connection, "_writer", None)
@@ -87,7 +87,8 @@ class _TransportWire(asyncio.Protocol):
     def _set_timer(self) -> None:
         """Sets the timer for the exchange that is under way.
 
-        It stays set when that is over, and is set anew when it has come: an exchange takes less time than a timer.
+        It stays set when the exchange is over, and is set again if it fires during another: most exchanges end long
+        before it fires.
         """
         if self._timer is not None:
             self._timer.cancel()
@@ -149,7 +150,7 @@ class _DriverWire:
         self._exchange: asyncio.Task[Exception | None]
 
     def check(self) -> None:
-        """Such a connection is within this process, and stays open."""
+        """Does nothing: such a connection is within this process, and stays open."""
 
     def begin(self, packed: bytes, count: int, received: list[Any], timeout_seconds: float, on_done: OnDone) -> None:
         self._exchange = asyncio.create_task(self._exchanged(packed, count, received, timeout_seconds))
@@ -167,7 +168,7 @@ class _DriverWire:
                         received.append(await self._connection.read_response(disable_decoding=True))
                     except ResponseError as error:
                         received.append(error)
-        except Exception as error:  # noqa: BLE001  whatever it is, who waits has to hear of it
+        except Exception as error:  # noqa: BLE001  whatever it is, the exchange has to end with it
             return error
         return None
 
