@@ -30,7 +30,7 @@ def integer(number: int) -> bytes:
 
 
 REPLICATION_ID = "0123456789abcdef" * 2 + "01234567"
-"""The id of its reign as a primary."""
+"""The `master_replid` of a fake, from which the epoch of its feed comes."""
 
 
 class FakeRedis:

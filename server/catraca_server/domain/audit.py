@@ -1,4 +1,4 @@
-"""What must be accounted for, and to whom it is told: what happens to sessions, and calls refused for who made them."""
+"""What the audit receives: what happens to sessions, and calls that were refused because of their callers."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +15,7 @@ class CallerRefused:
     """`UNAUTHENTICATED`, `PERMISSION_DENIED` or `OVERLOADED`, as the API names it."""
     method: str
     caller: str
-    """Its name; empty if nobody knows it."""
+    """The caller's name; empty if it is not known."""
     key_id: str
     """The public id of the API key that was presented; empty without one, or if it cannot be one of ours."""
     peer: str
@@ -26,20 +26,20 @@ class CallerRefused:
 
 
 class Audit(Protocol):
-    """Is told what must be accounted for. It may take no time, and raises nothing."""
+    """Receives what must be accounted for. It must not block or raise."""
 
     def session_changed(self, event: SessionEvent, call: Call) -> None:
-        """A call has changed a session, or tells once more of a change that an earlier call made."""
+        """A call has changed a session, or reports again a change that an earlier call made."""
 
     def caller_refused(self, refused: CallerRefused) -> None:
         """A call was refused."""
 
     def invalid_tokens(self, caller: str, count: int) -> None:
-        """A caller has presented so many tokens that are not valid."""
+        """A caller has presented this many tokens that are not valid."""
 
 
 class NoAudit:
-    """Tells nobody."""
+    """Ignores everything."""
 
     def session_changed(self, event: SessionEvent, call: Call) -> None:
         """Does nothing."""
@@ -52,7 +52,7 @@ class NoAudit:
 
 
 class Audits:
-    """Tells several."""
+    """Notifies several audits."""
 
     def __init__(self, *audits: Audit) -> None:
         self._audits = audits

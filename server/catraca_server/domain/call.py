@@ -17,14 +17,14 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls, and what it may do: nothing, unless somebody has said so."""
+    """Who calls, and what it may do: nothing, unless it was given a role."""
 
     name: str
     roles: frozenset[Role] = frozenset()
 
 
 ANONYMOUS = Caller("anonymous", frozenset(Role))
-"""The caller of a server that runs open."""
+"""The caller on a server without a callers file."""
 
 
 @dataclass(frozen=True, slots=True)

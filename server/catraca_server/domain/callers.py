@@ -53,7 +53,7 @@ class KeyRecord:
 
 
 def new_key(entropy: Callable[[int], bytes]) -> tuple[str, KeyRecord]:
-    """Returns a new API key, and what is to be kept of it. `entropy` returns so many unpredictable bytes."""
+    """Returns a new API key, and what is to be kept of it. `entropy(n)` returns n unpredictable bytes."""
     body = base62(int.from_bytes(entropy(ID_BITS // 8)), ID_LENGTH)
     body += base62(int.from_bytes(entropy(SECRET_BITS // 8)), SECRET_LENGTH)
     key = KEY_PREFIX + body + checksum(body.encode())
@@ -110,7 +110,7 @@ class DnsPattern:
 
 def _match(pattern: Sequence[str], parts: Sequence[str]) -> bool:
     return len(pattern) == len(parts) and all(
-        # A certificate may itself be for a *, which is not one name.
+        # A part of the name in a certificate may itself be a *, which is not one name.
         (part not in ("", _ANY)) if expected == _ANY else part == expected
         for expected, part in zip(pattern, parts, strict=True)
     )
@@ -126,7 +126,7 @@ class Entry:
     caller: Caller
     credential: Credential
     created: str = ""
-    """When it was made, as somebody noted it."""
+    """When it was made, as its line says."""
 
 
 class Callers:

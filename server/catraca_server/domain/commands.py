@@ -64,15 +64,15 @@ class Update:
     etag: str = ""
     """Empty: whatever version it has."""
     attributes: Mapping[str, str] | None = field(default=None, repr=False)
-    """These replace all."""
+    """Replaces all attributes."""
     entries: Mapping[str, str | None] = field(default_factory=dict, repr=False)
-    """These are set one by one, after that; None removes one."""
+    """Set one by one, after `attributes`; None removes an entry."""
     absolute_expire_time_ms: int | None = None
     idle_timeout_ms: int | None = None
     """Zero: no idle timeout."""
 
     def apply(self, before: StoredSession, now_ms: int, policy: Policy) -> StoredSession:
-        """Returns what becomes of a live session. Its activity stays. Raises EtagMismatch, InvalidRequest."""
+        """Returns a live session with these changes. Its last activity stays. Raises EtagMismatch, InvalidRequest."""
         session = before.session
         if self.etag and self.etag != session.etag:
             raise EtagMismatch

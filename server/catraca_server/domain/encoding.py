@@ -1,6 +1,6 @@
 """How random bits become text that people can copy: base62, so that a double-click selects it, and a checksum.
 
-Tokens and API keys are made of it. Written out for speed, because every token that is read passes through here.
+Tokens and API keys are made of it. The code is written for speed, because every token that is read passes through here.
 """
 
 import zlib
@@ -14,7 +14,7 @@ CHECKSUM_LENGTH = 6
 
 
 def base62(number: int, length: int) -> str:
-    """Returns a number in so many digits."""
+    """Returns a number with `length` digits."""
     # Two digits at a time, for the ids of brought tokens.
     digits = ""
     for _ in range((length + 1) // 2):

@@ -42,7 +42,7 @@ class SessionLimitReached(Exception):
 
 
 class Unauthenticated(Exception):
-    """Nobody knows who calls: there is neither a valid API key nor a certificate."""
+    """The caller is not known: it has neither a valid API key nor a certificate."""
 
 
 class PermissionDenied(Exception):
@@ -54,4 +54,4 @@ class PermissionDenied(Exception):
 
 
 class Stopping(Exception):
-    """The server is stopping; another one has to go on."""
+    """The server is stopping; another one has to take over."""

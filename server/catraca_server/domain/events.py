@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class EventType(Enum):
-    """What happened to a session; the names are the API's. A session that expires makes no event."""
+    """What happened to a session; the names are the API's. There is no event for a session that expires."""
 
     CREATED = auto()
     UPDATED = auto()
@@ -15,7 +15,7 @@ class EventType(Enum):
 
 
 class EndCause(Enum):
-    """Why a session was ended; the names are the API's. A session that expires is not ended by anybody."""
+    """Why a session was ended; the names are the API's. A session that expires has no cause."""
 
     REQUEST = auto()
     """Its own logout, or an operator's revocation."""
@@ -33,13 +33,13 @@ class SessionEvent:
 
     type: EventType
     session_id: str
-    """Empty: it speaks for all sessions of the user."""
+    """Empty: the event is about all sessions of the user."""
     user_id: str
     """Empty: not known."""
     cause: EndCause | None = None
-    """Of REVOKED, and of nothing else."""
+    """Set for REVOKED, and for nothing else."""
     repeated: bool = field(default=False, compare=False)
-    """Whether the call that tells of it changed nothing: an earlier one did, and may not have been able to tell."""
+    """Whether an earlier call made the change, and may have failed to report it; this call changed nothing."""
 
 
 def revoked(session_id: str, user_id: str, cause: EndCause, *, repeated: bool = False) -> SessionEvent:
@@ -67,7 +67,7 @@ class Position(NamedTuple):
     """A place in the feed: right after an entry."""
 
     epoch: bytes
-    """Names the reign of one primary. In another reign the same id may be another entry, and later ids may be lower."""
+    """Names the time under one primary. In another epoch the same id may be another entry, and later ids lower."""
     entry_id: EntryId
 
 
@@ -79,7 +79,7 @@ class FeedEntry:
     """Right after it."""
     event: SessionEvent
     rendered: bytes = field(default=b"", repr=False)
-    """As it is sent: written once, for all who watch."""
+    """The event as it is sent: serialized once, for all watches."""
 
 
 class ResetReason(Enum):
@@ -88,6 +88,6 @@ class ResetReason(Enum):
     TRIMMED = auto()
     """What follows the position is no longer in the feed."""
     EPOCH_CHANGED = auto()
-    """The feed is another primary's."""
+    """The feed is now that of another primary."""
     SLOW_CONSUMER = auto()
-    """Who watches takes events more slowly than they come."""
+    """The watch takes events more slowly than they come."""

@@ -41,7 +41,7 @@ def format_duration(milliseconds: int) -> str:
 
 
 def user_id_fault(user_id: str) -> str | None:
-    """Says which rule a user id breaks; None: it keeps them all."""
+    """Says which rule a user id breaks; None: it breaks none."""
     if not 1 <= len(user_id.encode()) <= USER_ID_MAX_BYTES:
         return f"must be 1 to {USER_ID_MAX_BYTES} bytes of UTF-8"
     if not user_id.isprintable() and any(unicodedata.category(char) == "Cc" for char in user_id):

@@ -48,7 +48,7 @@ _CHECKSUM_AT = _SECRET_AT + SECRET_LENGTH
 _MINTED_LENGTH = _CHECKSUM_AT + CHECKSUM_LENGTH
 
 Entropy = Callable[[int], bytes]
-"""Returns so many unpredictable bytes: `secrets.token_bytes`, except in tests."""
+"""Returns a given number of unpredictable bytes: `secrets.token_bytes`, except in tests."""
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ def hash_of(digest: str) -> bytes:
         secret_hash = urlsafe_b64decode(digest + "=")
     except ValueError:
         return b""
-    # Decoding skips what does not belong there, and ignores the last two bits.
+    # Decoding skips characters outside the alphabet, and ignores the last two bits.
     return secret_hash if Credential("", secret_hash).digest == digest else b""
 
 
@@ -100,7 +100,7 @@ class Tokens:
         return base62(int.from_bytes(self._entropy(_SALT_BITS // 8)), ID_LENGTH)
 
     def renew(self, token: str, salt: str) -> str:
-        """Returns the token that follows `token` in the same session. The same two make the same one.
+        """Returns the token that follows `token` in the same session: always the same for the same token and salt.
 
         Neither the salt, which the store keeps for a while, nor the old token yields the new one without the other.
         """

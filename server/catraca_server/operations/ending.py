@@ -2,9 +2,8 @@
 
 A session is ended first; then its end is appended to the feed, and it is removed from its user's index. A crash in
 between leaves an index entry without a session, which is harmless and found later, and perhaps no event; but then no
-caller has been told of the end either. Whoever repeats the call will be, so an end that is asked for is appended also
-if the session was gone. Every method returns what it ended; of all calls that end a session at the same time, exactly
-one returns it.
+call has acknowledged the end either. A repeated call will, so an end that is asked for is appended even if the session
+was gone. Every method returns what it ended; of all calls that end a session at the same time, exactly one returns it.
 """
 
 import asyncio
@@ -36,7 +35,7 @@ class Ending:
     async def end_entries(
         self, user_id: str, entries: IndexEntries, cause: EndCause, call: Call
     ) -> Sequence[SessionEvent]:
-        """Ends those sessions of a user that have these entries in the index, written already or not."""
+        """Ends those sessions of a user that have these entries in the index, written yet or not."""
         if not entries.entries:
             return ()
         ended_ids = await self._store.end(user_id, entries, call)
@@ -45,11 +44,11 @@ class Ending:
             for entry in entries.entries
         ]
         ended = [event for event in events if not event.repeated]
-        # What this call did not end may be about to be written, unless its login is over.
+        # A session that this call did not end may be about to be written, unless its login is over.
         ended_for_good = [
             entry for entry in entries.entries if entry.session_id in ended_ids or entry.is_over(entries.now_ms)
         ]
-        # Of a user's sessions many have ended long ago; the event that speaks for all of them speaks for these, too.
+        # Many of a user's sessions have ended long ago; the one event for all of the user's sessions covers these, too.
         told = ended if cause is EndCause.USER_REQUEST else events
         await asyncio.gather(self._append(told, call), self._remove(user_id, ended_for_good, call))
         return ended
@@ -70,11 +69,11 @@ class Ending:
         return await self._delete(session_id, "", cause, call)
 
     async def tell_of_all(self, user_id: str, call: Call) -> None:
-        """Tells that all sessions of a user have ended, also those that a call ended which could not tell of them."""
+        """Appends that all sessions of a user have ended, which covers those whose own end could not be appended."""
         await self._append([revoked("", user_id, EndCause.USER_REQUEST)], call)
 
     async def tell_again(self, session_id: str, cause: EndCause, call: Call) -> None:
-        """Tells of the end of a session that was gone: whoever ended it may not have been able to."""
+        """Appends the end of a session that was gone: the call that ended it may not have been able to append it."""
         await asyncio.gather(
             self._append([revoked(session_id, "", cause, repeated=True)], call),
             self._store.ensure_replicated([session_id], call),
@@ -91,6 +90,6 @@ class Ending:
             await self._feed.append(events, call)
 
     async def _remove(self, user_id: str, entries: Sequence[IndexEntry], call: Call) -> None:
-        """They have ended, whether the index still names them or not."""
+        """Removes entries if it can: their sessions have ended, whether the index still names them or not."""
         with contextlib.suppress(StoreUnavailable, Overloaded):
             await self._index.remove(user_id, entries, call)

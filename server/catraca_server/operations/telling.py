@@ -1,4 +1,4 @@
-"""The one place where what happens to sessions is told: to the audit, and to the feed."""
+"""The one place where events of sessions go to the audit and into the feed."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,15 @@ from catraca_server.store import Appender
 
 
 class Telling:
-    """Appends events to the feed as whoever changes sessions asks for it, and tells the audit of the same ones."""
+    """Appends to the feed for the operations that change sessions, and notifies the audit of the same events."""
 
     def __init__(self, feed: Appender, audit: Audit) -> None:
         self._feed = feed
         self._audit = audit
 
     async def append(self, events: Sequence[SessionEvent], call: Call) -> None:
-        """Tells of events. Raises what the feed raises."""
-        # The audit first: the changes have been made, also if the feed cannot be told of them.
+        """Passes events to the audit and to the feed. Raises what the feed raises."""
+        # The audit first: the changes have been made, even if they cannot be appended to the feed.
         for event in events:
             self._audit.session_changed(event, call)
         await self._feed.append(events, call)

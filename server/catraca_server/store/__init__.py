@@ -55,7 +55,7 @@ class ReadResult(NamedTuple):
     stored: StoredSession | None
     """None: there is no session."""
     absent: bool
-    """Whether there is nothing. What is there but cannot be read may be a session of another version of catraca."""
+    """Whether there is nothing. A record that cannot be read is not absent: it may be a session of another version."""
 
 
 class Replacement(NamedTuple):
@@ -92,7 +92,7 @@ class Creation(Enum):
     CREATED = "created"
     FOUND = "found"
     """The very same record was there when the request was sent again: written by its first sending, or by another call
-    that brought the same token, for the same session, in the same millisecond."""
+    that brought the same token for the same session in the same millisecond."""
     TAKEN = "taken"
     """Another session has the id."""
     REVOKED = "revoked"
@@ -120,8 +120,8 @@ class SessionStore(Protocol):
     async def create(self, session: Session, entry: IndexEntry, call: Call) -> tuple[Creation, StoredSession]:
         """Writes a session under an id that is free, within the write window of its reservation or not at all.
 
-        `entry` is its reservation in its user's index. That comes first, so that whoever ends all sessions in the index
-        reaches this one too, whether it is written yet or not. Raises UnstorableSession.
+        `entry` is its reservation in its user's index. It comes first, so that a call that ends all sessions in the
+        index reaches this one too, whether it is written yet or not. Raises UnstorableSession.
         """
 
     async def read(self, session_ids: Sequence[str], call: Call) -> Sequence[ReadResult]:
@@ -147,17 +147,17 @@ class SessionStore(Protocol):
         """Writes a session's next version if it still is what was read; None, and no change, if it is not.
 
         If `after` has another expiry it is written too, unless the session was touched since it was read. `exclusive`:
-        of several calls that write the very same version only one may be told that it did. Raises UnstorableSession.
+        if several calls write the very same version, at most one of them gets it. Raises UnstorableSession.
         """
 
     async def tidy(self, replacements: Sequence[Replacement], call: Call) -> None:
         """Replaces many sessions in one exchange, without waiting for replicas; those that have changed stay."""
 
     async def delete(self, session_id: str, call: Call) -> bool:
-        """Deletes what is under a session's key, whether it is a session or not. Whether there was something."""
+        """Deletes what is under a session's key, whether it is a session or not. Returns whether anything was there."""
 
     async def end(self, user_id: str, entries: IndexEntries, call: Call) -> Sequence[str]:
-        """Ends the sessions of a user that have these entries, whether they are written already or not.
+        """Ends the sessions of a user that have these entries, whether they are written yet or not.
 
         Returns the ids of those that this call ended. Of all calls that end a session exactly one does.
         """
@@ -165,22 +165,22 @@ class SessionStore(Protocol):
     async def ensure_replicated(self, session_ids: Sequence[str], call: Call) -> None:
         """Makes sure that what was read of these sessions lasts: that replicas have it, if they have to.
 
-        Whoever acknowledges what another call has done, and perhaps could not acknowledge, does this first.
+        A call does this before it acknowledges a change that another call made and may have failed to acknowledge.
         """
 
 
 class UserIndex(Protocol):
     """Names the sessions of each user: every live one, and perhaps some that have ended.
 
-    A session is reserved before it is written and removed after it has ended. So whoever ends all sessions that are
-    named misses none, whatever crashes in between. What ended without being removed is found at random by later logins;
-    the index as a whole expires with the last deadline of the sessions that it ever named.
+    A session is reserved before it is written and removed after it has ended. So a call that ends all sessions in the
+    index misses none, whatever crashes in between. Entries of ended sessions that were not removed are found at random
+    by later logins; the index as a whole expires with the last deadline of the sessions that it ever named.
     """
 
     async def reserve(self, session: Session, *, limit: int, evict_oldest: bool, call: Call) -> Reservation:
         """Reserves a place for a session that is about to be written. `limit`: sessions a user may have; 0: any number.
 
-        At the limit it either starts to evict the oldest, as many as it takes, or reserves nothing.
+        At the limit it either starts to evict the oldest, as many as needed, or reserves nothing.
         """
 
     async def commit(self, user_id: str, entry: IndexEntry, call: Call) -> bool:
@@ -218,13 +218,13 @@ class Appender(Protocol):
 class Feed(Appender, Protocol):
     """What happened to sessions, in the order in which it was appended, of the last ten minutes at least.
 
-    (Unless there are very many: then of the last so many.) A change is made first and appended then; whoever is told
-    that it was made can rely on its event being in the feed. It need not be on replicas: when the primary changes,
-    everyone who reads learns that events may have been lost.
+    (If there are very many events, it holds the last of them, up to a fixed number.) A change is made first, and its
+    event is appended then. Once the change is acknowledged, the event is in the feed, but not necessarily on replicas:
+    when the primary changes, all readers learn that events may have been lost.
     """
 
     on_append: Callable[[], None]
-    """Called when something has been appended here. Others append, too."""
+    """Called when this process has appended something. Other processes append, too."""
 
     async def end(self, call: Call) -> Position:
         """Returns where the feed ends."""
@@ -232,5 +232,5 @@ class Feed(Appender, Protocol):
     async def read(self, after: Position, count: int, call: Call, *, until: EntryId | None = None) -> FeedReading:
         """Reads at most so many entries after a position, up to and including `until`, if that is given.
 
-        It notices, and says so, if entries that followed the position are no longer there, or never will be.
+        If entries that followed the position are no longer there, or never will be, `lost` says so.
         """

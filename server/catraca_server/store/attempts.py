@@ -17,9 +17,9 @@ gone       no entry           nothing, or a tombstone     a brought token may be
 The *sequence* is twice the store's clock in microseconds when the login reserved its place, and grows with every login
 of the user. So a sequence is even, and a committed score is odd.
 
-A reserved login without a session may still be under way, for ATTEMPT_LIFETIME_MS. Who ends it in that time leaves a
-*tombstone* under the session's key, and the login finds that instead of a free key. The login itself gives up earlier,
-after WRITE_WINDOW_MS.
+A reserved login without a session may still be under way, for ATTEMPT_LIFETIME_MS. A call that ends it in that time
+leaves a *tombstone* under the session's key, and the login finds that instead of a free key. The login itself gives up
+earlier, after WRITE_WINDOW_MS.
 
 Nothing else reads or writes these numbers: this module for Python, `scripts/attempts.lua` for the scripts.
 """
@@ -31,10 +31,10 @@ WRITE_WINDOW_MS = 5_000
 """How long after its reservation a login may write its session."""
 
 ATTEMPT_LIFETIME_MS = 8_000
-"""How long everybody else takes a reserved login to be under way: longer, so that nobody is wrong."""
+"""How long other calls take a reserved login to be under way: longer than it can be, so that they are never wrong."""
 
 SEQUENCE_LIMIT = 2**62
-"""More than any clock yields; a score can be much more, and infinite."""
+"""More than any clock yields. A score in Redis can be more than this, even infinite."""
 
 _SEQUENCES_PER_MS = 2_000
 _TOMBSTONE_PREFIX = b'{"void":'
@@ -49,7 +49,7 @@ class IndexEntry:
 
     @property
     def sequence(self) -> int:
-        """Tells logins apart, and later ones from earlier ones."""
+        """Tells logins of a user apart, and orders them."""
         return abs(self.score) & ~1
 
     @property
@@ -62,7 +62,7 @@ class IndexEntry:
         return now_ms - self.sequence // _SEQUENCES_PER_MS <= ATTEMPT_LIFETIME_MS
 
     def is_over(self, now_ms: int) -> bool:
-        """Whether its session, if it is absent, will never be written either."""
+        """Whether its session, if it is absent, will not be written later either."""
         return self.is_committed or not self.is_recent(now_ms)
 
 
@@ -77,7 +77,7 @@ def committed_score(sequence: int) -> int:
 
 
 def moved(score: int, milliseconds: int) -> int:
-    """Returns the score of the same login, had it been so much later."""
+    """Returns the score that the same login would have had this much later."""
     shift = milliseconds * _SEQUENCES_PER_MS
     return score + shift if score > 0 else score - shift
 

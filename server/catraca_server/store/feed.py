@@ -1,8 +1,8 @@
 """The feed in Redis, a stream: commands and a script, and what their replies mean.
 
-Each entry names the one before it (`prev`). So whoever reads on after an entry can prove that nothing between was
-trimmed. What the chain cannot show is that entries were lost with their primary: the ids that a new primary gives may
-be lower than those that were read from the old one, and would be passed over. Hence the epoch. It is the replication id
+Each entry names the one before it (`prev`). So a reader that continues after an entry can prove that nothing between
+was trimmed. What the chain cannot show is that entries were lost with their primary: the ids that a new primary gives
+may be lower than those that were read from the old one, and would be skipped. Hence the epoch. It is the replication id
 of the primary that answered: Redis and Valkey make a new one whenever a server starts, and whenever a replica becomes a
 primary, and never return to an old one.
 """
@@ -35,13 +35,13 @@ from catraca_server.store.keys import Keys
 logger = logging.getLogger(__name__)
 
 KEEP_MS = 10 * 60_000
-"""How long entries are kept at least, unless there are too many."""
+"""Entries are kept at least this long, unless there are too many."""
 
 ENTRIES_MAX = 100_000
 """How many entries are kept: some 20 MB."""
 
 EXPIRY_MS = 24 * 3_600_000
-"""How long the feed outlives its last entry. Whoever reads it then cannot tell that nothing was lost."""
+"""How long the feed outlives its last entry. After that, a reader cannot prove that nothing was lost."""
 
 _APPEND = scripts.load("append")
 _INFO: Command = ("INFO", "replication")
@@ -53,8 +53,8 @@ _FIELDS = (b"prev", b"type", b"cause", b"session_id", b"user_id")
 class RedisFeed:
     """The `Feed` of every Redis, Valkey and fakeredis.
 
-    `has_info`: whether the store tells its replication id. Only a store in the process does not, and that one lives as
-    long as this object.
+    `has_info`: whether INFO gives the store's replication id. Only the store within the process has none, and it lives
+    as long as this object.
     """
 
     def __init__(self, link: Link, keys: Keys, *, has_info: bool = True) -> None:
@@ -74,7 +74,7 @@ class RedisFeed:
         try:
             (replies,) = await self._link.execute([request], call.deadline)
         except Overloaded:
-            # Not refused before it began: what the event tells of has been done.
+            # Overloaded would say that nothing was begun, but the change that the event reports has been made.
             raise StoreUnavailable(
                 "too much waits for the store to append an event", StoreProblem.NOT_IN_TIME
             ) from None
@@ -84,16 +84,16 @@ class RedisFeed:
 
     async def end(self, call: Call) -> Position:
         """Returns where the feed ends."""
-        # The epoch first: should the primary change in between, the position is of an epoch that is over, and is found
-        # out at the next reading.
+        # The epoch first: if the primary changes in between, the position is of an epoch that is over, and the next
+        # reading notices.
         replies = await self._execute([*self._info(), ("XREVRANGE", self._key, "+", "-", "COUNT", 1)], call)
         raw = replies.get(len(replies.values) - 1, list)
         return Position(self._epoch(replies, 0), _id_of(replies, raw[0]) if raw else BEFORE_ALL)
 
     async def read(self, after: Position, count: int, call: Call, *, until: EntryId | None = None) -> FeedReading:
-        """Reads on after a position."""
-        # From the entry itself on: where it is, nothing after it has been trimmed, nor has the feed been deleted. The
-        # epoch last: if it is that of the position, it was in between.
+        """Reads entries after a position."""
+        # From the entry itself on: if it is still there, nothing after it has been trimmed, and the feed has not been
+        # deleted. The epoch last: if it is the position's, it was the same during the read.
         start, stop = _text(after.entry_id), "+" if until is None else _text(until)
         replies = await self._execute([("XRANGE", self._key, start, stop, "COUNT", count + 1), *self._info()], call)
         raw = replies.get(0, list)

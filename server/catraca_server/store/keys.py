@@ -4,7 +4,7 @@
 class Keys:
     """Key names under an optional prefix, which lets several services share one database.
 
-    Every step of an operation is on one key, so it does not matter where in a cluster the others are.
+    Every step of an operation is on one key, so it does not matter where in a cluster the other keys are.
     """
 
     def __init__(self, prefix: str = "") -> None:

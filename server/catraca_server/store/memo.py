@@ -1,26 +1,26 @@
-"""What records said when they were last read, so that one that has not changed is not parsed again.
+"""The records as they were last parsed, so that one that has not changed is not parsed again.
 
-It decides nothing: a session is returned only to who has just received its record, byte for byte, from Redis. It holds
-digests, as the sessions in it do, so it has no way to show what is in it.
+It decides nothing: it returns a session only for a record that Redis has just sent, byte for byte the same. It holds
+digests, as the sessions in it do, so it has no way to show its contents.
 """
 
 from catraca_server.domain.session import Session, StoredSession
 
 MEMO_MAX_BYTES = 32 << 20
-"""Of the memory of one process: some 12,000 sessions of a few attributes."""
+"""In the memory of one process: some 12,000 sessions of a few attributes."""
 
 _SESSION_BYTES = 1_500
-"""What a parsed session takes beside its texts."""
+"""What a parsed session takes besides its texts."""
 
 _COPIES = 5
-"""How often its texts are there: the record, parsed, as a message, and room for what Unicode takes."""
+"""How many copies of its texts are kept: the record, parsed, as a message, and room for Unicode."""
 
 
 class Memo:
     """Sessions by id, as they were last read: each one with its record and expiry.
 
-    They are in two generations. When the younger one is half of what may be kept it becomes the older one, and what was
-    there, and not read since, is dropped.
+    There are two generations. When the younger one reaches half of what may be kept, it becomes the older one. The
+    previous older one is dropped: nothing in it has been read since.
     """
 
     __slots__ = ("_max_bytes", "_old", "_young", "_young_bytes")
@@ -39,12 +39,12 @@ class Memo:
         return None
 
     def session(self, session_id: str, record: bytes) -> Session | None:
-        """Returns what exactly this record says, if that is known."""
+        """Returns the session in exactly this record, if that is known."""
         stored = self._young.get(session_id) or self._promoted(session_id)
         return stored.session if stored is not None and stored.record == record else None
 
     def keep(self, stored: StoredSession) -> None:
-        """Keeps a session instead of what is known of it."""
+        """Keeps a session, in place of an earlier reading of it."""
         session_id = stored.session.session_id
         self._old.pop(session_id, None)
         before = self._young.get(session_id)

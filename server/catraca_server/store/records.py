@@ -12,7 +12,7 @@ class UnreadableRecord(Exception):
 
 
 class UnstorableSession(Exception):
-    """A session that could not be read back. It is a defect that it came this far: requests are checked earlier."""
+    """A session whose record could not be read back. Reaching this is a defect: requests are checked earlier."""
 
 
 def encode(session: Session) -> bytes:
@@ -42,7 +42,7 @@ def encode(session: Session) -> bytes:
     try:
         return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:
-        # Half a character, which no message can carry.
+        # A lone surrogate, which no message can carry.
         raise UnstorableSession from None
 
 
@@ -51,7 +51,7 @@ def decode(data: bytes) -> Session:
     try:
         record = json.loads(data.decode())
         if b"\\u" in data:
-            # An escape can stand for half a character, which no message can carry.
+            # An escape can stand for a lone surrogate, which no message can carry.
             json.dumps(record, ensure_ascii=False).encode()
         session = Session(
             session_id=record["id"],

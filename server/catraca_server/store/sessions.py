@@ -36,7 +36,7 @@ _REPLACE = scripts.load("replace")
 _TOUCH = scripts.load("touch")
 
 _known_result: Callable[[tuple[int, StoredSession, bool]], ReadResult] = partial(tuple.__new__, ReadResult)
-"""Makes one in a third of the time."""
+"""Makes a ReadResult in a third of the time."""
 
 _CHANGED, _WRITTEN, _FOUND = 0, 1, 2
 """What `replace.lua` returns."""
@@ -71,7 +71,7 @@ class RedisSessionStore:
         elif outcome is Creation.FOUND:
             await self.ensure_replicated([session.session_id], call)
         elif outcome is Creation.TAKEN and replies.repeated:
-            # By the first sending, perhaps, and changed since.
+            # Perhaps taken by the first sending, and changed since.
             raise _unknown()
         return outcome, stored
 
@@ -111,8 +111,8 @@ class RedisSessionStore:
         (replies,) = await self._link.execute([self._replacing(replacement, record)], call.deadline, durable=True)
         outcome = replies.get(0, int)
         if replies.repeated and (outcome == _CHANGED or (outcome == _FOUND and exclusive)):
-            # Whether the first sending came too late, or in time and was overwritten, cannot be told; nor, of two calls
-            # that write the same, whose record it is.
+            # It cannot be known whether the first sending came too late, or came in time and was overwritten; nor, if
+            # two calls write the same, whose record it is.
             raise _unknown()
         if replies.repeated and outcome == _FOUND:
             await self.ensure_replicated([after.session.session_id], call)
@@ -189,11 +189,11 @@ class RedisSessionStore:
             replies.invalidate("a record names another session than was asked for")
         expiry_ms = replies.get(1, int)
         if expiry_ms < 0:
-            # It expired between the two commands; or somebody removed its expiry, and it must not be valid for ever.
+            # It expired between the two commands; or an operator removed its expiry, and it must not be valid for ever.
             return ReadResult(now_ms, None, absent=False)
         if not self._has_pexpiretime:
             expiry_ms += now_ms
-        # Whoever moved the expiry of a key by hand has not moved the session's end.
+        # The expiry of a key may have been moved by hand. That does not move the session's end.
         expiry_ms = min(expiry_ms, session.absolute_expire_time_ms)
         stored = StoredSession(session, expiry_ms, record)
         self._memo.keep(stored)

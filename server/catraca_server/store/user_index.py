@@ -111,11 +111,11 @@ def _entries(replies: Replies, flat: Sequence[Any]) -> list[IndexEntry]:
 
 def _entry(replies: Replies, session_id: Any, score: Any) -> IndexEntry:
     try:
-        # An id that is not text cannot be a session's: the entry stands for one that has ended.
+        # An id that is not text cannot be a session's: the entry is treated like that of an ended session.
         name, number = session_id.decode(errors="replace"), float(score)
     except (AttributeError, TypeError, ValueError):
         replies.invalidate("malformed entry of a user's index")
     if not abs(number) < SEQUENCE_LIMIT:
-        # Somebody else has written to the index. The connection is as good as it was.
+        # Another program has written to the index. The connection is still good.
         raise StoreUnavailable("a user's index has a score that no clock yields", StoreProblem.MALFORMED_REPLY)
     return IndexEntry(name, int(number))

@@ -6,7 +6,7 @@
 -- ARGV[4]  the login's sequence
 -- ARGV[5]  the user
 -- Returns created, taken, late, or revoked: the login was ended before it got here; or found: this very record is there,
--- which the caller takes for its own work only where it knows that it has sent this before.
+-- which the caller takes for its own work only if it knows that it has sent this before.
 if math.floor(clock_us() / 1000) > tonumber(ARGV[3]) then
   return 'late'
 end

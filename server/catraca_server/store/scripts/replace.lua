@@ -14,8 +14,8 @@ if ARGV[3] == '' then
   redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
   return 1
 end
--- The new expiry was computed from the activity that the old one told. (PEXPIRETIME tells it from Redis 7 on; the oldest
--- version supported is 6.2, where it may be off by the milliseconds that reading took.)
+-- The new expiry was computed from the last activity that the old expiry implied. (PEXPIRETIME reads an expiry exactly
+-- from Redis 7 on. The oldest version supported is 6.2, where it may be off by the milliseconds that reading took.)
 local clock = redis.call('TIME')
 local expiry_ms = clock[1] * 1000 + math.floor(clock[2] / 1000) + redis.call('PTTL', KEYS[1])
 if math.abs(expiry_ms - tonumber(ARGV[4])) > 20 then
