@@ -64,20 +64,20 @@ MAX_REQUEST_BYTES = 8 << 20
 """A batch of 1,000 of the longest tokens and user ids takes 4.4 MB, over the engine's default of 4 MiB."""
 
 ACCEPT_TIMEOUT_SECONDS = 1
-"""How long a call may wait to be accepted. The engine takes no less, and nobody waits longer."""
+"""How long a call may wait to be accepted. The engine takes no less, and no call waits longer."""
 
 PENDING_CALLS_MAX = 100_000
 """Calls that may wait in the engine. What bounds them is the limit on the calls of each connection."""
 
 CONNECTION_AGE_GRACE_MS = 60_000
-"""For the calls of a connection that has reached its age: several times what the longest call takes."""
+"""For the calls of a connection that has reached its maximum age: several times what the longest call takes."""
 
 HANDSHAKE_TIMEOUT_MS = 10_000
-"""How long a new connection may take over its handshake. The engine's default is two minutes, in which whoever says
-nothing could pile up connections."""
+"""How long the handshake of a new connection may take. With the engine's default of two minutes, silent clients could
+pile up connections."""
 
 METADATA_MAX_BYTES = 16_384
-"""Headers of a call. An API key takes 100 bytes; tracing and proxies add some."""
+"""For the headers of a call. An API key takes 100 bytes; tracing and proxies add some."""
 
 KEEPALIVE_MIN_INTERVAL_MS = 5_000
 """How often clients may ping an idle connection to keep it alive."""
@@ -95,7 +95,7 @@ async def running(
 ) -> AsyncIterator[str]:
     """Runs a server and yields the address it listens on; drains it on the way out. Raises StartError, CannotListen.
 
-    `metrics` is told of all that is to be counted.
+    `metrics` gets everything that is counted.
     """
     async with (
         _tracing(settings, metrics) as tracing,
@@ -114,8 +114,8 @@ async def _serving(
 ) -> AsyncIterator[str]:
     server = Server(_options(settings), observer=tracing or metrics)
     try:
-        # Bound first: a port in use is the commonest mistake, and the cheapest to find. Not so a port that workers
-        # share: connections would come at once, and wait there for the store.
+        # Bound first: a port in use is the commonest mistake, and the cheapest to find. A port that workers share is
+        # bound later: connections would arrive at once, and wait for the store.
         address = _bind(server, settings) if settings.workers == 1 else ""
         log_audit = LogAudit(sessions=settings.audit, invalid_tokens_alarm=settings.invalid_tokens_alarm)
         audit = log_audit if metrics is None else Audits(log_audit, metrics)
@@ -141,7 +141,7 @@ async def _serving(
             finally:
                 logger.info("draining: timeout %s", settings.drain_timeout)
                 health.drain()
-                # Before the server waits for what is in hand: these end only because somebody ends them.
+                # Before the server waits for the calls in flight: watches do not end unless they are ended.
                 watches.drain()
                 started = asyncio.get_running_loop().time()
                 await server.stop(settings.drain_timeout.seconds)
@@ -236,7 +236,7 @@ def _service(
 
 @asynccontextmanager
 async def _guard(settings: Settings, audit: Audit) -> AsyncIterator[CallerGuard | None]:
-    """Knows the callers, and their file as it changes. None: whoever reaches the server may do everything."""
+    """Yields a guard that follows the callers file; None if there is no file: then every caller may do everything."""
     if settings.callers_file is None:
         yield None
         return
@@ -311,18 +311,18 @@ async def _store(
 
 
 def new_metrics(settings: Settings) -> Metrics | None:
-    """Returns what counts in this process; None if nobody is to see it."""
+    """Returns the counters of this process; None if they are not published."""
     return Metrics(method_types(), REASONS) if settings.metrics_port or settings.otel else None
 
 
 def check_otel(settings: Settings, environment: Mapping[str, str]) -> None:
-    """Raises StartError if OpenTelemetry is asked for and cannot be had as it is asked for."""
+    """Raises StartError if OpenTelemetry is asked for and cannot be used as configured."""
     if settings.otel and (problems := otel.problems_with_otel(environment)):
         raise StartError("\n".join(problems))
 
 
 def cannot_set_up_otel(error: Exception) -> StartError:
-    """Returns why OTEL_ variables cannot be used. What they hold may be a secret, so it says only where to look."""
+    """Returns why OTEL_ variables cannot be used. Their values may be secrets, so it says only where to look."""
     return StartError(f"OpenTelemetry cannot be set up: {type(error).__name__}. It is set up by OTEL_ variables")
 
 

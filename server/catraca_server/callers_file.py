@@ -6,7 +6,7 @@
     ops       admin           dns:*.ops.example.org             # all machines of operations
 
 People write it, and so does `catraca keys`, which adds and removes whole lines and leaves all others as they are. A
-line needs nothing from another, so what one says can be seen where it stands.
+line depends on no other line, so each can be read on its own.
 """
 
 import fcntl
@@ -32,11 +32,11 @@ HEADER = """\
 """
 
 Stamp: TypeAlias = tuple[int, int, int]
-"""What changes whenever the file does."""
+"""A value that changes whenever the file does."""
 
 
 class CallersFileError(Exception):
-    """The file cannot be used: why, by line, without what stands there, which may be a key. `problems` has each."""
+    """The file cannot be used: why, by line, without quoting the line, which may have a key. `problems` has each."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("; ".join(problems))
@@ -97,7 +97,7 @@ def read(path: Path) -> tuple[list[Entry], Stamp]:
     except OSError as error:
         raise CallersFileError(f"{path} cannot be read: {error.strerror}") from None
     if status.st_mode & 0o002:
-        # Who may write it may give themselves every role.
+        # A user who may write it could give themselves every role.
         raise CallersFileError(f"{path} may be written by every user of this machine: chmod o-w it")
     try:
         return parse(content.decode()), _stamp(status)
@@ -116,7 +116,7 @@ def stamp_of(path: Path) -> Stamp | None:
 
 
 def add(path: Path, entry: Entry) -> None:
-    """Adds a line at the end, and makes the file if there is none. Raises CallersFileError."""
+    """Adds a line at the end, and creates the file if there is none. Raises CallersFileError."""
 
     def changed(text: str) -> str:
         text = text or HEADER
@@ -177,7 +177,7 @@ def _stamp(status: os.stat_result) -> Stamp:
 
 
 def _change(path: Path, changed: Callable[[str], str], *, missing_ok: bool = False) -> None:
-    """Replaces the file in one step by what becomes of it, which is on the disk when this returns."""
+    """Replaces the file in one step with its changed text, which is on the disk when this returns."""
     # The file itself, if the path is a link to it.
     path = Path(os.path.realpath(path))
     try:
@@ -200,7 +200,7 @@ def _change(path: Path, changed: Callable[[str], str], *, missing_ok: bool = Fal
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Keeps out others who change a file here; of two at the same time, one change would be lost."""
+    """Locks out other changes to files in a directory; of two changes at the same time, one would be lost."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -216,7 +216,7 @@ def _replace(path: Path, content: bytes, old: os.stat_result | None) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             if old is not None:
-                # The server may run as another user, who has to be able to read it.
+                # The server may run as another user, which has to be able to read it.
                 os.fchown(handle, old.st_uid, old.st_gid)
                 os.fchmod(handle, old.st_mode & 0o7777)
             file.write(content)

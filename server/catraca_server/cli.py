@@ -20,7 +20,7 @@ EXIT_OK, EXIT_USAGE, EXIT_UNAVAILABLE = 0, 2, 3
 
 
 def main(command: str, arguments: Sequence[str]) -> int:
-    """Runs `serve`, `config` or `keys`. Returns the exit status: 2 for invalid settings, 3 if it cannot be done."""
+    """Runs `serve`, `config` or `keys`. Returns the exit status: 2 for invalid settings, 3 if the command fails."""
     if command == "keys":
         return keys_cli.main(arguments)
     options = vars(_parser(command).parse_args(arguments))

@@ -1,6 +1,6 @@
-"""The files that settings name, looked at before the service starts, so that one look finds everything that is wrong.
+"""The files that settings name, checked before the service starts, so that one check finds everything that is wrong.
 
-The service reads them with the same code when it starts, where the first fault ends it.
+The service reads them with the same code when it starts, but stops at the first fault.
 """
 
 import os
@@ -17,7 +17,7 @@ _AUTHORITIES = ("tls_client_ca", "store_tls_ca")
 
 
 def problems_of_files(settings: Settings) -> list[str]:
-    """Returns what is wrong with what the settings name and this machine has, one line each."""
+    """Returns what is wrong with the files on this machine that the settings name, one line each."""
     return [
         *_otel_problems(settings),
         *_tls_problems(settings),

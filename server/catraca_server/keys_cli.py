@@ -71,7 +71,7 @@ def _new(path: Path, name: str, roles: str) -> int:
         return EXIT_USAGE
     key, record = new_key(secrets.token_bytes)
     add(path, Entry(whose, record, created=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"))
-    # Alone on standard output, so that it can be piped to where it is kept.
+    # Alone on standard output, so that it can be piped into a secret store.
     print(key)
     _tell(f"key {record.key_id} of {name} ({roles}) is in {path}. It is shown only now: store it where only {name} is")
     return EXIT_OK
@@ -88,7 +88,7 @@ def _list(path: Path) -> int:
 
 def _revoke(path: Path, key_id: str) -> int:
     if key_id.startswith(KEY_PREFIX):
-        # It is in the history of a shell now.
+        # The shell's history has the key now.
         _tell("that is a key and not its id. Its id is the first 22 characters after the underscore")
         return EXIT_USAGE
     removed = remove_key(path, key_id)
@@ -100,7 +100,7 @@ def _revoke(path: Path, key_id: str) -> int:
 
 
 def _relevant(environment: os._Environ[str]) -> dict[str, str]:
-    """Returns what says where the file is. What else is set may be for another machine, and need not be right here."""
+    """Returns the variables that say where the file is. Others may be for another machine, and invalid here."""
     names = ("CATRACA_CALLERS_FILE", CONFIG_FILE_VARIABLE)
     return {name: environment[name] for name in names if name in environment}
 

@@ -1,4 +1,4 @@
-"""Addresses to listen on: how they are written, which of them stay on this machine, and why one cannot be had."""
+"""Addresses to listen on: how they are written, which are on this machine only, and why one cannot be used."""
 
 import errno
 import fcntl
@@ -12,7 +12,7 @@ from pathlib import Path
 
 _SOCKET_PREFIX = "unix:"
 _SOCKET_PATH_MAX_BYTES = 103
-"""What every system takes: 108 on Linux, 104 elsewhere, with the NUL at the end."""
+"""What every system allows: 108 on Linux, 104 elsewhere, with the NUL at the end."""
 
 
 class CannotListen(Exception):
@@ -32,7 +32,7 @@ def format_address(host: str, port: int) -> str:
 def canonical_host(text: str) -> str:
     """Returns a host in the one form that every resolver reads alike. Raises ValueError.
 
-    Whatever `getaddrinfo` takes for an address counts as that address: `127.1` is 127.0.0.1. Names are not resolved.
+    Whatever `getaddrinfo` reads as an address counts as that address: `127.1` is 127.0.0.1. Names are not resolved.
     A Unix socket is `unix:` and its absolute path.
     """
     host = text.strip()
@@ -95,9 +95,9 @@ def is_loopback(host: str) -> bool:
 
 @contextmanager
 def private_socket(path: Path) -> Iterator[None]:
-    """Makes way for a Unix socket; one that is bound in the body is for this user alone.
+    """Clears a path for a Unix socket; one that is bound in the body is for this user alone.
 
-    A missing directory is made, for this user alone. A socket that nobody listens on any more is removed. Raises
+    A missing directory is created, for this user alone. A socket that no process listens on any more is removed. Raises
     CannotListen.
     """
     host = f"{_SOCKET_PREFIX}{path}"
@@ -131,7 +131,7 @@ def _remove_stale(host: str, path: Path) -> None:
         raise CannotListen(host, 0, "there is a file that is not a socket. Choose another path with --host")
     try:
         with socket.socket(socket.AF_UNIX) as probe:
-            # A full queue of connections, too, means that there is somebody.
+            # A full queue of connections also means that a server is listening.
             probe.setblocking(False)
             probe.connect(str(path))
     except ConnectionRefusedError:
@@ -164,11 +164,11 @@ def reserve_port(host: str, port: int) -> socket.socket:
             errors.append(unknown_family)
             continue
         try:
-            # First for us alone: that fails if another server has the port, whether it shares it or not, but not if
-            # the port was in use a moment ago.
+            # First exclusively: this fails if another server has the port, whether it shares it or not, but not if the
+            # port was in use a moment ago.
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             holder.bind(address)
-            # From here on for those who share it, which a second supervisor does not.
+            # From here on it is shared with the workers, but not with a second supervisor.
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         except OSError as refused:
@@ -180,7 +180,7 @@ def reserve_port(host: str, port: int) -> socket.socket:
 
 
 def why_refused(host: str, port: int) -> CannotListen:
-    """Returns why an address was refused to the gRPC library, which does not say, by asking for it again."""
+    """Returns why gRPC could not bind an address, which it does not say, by trying to bind it again."""
     if path := socket_path(host):
         access = os.access(path.parent, os.W_OK | os.X_OK)
         why = "the gRPC library refused it" if access else f"{path.parent} may not be written by this user"
@@ -193,7 +193,7 @@ def why_refused(host: str, port: int) -> CannotListen:
 
 
 def _reason(host: str, port: int, errors: list[OSError]) -> str:
-    """Returns why none of a host's addresses could be had; the first of these reasons that holds for one of them."""
+    """Returns why none of a host's addresses could be bound: the first of these reasons that holds for one of them."""
     seen = {error.errno: error for error in errors}
     if errno.EADDRINUSE in seen:
         return "another program has that port. Stop it, or choose another port with --port"

@@ -20,7 +20,7 @@ class _Json(_Utc):
         self._worker = {} if worker is None else {"worker": worker}
 
     def format(self, record: logging.LogRecord) -> str:
-        # What the audit writes has its words as fields, and is otherwise the line that people read.
+        # An audit line has its words as fields here, and is in text logs the line that people read.
         words = getattr(record, "words", None)
         entry = {
             "time": self.formatTime(record),
@@ -33,7 +33,7 @@ class _Json(_Utc):
             entry |= {name: value for name, value in words.items() if value}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        # In ASCII: some of it was chosen by callers, and terminals obey more characters than JSON has to escape.
+        # In ASCII: callers chose some of it, and terminals obey more characters than JSON has to escape.
         return json.dumps(entry)
 
 
@@ -48,6 +48,6 @@ def configure(log_format: str, level: str, *, worker: int | None = None) -> None
 
 
 def _is_worth_logging(record: logging.LogRecord) -> bool:
-    """Drops what the engine logs, with a traceback, for each caller who disconnected before the response was sent."""
+    """Drops what the engine logs, with a traceback, for each caller that disconnected before the response was sent."""
     error = record.exc_info[0] if record.exc_info else None
     return error is None or error.__name__ != "ExecuteBatchError"

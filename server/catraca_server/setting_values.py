@@ -1,4 +1,4 @@
-"""The values of settings as operators write them: read into Python's, or refused with what would be right.
+"""The values of settings as operators write them: parsed, or refused with a text that says what would be right.
 
 Each reader takes text and raises ValueError with a sentence that begins with "must". No message quotes the text, which
 may be a secret.
@@ -55,7 +55,7 @@ def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
     """Returns the reader of a whole number within bounds."""
 
     def parse(text: str) -> int:
-        # Longer ones are over any bound, and Python refuses the longest with words of its own.
+        # Longer numbers exceed every bound, and Python refuses the longest with an error text of its own.
         if not re.fullmatch(r"[0-9]{1,12}", text) or not minimum <= int(text) <= maximum:
             raise ValueError(f"must be a whole number from {minimum} to {maximum}")
         return int(text)
@@ -108,7 +108,7 @@ def optional_path(text: str) -> Path | None:
 
 
 def utf8(text: str) -> str:
-    """Returns a text as it is. Raises ValueError if it was made of bytes that are not UTF-8, which no store takes."""
+    """Returns a text as it is. Raises ValueError if its bytes were not UTF-8, which no store accepts."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,1 +1,1 @@
-"""The doors: bytes come in, become calls of the operations, and go out as messages and statuses."""
+"""The API: bytes come in, become calls of the operations, and go out as messages and statuses."""

@@ -1,6 +1,6 @@
-"""What names a call in logs and traces, as its caller says in metadata: `x-request-id`, and W3C's `traceparent`.
+"""What names a call in logs and traces: the caller's metadata `x-request-id`, and W3C's `traceparent`.
 
-Callers choose these, so only what is short and harmless is taken; anything else counts as not given. A request id may
+Callers choose these, so only short and harmless ones are used; anything else counts as not given. A request id may
 not be as long as a token or a key, so that neither gets into the log this way.
 """
 
@@ -19,7 +19,7 @@ _MADE_BYTES = 8
 
 
 class CallIds(NamedTuple):
-    """What names a call; empty where nothing does."""
+    """The names of a call; empty if it has none."""
 
     request_id: str = ""
     trace_id: str = ""
@@ -29,7 +29,7 @@ class CallIds(NamedTuple):
 
 
 def given_ids(metadata: Metadata) -> CallIds:
-    """Returns what the caller has given."""
+    """Returns the ids that the caller has given."""
     request_id = trace_id = ""
     for key, value in metadata:
         if key == REQUEST_ID_HEADER and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
@@ -40,6 +40,6 @@ def given_ids(metadata: Metadata) -> CallIds:
 
 
 def call_ids(metadata: Metadata) -> CallIds:
-    """Returns the same, with a request id in any case."""
+    """Returns the ids of a call, with a new request id if the caller gave none."""
     ids = given_ids(metadata)
     return ids if ids.request_id else CallIds(secrets.token_hex(_MADE_BYTES), ids.trace_id)

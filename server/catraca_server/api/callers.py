@@ -1,4 +1,4 @@
-"""Who calls, and whether they may: decided for every method in one place, before anything of the request is read.
+"""Who calls, and what they may do: decided in one place for every method, before any of the request is read.
 
 A caller presents an API key, as `authorization: Bearer <key>`, or a certificate in mutual TLS. If there is a key, the
 key alone counts: a certificate does not make up for a key that was revoked.
@@ -27,26 +27,26 @@ from catraca_server.domain.errors import PermissionDenied, Unauthenticated
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 1.0
-"""How often the file is looked at, and whether certificates of open streams have expired."""
+"""How often to check whether the file has changed, and whether certificates of open streams have expired."""
 
 KNOWN_MAX = 10_000
-"""Credentials that are remembered; beyond that all are forgotten, and read once more."""
+"""How many credentials are remembered. Beyond that, all are forgotten and looked up again."""
 
 _HEADER = "authorization"
 _SCHEME = "bearer "
 _UNAUTHENTICATED = status_of(Unauthenticated())
 
 _Known: TypeAlias = tuple[Caller, float]
-"""Whose a credential is, and until when: in seconds since 1970, infinity for a key."""
+"""The caller with a credential, and until when it is valid: in seconds since 1970, infinity for a key."""
 
 _Presented = TypeVar("_Presented")
 
 
 class CallerGuard:
-    """Lets in who the callers file names, with the roles that it gives. Raises CallersFileError.
+    """Lets in the callers that the callers file names, with the roles that it gives. Raises CallersFileError.
 
-    `method_roles` says which role each method needs, by its path; nobody may call a method that is not there. `now`
-    returns the seconds since 1970. `audit` is told of refused calls. `limits` has how much each caller may do.
+    `method_roles` says which role each method needs, by its path; nobody may call any other method. `now` returns the
+    seconds since 1970. `audit` is notified of refused calls. `limits` says how much each caller may do.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class CallerGuard:
         self._stamp: Stamp | None
         entries, self._stamp = read(path)
         self._callers = Callers(entries)
-        # What was presented before, so that most calls cost a look into a dictionary. Only what was accepted is kept:
-        # made-up keys must not fill it.
+        # Credentials that were presented before, so that most calls cost one dictionary lookup. Only accepted ones are
+        # kept: made-up keys must not fill it.
         self._by_header: dict[str, _Known] = {}
         self._by_certificate: dict[bytes, _Known] = {}
         self._open: dict[Call, tuple[Callable[[StatusError], None], float]] = {}
-        """What ends each open stream, and until when the credential of its caller is valid."""
+        """What ends each open stream, and until when its caller's credential is valid."""
 
     def __call__(self, arrival: Arrival) -> Caller:
         """Returns who calls. Raises StatusError: unauthenticated, without the role, or too many calls."""
@@ -90,9 +90,9 @@ class CallerGuard:
     def watching(self, call: Call, end: Callable[[StatusError], None]) -> Iterator[None]:
         """Calls `end` if the caller of an open stream loses the right to it in the body. Raises it if it has already.
 
-        That is so when its line is taken out of the file, or loses the role, or its certificate expires.
+        That happens when its line is removed from the file or loses the role, or when its certificate expires.
         """
-        # Asked again, for the file may have changed since the stream was let in.
+        # Checked again, because the file may have changed since the stream was let in.
         _, until = self._known(call, _header_in(call.metadata), call.caller.name)
         self._open[call] = end, until
         try:
@@ -103,7 +103,7 @@ class CallerGuard:
     def check(self) -> None:
         """Reads the file if it has changed, and ends the streams of callers that have lost the right to them.
 
-        If the file cannot be used, the callers of before stay, and the log says why.
+        If the file cannot be used, the previous callers stay in force, and the log says why.
         """
         changed, now = self._check_file(), self._now()
         for call, (end, until) in list(self._open.items()):
@@ -111,16 +111,16 @@ class CallerGuard:
                 try:
                     self._known(call, _header_in(call.metadata), call.caller.name)
                 except StatusError as refused:
-                    # Once: how it ends is up to the stream from here on.
+                    # Only once: from here on, the stream itself decides how it ends.
                     del self._open[call]
                     end(refused)
 
     def _check_file(self) -> bool:
-        """Reads the file if it has changed. Returns whether other callers are in force now."""
+        """Reads the file if it has changed. Returns whether it replaced the callers."""
         stamp = stamp_of(self._path)
         if stamp == self._stamp:
             return False
-        # Also of a file that cannot be used, which is logged once.
+        # Also for an unusable file, so that it is logged only once.
         self._stamp = stamp
         try:
             entries, self._stamp = read(self._path)
@@ -150,9 +150,9 @@ class CallerGuard:
                 await task
 
     def _known(self, call: Arrival | Call, header: str | None, name: str = "") -> _Known:
-        """Returns whose call it is. Raises StatusError: unauthenticated, or without the role.
+        """Returns who makes a call. Raises StatusError: unauthenticated, or without the role.
 
-        `name` is who it was when it was let in.
+        `name` is the caller's name as of when the call was let in.
         """
         kept = None if header is None else self._by_header.get(header)
         found = kept or (self._of_certificate(call) if header is None else self._of_header(header))
@@ -177,22 +177,22 @@ class CallerGuard:
         context = call.auth_context()
         (certificate,) = context.get("x509_pem_cert", (b"",))
         found = self._by_certificate.get(certificate) or self._certified(certificate, context)
-        # TLS has checked this, but only at the handshake: a connection may outlive its certificate, and whoever
-        # resumes a TLS session days later is not asked for one again.
+        # TLS has checked this, but only at the handshake: a connection may outlive its certificate, and a client that
+        # resumes a TLS session days later is not asked for a certificate again.
         return None if found is None or found[1] < self._now() else found
 
     def _certified(self, certificate: bytes, context: Mapping[str, Sequence[bytes]]) -> _Known | None:
         try:
             until = valid_until(certificate)
         except ValueError:
-            # There is none, which is the usual case, or nobody can say until when it is valid.
+            # There is no certificate, which is the usual case, or its end cannot be read.
             return None
         # Not `peer_identities`, which has names of every kind in one list: an e-mail address or, in a certificate
         # without other names, the common name would be taken for a DNS name.
         uris, dns_names = (
             [name.decode(errors="replace") for name in context.get(key, ())] for key in ("peer_uri", "peer_dns")
         )
-        # The authority knows who it is. Unless the file names it, nobody has given it a role.
+        # The authority vouches for this caller. Unless the callers file names it, it has no role.
         caller = self._callers.with_certificate(uris, dns_names) or Caller(
             next(iter((*uris, *dns_names)), "a certificate")
         )
@@ -211,7 +211,7 @@ def _header_in(metadata: Metadata) -> str | None:
     header = None
     for key, value in metadata:
         if key == _HEADER:
-            # Of two, nobody could say which one counts.
+            # Of two headers, it would not be clear which one counts.
             header = value if header is None else ""
     assert header is None or isinstance(header, str), "only the values of -bin keys are bytes"
     return header

@@ -1,4 +1,4 @@
-"""Until when a certificate is valid. The standard library tells it of a connection's peer, and gRPC not at all."""
+"""When a certificate expires. The standard library reads that only for a connection's peer, and gRPC never does."""
 
 import ssl
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ def valid_until(pem: bytes) -> float:
 
 
 def file_valid_until(path: Path) -> float | None:
-    """Returns when the first certificate in a file ends, in seconds since 1970; None if that cannot be told."""
+    """Returns when the first certificate in a file ends, in seconds since 1970; None if that cannot be read."""
     try:
         begin, marker, rest = path.read_bytes().partition(_PEM_END)
         del rest

@@ -8,11 +8,11 @@ from typing import Any
 
 
 def start_now(work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None] | None:
-    """Runs a coroutine up to where it first waits, and the rest in a task; None if it has ended by then.
+    """Runs a coroutine until it first waits, and the rest in a task; returns None if it has ended by then.
 
-    A task would begin in the next turn of the loop. Here what the coroutine asks of the store is on its way before the
-    engine looks for more calls. (From Python 3.12 on there are eager tasks.) Until it first waits, the coroutine has no
-    task of its own: it may not use `asyncio.timeout` there.
+    A task would begin only in the next turn of the loop. This way the coroutine's request to the store is on its way
+    before the engine looks for more calls. (Python has eager tasks from 3.12 on.) Until the coroutine first waits, it
+    has no task of its own, so it may not use `asyncio.timeout` there.
     """
     try:
         awaited = work.send(None)
@@ -30,7 +30,7 @@ def _rest(work: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any, Any, 
     while True:
         try:
             sent = yield awaited
-        except BaseException as error:  # noqa: BLE001  a cancellation too is for the coroutine to see
+        except BaseException as error:  # noqa: BLE001  the coroutine has to see cancellations too
             step = partial(work.throw, error)
         else:
             step = partial(work.send, sent)

@@ -33,10 +33,10 @@ METHOD_ROLES: Mapping[str, Role] = MappingProxyType(
         for name in names
     }
 )
-"""The role that a caller needs for each method, as the protos say too. A method that is not here is nobody's."""
+"""The role that a caller needs for each method, as the protos say too. No role allows a method that is not here."""
 
 USER_WIDE_EXCHANGES = 40
-"""How many store timeouts a call about all sessions of a user may take: 10 s in all unless configured."""
+"""How many store timeouts a call about all sessions of a user may take: by default 10 s in total."""
 
 _Request = TypeVar("_Request", bound=Message)
 _Rpc: TypeAlias = Callable[[_Request, Call], Awaitable[Message | bytes]]
@@ -46,7 +46,7 @@ _BatchHandler: TypeAlias = Callable[[list[UnaryCall]], None]
 
 
 class Around(Protocol):
-    """Puts something around the handlers, once, when the server is made."""
+    """Wraps the handlers, once, when the server is created."""
 
     def unary(self, handler: _Handler) -> _Handler:
         """Returns a handler that calls this one."""
@@ -58,7 +58,7 @@ class Around(Protocol):
 def session_service_methods(
     service: SessionService, watches: Watches, *, store_timeout_seconds: float, around: Around | None = None
 ) -> dict[str, Method]:
-    """Returns the methods of SessionService by their paths. `store_timeout_seconds` is what the store has for one call.
+    """Returns the methods of SessionService by their paths. `store_timeout_seconds` is the store's time for one call.
 
     RevokeUserSessions takes more exchanges with the store the more sessions the user has. There the timeout is for each
     exchange, and the call has USER_WIDE_EXCHANGES of them.
@@ -93,7 +93,7 @@ def _unary(request_type: type[_Request], rpc: _Rpc[_Request], timeout_seconds: f
             context = Call(deadline, call.caller or ANONYMOUS, *ids)
             response = await rpc(_parse(request_type, call.request), context)
             return response if isinstance(response, bytes) else response.SerializeToString()
-        except Exception as error:  # noqa: BLE001  whatever it is, the caller gets a status made by `statuses`
+        except Exception as error:  # noqa: BLE001  whatever it is, the caller gets a status from `statuses`
             raise StatusError(status_of(error, ids)) from None
 
     return handle

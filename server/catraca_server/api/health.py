@@ -2,7 +2,7 @@
 
 The overall status and that of the service do not follow the store: taking every server out of rotation because Redis is
 down would turn "unknown, retry" into "connection refused". Watch `store` to follow the store. `secure` is NOT_SERVING
-on a server that only `--insecure` let start, so that nobody forgets that it was set.
+on a server that could start only because of `--insecure`, so that it is not forgotten.
 """
 
 import asyncio
@@ -76,7 +76,7 @@ class Health(health_pb2_grpc.HealthServicer):
                 yield health_pb2.HealthCheckResponse(status=status)
                 sent = status
             elif self._draining:
-                # Only once it has been sent: the server may have begun to drain while something else was being sent.
+                # Only once the last status has been sent: draining may have begun while an earlier one was being sent.
                 return
             else:
                 await changed.wait()

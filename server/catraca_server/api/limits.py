@@ -1,6 +1,6 @@
-"""How much a caller may do: calls at a time, and calls a second. Decided in front of every handler, in no time.
+"""How much a caller may do: calls at a time, and calls a second. Decided before every handler, without waiting.
 
-Without it one caller that was taken over, or goes round in circles, could use up what all others need.
+Without limits, one caller that is compromised, or stuck in a loop, could use up what all others need.
 """
 
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from catraca_server.domain.call import Caller
 from catraca_server.store import Overloaded
 
 BURST_SECONDS = 1.0
-"""Calls that were not made are saved for so long: callers do not spread theirs evenly."""
+"""How long a caller may save up calls that it does not make: callers do not spread theirs evenly."""
 
 _OVERLOADED = status_of(Overloaded())
 
 
 class CallerLimits:
-    """Counts the calls of each caller, whatever connections and credentials they come by. 0: no limit.
+    """Counts the calls of each caller, across its connections and credentials. 0: no limit.
 
-    `now` returns seconds of a clock that only runs forward.
+    `now` returns the seconds of a monotonic clock.
     """
 
     def __init__(self, *, max_calls: int, max_rate: int, now: Callable[[], float]) -> None:
@@ -29,10 +29,10 @@ class CallerLimits:
         self._accounts: dict[str, _Account] = {}
 
     def admit(self, caller: Caller) -> Callable[[], None]:
-        """Counts a call, and returns what to call when it is over. Raises StatusError: the caller has too many."""
+        """Counts a call. Returns a function to call when that is over. Raises StatusError: the caller has too many."""
         account = self._accounts.get(caller.name)
         if account is None:
-            # There are as many as the callers file names: who has no role does not get here.
+            # The callers file bounds their number: callers without a role do not get here.
             account = self._accounts[caller.name] = _Account(self._now(), self._max_rate)
         if self._max_calls and account.calls >= self._max_calls:
             raise StatusError(_OVERLOADED)
@@ -61,5 +61,5 @@ class _Account:
         return taken
 
     def end(self) -> None:
-        """A call is over."""
+        """Counts the end of a call."""
         self.calls -= 1

@@ -1,4 +1,4 @@
-"""The type of each method, by its path, as metrics call it."""
+"""The type of each method, by its path, in the words of the metrics."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha.reflection import aio
 
 
 class _DocumentedFile:
-    """What the servicer uses of a FileDescriptor."""
+    """The part of a FileDescriptor that the servicer uses."""
 
     def __init__(self, documented: FileDescriptorProto, dependencies: Sequence[Any]) -> None:
         self.name = documented.name
@@ -27,7 +27,7 @@ class _DocumentedFile:
 
 
 class _DocumentedPool:
-    """What the servicer uses of a DescriptorPool: our files with their comments, all others as they are."""
+    """The part of a DescriptorPool that the servicer uses: our files with their comments, all others as they are."""
 
     def __init__(self) -> None:
         self._pool = descriptor_pool.Default()

@@ -1,4 +1,4 @@
-"""The RPCs: messages in, messages out. It converts and nothing else; no engine type gets below here.
+"""The RPCs: messages in, messages out. It only converts; no type of the engine gets below this module.
 
 Errors are exceptions, which `statuses` turns into statuses.
 """
@@ -131,7 +131,7 @@ def _require(field: str, value: str) -> None:
 
 
 def validation_violations(token: str, user_id: str, path: str = "") -> list[Violation]:
-    """Returns everything that is wrong with a validation; `path` is where in the request it stands."""
+    """Returns everything that is wrong with a validation; `path` is its place in the request."""
     violations = []
     if not token:
         violations.append(Violation(f"{path}token", "must be set"))
@@ -175,7 +175,7 @@ def _unix_ms(field: str, timestamp: Timestamp) -> int:
 
 
 def _milliseconds(field: str, duration: Duration) -> int:
-    """Returns a duration in milliseconds. A part of one counts as one, so that no duration is rounded to zero."""
+    """Returns a duration in milliseconds. A fraction of one counts as one, so that no duration is rounded to zero."""
     if abs(duration.nanos) >= 1_000_000_000 or duration.seconds * duration.nanos < 0:
         raise InvalidRequest(Violation(field, "must have nanos below 1e9, of the same sign as seconds"))
     nanoseconds = duration.seconds * 1_000_000_000 + duration.nanos

@@ -1,6 +1,6 @@
-"""Which status an exception becomes. The one place for it, so that no error ever says more than it should.
+"""Turns exceptions into statuses. This is the one place that does, so that no error ever says more than it should.
 
-The texts are written here. An exception from below may hold a key or what Redis said, so its text never gets out. Only
+The texts are written here. An exception from below may hold a key or quote Redis, so its text never gets out. Only
 InvalidRequest adds to the text: it holds nothing but field names and rules.
 """
 
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 DOMAIN = "catraca"
 REASONS = tuple(name.removeprefix("ERROR_REASON_") for name, number in ErrorReason.items() if number)
-"""Why calls fail, as ErrorInfo says it."""
+"""Why calls fail, in the words of ErrorInfo."""
 RETRY_DELAY = Duration(nanos=100_000_000)
 VIOLATIONS_MAX = 16
 """Details travel in the trailers, which clients limit to 8 KiB; a batch can be wrong in 1,000 places."""
@@ -109,7 +109,7 @@ _STORE_PROBLEMS: Mapping[StoreProblem, tuple[str, str]] = MappingProxyType(
         StoreProblem.SHUTTING_DOWN: ("is not used any more by this server, which is shutting down", "retry"),
     }
 )
-"""What the session store did, and what to do now."""
+"""What is wrong with the session store, and what a caller can do."""
 
 
 def status_of(error: Exception, ids: CallIds = CallIds()) -> Status:  # noqa: B008  it is immutable
@@ -130,7 +130,7 @@ def status_of(error: Exception, ids: CallIds = CallIds()) -> Status:  # noqa: B0
         what, remedy = _STORE_PROBLEMS[error.problem]
         message = f"the session store {what}, so nothing is known about the session: {remedy}"
         return _status(grpc.StatusCode.UNAVAILABLE, ErrorReason.ERROR_REASON_STORE_UNAVAILABLE, message)
-    # Where it happened and not what it says: an unforeseen text may quote a request.
+    # Where it happened, but not the text of the exception: that may quote a request.
     where = "".join(traceback.format_tb(error.__traceback__))
     logger.critical("defect: %s%s\n%s", type(error).__name__, ids, where)
     return _status(

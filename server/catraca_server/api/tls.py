@@ -1,7 +1,7 @@
 """The certificate that the server shows: read from files, and read again when they have changed.
 
-gRPC asks at each handshake whether there is a new one, so a changed file is in force with the next connection, and the
-connections there are go on. Files that cannot be used change nothing: what was read before stays in force.
+gRPC asks at each handshake whether there is a new one, so a changed file takes effect with the next connection. Open
+connections go on. Unusable files change nothing: the certificate that was read before stays in force.
 """
 
 import logging
@@ -15,7 +15,7 @@ import grpc
 logger = logging.getLogger(__name__)
 
 _Stamp: TypeAlias = tuple[tuple[int, int, int], ...]
-"""What changes whenever one of the files does."""
+"""A value that changes whenever one of the files does."""
 
 
 class CertificateError(Exception):
@@ -23,7 +23,7 @@ class CertificateError(Exception):
 
 
 class Certificate:
-    """A certificate with its key, and the authorities of clients' certificates if those have to have one.
+    """A certificate with its key, and the authorities of clients' certificates if clients must have one.
 
     All are paths of PEM files.
     """
@@ -33,11 +33,11 @@ class Certificate:
         self._key = key
         self._client_authorities = client_authorities
         self._stamp: _Stamp | None = None
-        # Handshakes ask from threads of the core.
+        # Handshakes call this from threads of the core.
         self._lock = threading.Lock()
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Returns what to listen with. Raises CertificateError."""
+        """Returns the credentials to listen with. Raises CertificateError."""
         self._stamp = self._stamp_now()
         configuration = self._read(self._stamp)
         return grpc.dynamic_ssl_server_credentials(
@@ -47,12 +47,12 @@ class Certificate:
         )
 
     def _read_if_changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """Returns what to serve with from now on; None if that is what it was."""
+        """Returns what to serve with from now on; None if nothing has changed."""
         with self._lock:
             stamp = self._stamp_now()
             if stamp == self._stamp:
                 return None
-            # Also of what cannot be used, which is logged once and not at every handshake.
+            # Also for unusable files, so that they are logged once and not at every handshake.
             self._stamp = stamp
             try:
                 configuration = self._read(stamp)
@@ -75,7 +75,7 @@ class Certificate:
         check_pair(self._certificate, self._key)
         if self._client_authorities is not None:
             check_authorities(self._client_authorities)
-        # Checked was what the files hold, and served is what was read.
+        # The checks have read the files again. If the files have changed, what was checked is not what would be served.
         if self._stamp_now() != stamp:
             raise CertificateError(f"{self._certificate} or a file beside it is just being written")
         certificate, key, *authorities = contents
@@ -119,5 +119,5 @@ def _content(path: Path) -> bytes:
 
 
 def _no_password() -> str:
-    # Or else OpenSSL would ask for it on the terminal.
+    # Without this, OpenSSL would ask for a password on the terminal.
     raise ValueError

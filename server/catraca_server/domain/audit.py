@@ -58,16 +58,16 @@ class Audits:
         self._audits = audits
 
     def session_changed(self, event: SessionEvent, call: Call) -> None:
-        """Tells each."""
+        """Notifies each."""
         for audit in self._audits:
             audit.session_changed(event, call)
 
     def caller_refused(self, refused: CallerRefused) -> None:
-        """Tells each."""
+        """Notifies each."""
         for audit in self._audits:
             audit.caller_refused(refused)
 
     def invalid_tokens(self, caller: str, count: int) -> None:
-        """Tells each."""
+        """Notifies each."""
         for audit in self._audits:
             audit.invalid_tokens(caller, count)

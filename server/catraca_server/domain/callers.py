@@ -2,7 +2,7 @@
 
 An API key is ``ctrk_`` and 71 base62 characters, laid out as a token is: a public id of 128 bits by which it is found,
 a secret of 256 bits, and a checksum. What is kept of it is its id and a hash of the secret. The hash is a plain
-SHA-256: nobody can search 256 random bits, however fast each try is, so a slow hash as for passwords would only cost.
+SHA-256: nobody can search 256 random bits, however fast each try is. A slow hash, as for passwords, would gain nothing.
 """
 
 import hashlib
@@ -145,18 +145,18 @@ class Callers:
         self._keys: Mapping[str, tuple[KeyRecord, Caller]] = MappingProxyType(keys)
 
     def with_key(self, key: str) -> Caller | None:
-        """Returns whose key this is; None if it is nobody's, or not a key at all."""
+        """Returns the caller with this key; None if no caller has it, or it is not a key at all."""
         presented = read_key(key)
         if presented is None:
             return None
         kept, caller = self._keys.get(presented.key_id, (None, None))
-        # In constant time: the id may be known, so how much of the digest is right must not show.
+        # In constant time: the id may be known, so the time must not show how much of the digest is right.
         if kept is None or not hmac.compare_digest(kept.digest, presented.digest):
             return None
         return caller
 
     def with_certificate(self, uris: Sequence[str], dns_names: Sequence[str]) -> Caller | None:
-        """Returns whose certificate has these names in it; None if it is nobody's."""
+        """Returns the caller whose certificate has these names; None if there is none."""
         for pattern, caller in self._patterns:
             if any(map(pattern.matches, uris if isinstance(pattern, UriPattern) else dns_names)):
                 return caller

@@ -91,7 +91,7 @@ class Tokens:
         self._peppered = None if pepper is None else hmac.new(pepper, digestmod=hashlib.sha256)
 
     def mint(self) -> str:
-        """Returns a new token of ours."""
+        """Returns a new minted token."""
         session_id = base62(int.from_bytes(self._entropy(ID_BITS // 8)), ID_LENGTH)
         return _minted(session_id, int.from_bytes(self._entropy(SECRET_BITS // 8)))
 
@@ -122,7 +122,7 @@ class Tokens:
             return Credential(token[_ID_AT:_SECRET_AT], self._hash(data[_SECRET_AT:_CHECKSUM_AT]))
         if not _can_be_brought(token):
             return None
-        # Two digests of one token: the id is public and must tell nothing about what the record holds.
+        # Two digests of one token: the id is public and must reveal nothing about what the record holds.
         derived = self._hash(b"catraca session id\0" + token.encode())
         return Credential(base62(int.from_bytes(derived[: ID_BITS // 8]), ID_LENGTH), self._hash(token.encode()))
 

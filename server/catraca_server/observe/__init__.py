@@ -1,1 +1,1 @@
-"""What is told to whom. Each part implements a protocol of the domain; the composition root hands it in."""
+"""The audit, metrics and traces. Each implements a protocol of what notifies it; the composition root connects them."""

@@ -1,7 +1,7 @@
 """The audit in the log: one line for what happened to a session, and one for each refused call.
 
 A line has words (`user_id=ana`), which JSON logs have as fields. What callers choose themselves is escaped, so that
-nobody writes lines of their own. No token, key or attribute gets here.
+they cannot forge lines. No token, key or attribute gets here.
 """
 
 import logging
@@ -13,11 +13,11 @@ from catraca_server.domain.call import Call
 from catraca_server.domain.events import EndCause, EventType, SessionEvent
 
 logger = logging.getLogger(__name__)
-# Who has asked for an audit gets it also where the log is to have nothing but what is wrong.
+# An audit that was asked for is written even if the log level admits only warnings or errors.
 logger.setLevel(logging.INFO)
 
 LINES_PER_SECOND = 20
-"""Whoever has no key can still make calls; their number must not fill the disk."""
+"""Callers without a key can still make calls. However many these are, they must not fill the disk."""
 
 _WHAT: Mapping[EventType, str] = {
     EventType.CREATED: "session created",
@@ -30,8 +30,8 @@ _WHAT: Mapping[EventType, str] = {
 class LogAudit:
     """Writes to the log; with `sessions`, also what happens to sessions.
 
-    `invalid_tokens_alarm` is how many invalid tokens of one caller within a minute are worth a line; 0: none are. `now`
-    returns seconds of a clock that only runs forward.
+    `invalid_tokens_alarm` is how many invalid tokens of one caller within a minute are worth a line; 0: no number is.
+    `now` returns the seconds of a monotonic clock.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class LogAudit:
         _write(level, _WHAT[event.type], words)
 
     def caller_refused(self, refused: CallerRefused) -> None:
-        """Writes a line with everything that is known of the call, as long as there are not too many of them."""
+        """Writes a line with everything that is known about the call, up to LINES_PER_SECOND."""
         second = int(self._now())
         if second != self._second:
             if self._lines > LINES_PER_SECOND:
@@ -84,7 +84,7 @@ class LogAudit:
             _write(logging.WARNING, "caller refused", words | {name: value for name, value in ids.items() if value})
 
     def invalid_tokens(self, caller: str, count: int) -> None:
-        """Writes a line, at most one a minute for each caller, when somebody may be trying tokens."""
+        """Writes a line, at most one a minute for each caller, when a caller may be guessing tokens."""
         minute = int(self._now() / 60)
         if minute != self._minute:
             self._minute, self._invalid = minute, {}

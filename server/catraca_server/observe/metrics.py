@@ -1,4 +1,4 @@
-"""What one process has counted. Parts tell it, or are asked when somebody wants to know."""
+"""What one process has counted. Parts report to it, or are asked when the numbers are read."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -31,7 +31,7 @@ CODES = (
     "DataLoss",
     "Unauthenticated",
 )
-"""As grpc-prometheus calls them, by their numbers."""
+"""The names of the codes in grpc-prometheus, by number."""
 
 _CHANGES = {
     EventType.CREATED: "catraca_sessions_created_total",
@@ -56,8 +56,8 @@ class _Method:
 class Metrics:
     """Counts. It is an `Observer` of the engine, a `StoreObserver` and an `Audit`.
 
-    `methods` has the type of each method by its path; calls of any other count as those of `unknown`. `reasons` are
-    those of errors: they are there before they occur, so that whoever compares two readings sees the first error too.
+    `methods` has the type of each method by its path; calls of any other method count as `unknown`. `reasons` are those
+    of errors: each is there before it occurs, so that comparing two readings shows the first error too.
     """
 
     def __init__(self, methods: Mapping[str, str], reasons: Iterable[str]) -> None:
@@ -72,11 +72,11 @@ class Metrics:
         self._readers: dict[str, Callable[[], Mapping[str, float]]] = {}
 
     def read_from(self, family: str, read: Callable[[], float | None]) -> None:
-        """Has a number read when it is wanted; None: there is none."""
+        """Registers a function that reads a number whenever all are read. It returns None if there is none."""
         self._readers[family] = lambda: {} if (value := read()) is None else {family: value}
 
     def read_each_from(self, family: str, label: str, read: Callable[[], Mapping[str, int]]) -> None:
-        """Has numbers read when they are wanted, by the values of a label."""
+        """Registers a function that reads numbers, by the values of a label, whenever all are read."""
         self._readers[family] = lambda: {sample(family, {label: name}): count for name, count in read().items()}
 
     def started(self, method: bytes, metadata: object = ()) -> None:
@@ -104,7 +104,7 @@ class Metrics:
         self._reconnects += 1
 
     def session_changed(self, event: SessionEvent, call: Call) -> None:
-        """Counts what happened to a session: once, and not what speaks for all of a user."""
+        """Counts what happened to a session: once, and no event about all sessions of a user."""
         del call
         if event.repeated or not event.session_id:
             return
@@ -114,10 +114,10 @@ class Metrics:
             self._changes[_CHANGES[event.type]] += 1
 
     def caller_refused(self, refused: CallerRefused) -> None:
-        """Is counted where the call ends, by its reason."""
+        """Does nothing: the engine reports the end of the call, with its reason."""
 
     def invalid_tokens(self, caller: str, count: int) -> None:
-        """Is counted where validations are answered, by their outcome."""
+        """Does nothing: validations are counted where they are answered, by their outcome."""
 
     def snapshot(self) -> Snapshot:
         """Returns all numbers."""

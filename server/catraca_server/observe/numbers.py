@@ -1,6 +1,6 @@
 """The metrics: their names, what processes have counted, and the page that Prometheus reads (text format 0.0.4).
 
-A few plain numbers and forty lines of text: a library would bring nothing else, and count more slowly.
+A few plain numbers and forty lines of text: a library would add nothing, and count more slowly.
 """
 
 import re
@@ -15,11 +15,11 @@ _LABEL = re.compile(r'([a-z_]+)="([^"]*)"')
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 Snapshot: TypeAlias = dict[str, dict[str, float]]
-"""By family, and in it by sample: its name and labels, as on the page."""
+"""The numbers by family, and in it by sample: its name and labels, as on the page."""
 
 
 class Merge(Enum):
-    """What becomes of the numbers of several processes."""
+    """How the numbers of several processes are combined."""
 
     SUM = "sum"
     MIN = "min"
@@ -78,7 +78,7 @@ class Histogram:
         self._sum += value
 
     def samples(self, name: str, labels: Mapping[str, str]) -> dict[str, float]:
-        """Returns it as it is on the page."""
+        """Returns the samples as they are on the page."""
         total = 0
         found: dict[str, float] = {}
         for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
@@ -90,7 +90,7 @@ class Histogram:
 
 
 def sample(name: str, labels: Mapping[str, str]) -> str:
-    """Returns the name of a sample. Labels are words of ours, which need no escapes."""
+    """Returns the name of a sample. The label values are our own words, which need no escaping."""
     inner = ",".join([f'{key}="{value}"' for key, value in labels.items()])
     return f"{name}{{{inner}}}" if inner else name
 

@@ -1,6 +1,6 @@
-"""OpenTelemetry, for those who ask for it: whether it can be had, what is sent, and the way to what sends it.
+"""OpenTelemetry, if it is asked for: whether it can be used, what is to be sent, and the start of the sending.
 
-It is an extra, and takes a while to import. So only functions here import what builds on it.
+It is an extra, and takes a while to import. So the modules that build on it are imported inside functions.
 """
 
 import os
@@ -43,7 +43,7 @@ def problems_with_otel(environment: Mapping[str, str]) -> list[str]:
     ]
     headers = ["OTEL_EXPORTER_OTLP_HEADERS", *(f"OTEL_EXPORTER_OTLP_{signal}_HEADERS" for signal in _SIGNALS)]
     problems += [
-        # What it holds is not shown: it may be a secret.
+        # Its value is not shown: it may be a secret.
         f"{name} must be headers as name=value, with commas between them"
         for name in headers
         if not all(_HEADER.fullmatch(each) for each in environment.get(name, "").split(",") if each.strip())
@@ -55,9 +55,9 @@ def problems_with_otel(environment: Mapping[str, str]) -> list[str]:
 async def tracing(
     metrics: Metrics, methods: Iterable[str], address: Mapping[str, str | int]
 ) -> AsyncIterator["Tracing | None"]:
-    """Yields what makes spans (see there for the arguments), and sends the last of them on the way out.
+    """Yields a `Tracing`, which makes spans (see there for the arguments), and sends the last ones on the way out.
 
-    None: no traces are wanted. Raises ValueError or OSError for OTEL_ variables that cannot be used.
+    Yields None if no traces are wanted. Raises ValueError or OSError for OTEL_ variables that cannot be used.
     """
     if not _is_wanted("TRACES"):
         yield None

@@ -1,7 +1,7 @@
-"""Sends traces and metrics to a collector, over OTLP. Where it is, and all about the sending, OTEL_ variables say.
+"""Sends traces and metrics to a collector, over OTLP. OTEL_ variables say where it is and how to send.
 
-The metrics are the numbers of the page for Prometheus, read every minute and not counted again. An instrument of the
-SDK that is read cannot be a histogram; so what is sent is made of the page's numbers directly.
+The metrics are the numbers of the page for Prometheus, read every minute and not counted a second time. The SDK has no
+observable histogram, so its data points are made from the page's numbers directly.
 """
 
 import asyncio
@@ -38,12 +38,12 @@ from opentelemetry.trace import Tracer
 from catraca_server.observe.numbers import FAMILIES, Snapshot, labels_of
 
 logger = logging.getLogger(__name__)
-# It quotes headers that it cannot read, and they may be secrets.
+# This logger quotes headers that it cannot read, and they may be secrets.
 logging.getLogger("opentelemetry.util.re").disabled = True
 
 NAME = "catraca"
 LAST_EXPORT_SECONDS = 2.0
-"""For what is left when the service stops. A collector that cannot be reached must not hold it up."""
+"""How long the last export may take when the service stops. An unreachable collector must not hold that up."""
 
 DEFAULT_INTERVAL_MS = 60_000
 
@@ -51,8 +51,8 @@ _CONVENTIONS: Mapping[str, str] = {
     "grpc_server_handling_seconds": "rpc.server.call.duration",
     "catraca_store_exchange_seconds": "db.client.operation.duration",
 }
-"""What the semantic conventions have a name for. Any other metric has the name of which a translation to Prometheus
-makes the page's."""
+"""The metrics that the semantic conventions have a name for. Any other metric has a name that translates to the page's
+name in Prometheus."""
 
 
 @asynccontextmanager
@@ -65,13 +65,13 @@ async def sending_spans() -> AsyncIterator[Tracer]:
     try:
         yield provider.get_tracer(NAME, version(NAME))
     finally:
-        # In a thread, which the shutdown of the exporter frees if it is stuck.
+        # In a thread: if it is stuck, the exporter's shutdown frees it.
         await _in_time(asyncio.to_thread(processor.shutdown), exporter.shutdown)
 
 
 @asynccontextmanager
 async def sending_numbers(snapshot: Callable[[], Awaitable[Snapshot]]) -> AsyncIterator[None]:
-    """Sends the numbers again and again in the body, and once more on the way out."""
+    """Sends the numbers repeatedly in the body, and once more on the way out."""
     exporter = OTLPMetricExporter()
     resource, began_ns = _resource(), time.time_ns()
     interval_seconds = float(os.environ.get("OTEL_METRIC_EXPORT_INTERVAL") or DEFAULT_INTERVAL_MS) / 1000
@@ -81,7 +81,7 @@ async def sending_numbers(snapshot: Callable[[], Awaitable[Snapshot]]) -> AsyncI
     async def send() -> None:
         try:
             data = metrics_data(await snapshot(), resource, began_ns, time.time_ns())
-            # The exporter has logged it if the collector does not take them. The next ones say as much.
+            # The exporter has logged it if the collector does not take them. The next numbers include these.
             await asyncio.to_thread(exporter.export, data)
         except Exception:
             logger.exception("metrics not sent")
@@ -168,7 +168,7 @@ def _conventional(labels: Mapping[str, str], convention: str | None) -> dict[str
 
 
 def _resource() -> Resource:
-    """Returns who sends: this process, unless the variables say otherwise."""
+    """Returns the sender's description: this process, unless the variables say otherwise."""
     own = {"service.name": NAME, "service.version": version(NAME), "service.instance.id": str(uuid.uuid4())}
     said = OTELResourceDetector().detect().attributes
     return Resource.create({name: value for name, value in own.items() if name not in said})

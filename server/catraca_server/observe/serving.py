@@ -11,7 +11,7 @@ from catraca_server.observe.numbers import CONTENT_TYPE, Snapshot, page
 logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 5.0
-"""For a request and its answer: whoever is slower is left."""
+"""For a request and its answer. A slower connection is closed."""
 
 _HEAD_MAX_BYTES = 8192
 

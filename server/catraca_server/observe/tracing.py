@@ -1,12 +1,11 @@
-"""Traces: a span for each call, and below it one for each request that it makes of the store.
+"""Traces: a span for each call, and below it one for each request that it makes to the store.
 
 The names are those of OpenTelemetry's semantic conventions for RPC and for Redis. A call continues the trace that its
-`traceparent` names; whether it is recorded the sampler decides, by default as the caller has decided. Spans have names
-of methods and commands, numbers and statuses; nothing of a request gets into them.
+`traceparent` names. The sampler decides whether it is recorded; by default it follows the caller's decision. Spans hold
+names of methods and commands, numbers and statuses; nothing of a request gets into them.
 
-Validations that come together ask the store together. Each call that is recorded has a span of its own for that
-request, with the same beginning and end, because each has waited for it; how many commands they shared it with is in
-the span.
+Validations that come together share a request to the store. Each recorded call has a span of its own for that request,
+with the same beginning and end, because each call waits for it; the span has the number of commands in the request.
 """
 
 import re
@@ -23,19 +22,19 @@ from catraca_server.observe.metrics import CODES, Metrics
 _STATUSES = tuple(
     "CANCELLED" if each == "Canceled" else re.sub(r"(?<=[a-z])(?=[A-Z])", "_", each).upper() for each in CODES
 )
-"""As gRPC calls them, by their numbers."""
+"""gRPC's names of the statuses, by number."""
 
 _ERRORS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
-"""Where the server is at fault, and not its caller."""
+"""The statuses for which the server is at fault, and not its caller."""
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 _TRACEPARENT = "traceparent"
 _NO_PARENT = Context()
 _UNRECORDED = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f][02468ace]")
-"""The `traceparent` of a caller that does not record. To ask the SDK costs ten times as much as to see it here."""
+"""The `traceparent` of a caller that does not record. Asking the SDK costs ten times as much as checking it here."""
 
 _recorded: ContextVar[Sequence[Span]] = ContextVar("recorded", default=())
-"""The calls that are being served here and are recorded."""
+"""The spans of the recorded calls that are being served here."""
 
 
 class ServedCall(Protocol):
@@ -43,7 +42,7 @@ class ServedCall(Protocol):
 
     @property
     def observed(self) -> Any:
-        """What `Tracing.started` has returned for it."""
+        """What `Tracing.started` returned for the call."""
 
 
 _Call = TypeVar("_Call", bound=ServedCall)
@@ -53,8 +52,8 @@ class Tracing:
     """Makes spans. It is an `Observer` of the engine, which passes everything on to `metrics`, and a `RequestObserver`.
 
     Calls of `methods` are traced, by their paths, and those of methods that do not exist; others, such as health
-    probes, are not. `address` is what every span of a call has besides: `server.address` and `server.port`.
-    `follows_callers`: the sampler never records what a caller does not record, and need not be asked about that.
+    probes, are not. `address` has attributes of every span of a call: `server.address` and `server.port`.
+    `follows_callers`: the sampler never records what a caller does not record, and need not be asked then.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class Tracing:
         self._metrics = metrics
         names = {b"": "_OTHER"} | {path.encode(): path[1:] for path in methods}
         self._calls = {
-            # A span is not to be called what anybody may call.
+            # The span of an unknown method must not be named by the caller.
             path: ("grpc" if not path else name, {"rpc.system.name": "grpc", "rpc.method": name, **address})
             for path, name in names.items()
         }
@@ -82,7 +81,7 @@ class Tracing:
         traced = self._calls.get(method)
         if traced is None:
             return None
-        # Without `tracestate`: any text that a caller likes would be sent with the span.
+        # Without `tracestate`, because it would send any text that a caller chooses with the span.
         carrier = {key: value for key, value in metadata if key == _TRACEPARENT and isinstance(value, str)}
         if carrier and self._follows_callers and _UNRECORDED.fullmatch(carrier[_TRACEPARENT]):
             return None
@@ -107,18 +106,18 @@ class Tracing:
     def unary(
         self, handler: Callable[[_Call], Coroutine[Any, Any, bytes]]
     ) -> Callable[[_Call], Coroutine[Any, Any, bytes]]:
-        """Returns a handler whose requests of the store are part of its call."""
+        """Returns a handler whose requests to the store are part of its call."""
 
         async def handle(call: _Call) -> bytes:
             if call.observed is not None:
-                # It has a task, and with it a context, of its own.
+                # The handler has its own task, and so its own context.
                 _recorded.set((call.observed,))
             return await handler(call)
 
         return handle
 
     def batch(self, handler: Callable[[list[_Call]], None]) -> Callable[[list[_Call]], None]:
-        """Returns a handler whose requests of the store are part of each of its calls."""
+        """Returns a handler whose requests to the store are part of each of its calls."""
 
         def handle(calls: list[_Call]) -> None:
             recorded = [call.observed for call in calls if call.observed is not None]
@@ -134,11 +133,11 @@ class Tracing:
         return handle
 
     def is_asked_for(self) -> bool:
-        """Whether a call that is recorded is being served here."""
+        """Whether a recorded call is being served here."""
         return bool(_recorded.get())
 
     def request_began(self, operation: str, commands: int) -> Sequence[tuple[Span, Span]]:
-        """Begins the spans of a request of the store: one for each call, which it returns with it."""
+        """Begins the spans of a request to the store: one for each recorded call, and returns each after its call's."""
         attributes: dict[str, str | int] = {"db.system.name": "redis", "db.operation.name": operation}
         if commands > 1:
             attributes["db.operation.batch.size"] = commands
@@ -151,7 +150,7 @@ class Tracing:
         ]
 
     def request_ended(self, began: Sequence[tuple[Span, Span]], error: str) -> None:
-        """Ends them, but for those whose call did not wait for it: another node was asked for others in its batch."""
+        """Ends the spans, except for calls that are over: they did not wait for a node that only others needed."""
         for call, span in began:
             if call.is_recording():
                 if error:

@@ -1,4 +1,4 @@
-"""Who is notified of exchanges with the store."""
+"""The observer of exchanges with the store."""
 
 from typing import Protocol
 

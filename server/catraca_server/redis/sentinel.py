@@ -28,7 +28,7 @@ class Sentinels:
     """Connects to the primary that a group of Sentinels names.
 
     All are asked at once; a majority has to answer, and the newest answer counts, by the configuration epoch, which
-    every failover raises. So a Sentinel that has been cut off without knowing it misleads nobody.
+    every failover raises. So a Sentinel that has been cut off without knowing it does no harm.
     """
 
     def __init__(

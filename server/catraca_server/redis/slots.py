@@ -26,7 +26,7 @@ class Claim(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What one node says about who has which slots."""
+    """What one node says about which node has which slots."""
 
     claims: frozenset[Claim]
     """Of primaries that are not known to have failed."""
@@ -43,7 +43,7 @@ class View:
 
 @dataclass(slots=True)
 class SlotMap:
-    """Who has which slot, as far as is known."""
+    """Which node has which slot, as far as is known."""
 
     _owners: list[Address | None] = field(default_factory=lambda: [None] * REDIS_CLUSTER_HASH_SLOTS)
     _epochs: list[int] = field(default_factory=lambda: [-1] * REDIS_CLUSTER_HASH_SLOTS)

@@ -1,7 +1,7 @@
-"""The numbers of all workers, which the supervisor asks for when somebody reads the page, as one.
+"""The numbers of all workers as one. The supervisor asks for them when the page is read.
 
-What a worker counted before it died stays in: counters never run backwards. Only what a crashed worker counted after it
-was last asked is lost; one that drains tells it before it ends.
+What a worker counted stays in the numbers after it ends, so counters never run backwards. Only what a crashed worker
+counted after it was last asked is lost; a draining worker sends its last numbers before it ends.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ ASK = b"?"
 LINE_MAX_BYTES = 8 << 20
 
 WAIT_SECONDS = 1.0
-"""For workers to answer. Of one that does not, the numbers that it told last are taken."""
+"""How long workers have to answer. For one that does not, the numbers that it sent last are used."""
 
 
 class WorkerNumbers:
-    """What one worker has told."""
+    """The numbers that one worker sent last."""
 
     def __init__(self, ask: Callable[[], None]) -> None:
         self.last: Snapshot = {}
@@ -28,12 +28,12 @@ class WorkerNumbers:
         self._told = asyncio.Event()
 
     def tell(self, line: bytes) -> None:
-        """Takes a line of the worker's."""
+        """Takes a line from the worker."""
         self.last = json.loads(line)
         self._told.set()
 
     async def asked(self) -> None:
-        """Asks, and waits for the answer."""
+        """Asks the worker, and waits for its answer."""
         self._told.clear()
         self._ask()
         await self._told.wait()
@@ -47,11 +47,11 @@ class AllNumbers:
         self._workers: set[WorkerNumbers] = set()
 
     def add(self, worker: WorkerNumbers) -> None:
-        """A worker has begun to serve."""
+        """Adds a worker that has begun to serve."""
         self._workers.add(worker)
 
     def remove(self, worker: WorkerNumbers) -> None:
-        """It has ended."""
+        """Removes a worker that has ended, and keeps its counts."""
         self._workers.discard(worker)
         self._past = merge([self._past, without_gauges(worker.last)])
 

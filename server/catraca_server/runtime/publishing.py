@@ -1,4 +1,4 @@
-"""Who gets the numbers of the service: Prometheus, which reads a page, and a collector, to which they are sent."""
+"""Publishes the numbers of the service: on a page that Prometheus reads, and to a collector."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager

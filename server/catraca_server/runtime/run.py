@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 async def serve(settings: Settings, environment: Mapping[str, str]) -> None:
-    """Serves, by one process or by workers, until SIGTERM or SIGINT; then drains. Raises StartError, CannotListen."""
+    """Serves, in one process or with workers, until SIGTERM or SIGINT; then drains. Raises StartError, CannotListen."""
 
     def announce(address: str) -> None:
         logger.info("catraca %s listening on %s; Ctrl-C stops it", version("catraca"), address)
@@ -33,7 +33,7 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> None:
 
 @asynccontextmanager
 async def _alone(settings: Settings, environment: Mapping[str, str], pepper: bytes | None) -> AsyncIterator[str]:
-    """Runs the service in this process, and publishes its numbers if anybody wants them."""
+    """Runs the service in this process, and publishes its numbers if the settings say so."""
     metrics = new_metrics(settings)
 
     async def snapshot() -> Snapshot:
@@ -42,7 +42,7 @@ async def _alone(settings: Settings, environment: Mapping[str, str], pepper: byt
 
     async with AsyncExitStack() as stack:
         if metrics is not None:
-            # Around the service, so that what happens while it drains is published too.
+            # Around the service, so that the numbers are published while it drains, too.
             await stack.enter_async_context(publishing(settings, snapshot))
         yield await stack.enter_async_context(running(settings, environment, pepper, metrics))
 
@@ -55,7 +55,7 @@ async def run_until_stopped(service: AbstractAsyncContextManager[str], announce:
     started = False
 
     def on_signal() -> None:
-        # A start is cut short, for it may take as long as the store has to load.
+        # A start is cut short, because it may take as long as the store needs to load.
         if not started and not stop.is_set():
             task.cancel()
         stop.set()

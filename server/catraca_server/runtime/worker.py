@@ -1,6 +1,6 @@
 """One worker, `python -m catraca_server.runtime.worker`: a server in a process of its own, kept by the supervisor.
 
-How the two speak is described in `supervisor`.
+`supervisor` describes how the two communicate.
 """
 
 import asyncio

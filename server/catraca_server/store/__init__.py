@@ -5,8 +5,8 @@ One implementation serves every Redis.
 Promises common to all methods:
 
 - A method returns or raises by `call.deadline`.
-- `StoreUnavailable` means that nothing is known: of a read, what is there; of a write, whether it was done. Repeating
-  either is safe.
+- `StoreUnavailable` means that the outcome is not known: what a read would have found, or whether a write was done.
+  Repeating either is safe.
 - A request whose connection to Redis was closed is sent again, and the first sending may have been executed. Where a
   repeated write cannot tell its own work from that of another call, the method raises `StoreUnavailable`; it never
   returns a wrong answer. Reading, touching, reserving, committing, extending and removing have the same outcome when
@@ -14,7 +14,7 @@ Promises common to all methods:
 - Each change to a session is one atomic step on one key, and every key has an expiry at every instant.
 - Reads go to the primary, and happen after the method was called.
 - `NotDurable` means that fewer replicas than the operator wants have a change. Methods that create, change or end a
-  session, or reserve one, do not return before enough replicas have it; nor do those that find the change made already.
+  session, or reserve one, do not return before enough replicas have it; nor do those that find the change already made.
 """
 
 from collections.abc import Callable, Sequence
@@ -137,14 +137,14 @@ class SessionStore(Protocol):
         """
 
     async def touch(self, touched: Sequence[StoredSession], call: Call) -> Sequence[bool]:
-        """Moves each session's expiry to the later one it has here, if its record still is the same.
+        """Moves each session's expiry to the later one it has here, if its record is still the same.
 
         False where the record has changed or is gone: then nothing was done. An expiry is never moved to an earlier
         time, so touches that overtake each other do no harm.
         """
 
     async def replace(self, replacement: Replacement, call: Call, *, exclusive: bool = False) -> StoredSession | None:
-        """Writes a session's next version if it still is what was read; None, and no change, if it is not.
+        """Writes a session's next version if it is still as it was read. If not, changes nothing and returns None.
 
         If `after` has another expiry it is written too, unless the session was touched since it was read. `exclusive`:
         if several calls write the very same version, at most one of them gets it. Raises UnstorableSession.
@@ -230,7 +230,7 @@ class Feed(Appender, Protocol):
         """Returns where the feed ends."""
 
     async def read(self, after: Position, count: int, call: Call, *, until: EntryId | None = None) -> FeedReading:
-        """Reads at most so many entries after a position, up to and including `until`, if that is given.
+        """Reads at most `count` entries after a position, up to and including `until`, if that is given.
 
         If entries that followed the position are no longer there, or never will be, `lost` says so.
         """

@@ -1,7 +1,7 @@
 """Login attempts: how a user's index numbers them, and the tombstone that keeps one from being written.
 
 A login reserves its place in the user's index, writes the session, and commits. The session and the index are on two
-keys, so nothing is atomic over both. The score of the index entry tells how far the login is known to have got:
+keys, so nothing is atomic over both. The score of the index entry shows how far the login is known to have got:
 
 ========== ================== =========================== ================================================
 state      score of the entry under the session's key     what comes next

@@ -97,7 +97,7 @@ class RedisSessionStore:
         return self._link.together([self._keys.session(session_id) for session_id in session_ids])
 
     async def touch(self, touched: Sequence[StoredSession], call: Call) -> Sequence[bool]:
-        """Moves expiries to a later time, of sessions whose record still is the same."""
+        """Moves the expiries of sessions to a later time, where the record is still the same."""
         requests: list[Request] = []
         for stored in touched:
             key = self._keys.session(stored.session.session_id)
@@ -105,7 +105,7 @@ class RedisSessionStore:
         return [replies.get(0, int) == 1 for replies in await self._link.execute(requests, call.deadline)]
 
     async def replace(self, replacement: Replacement, call: Call, *, exclusive: bool = False) -> StoredSession | None:
-        """Writes a session's next version if it still is what was read."""
+        """Writes a session's next version if the session is still as it was read."""
         after = replacement.after
         record = encode(after.session)
         (replies,) = await self._link.execute([self._replacing(replacement, record)], call.deadline, durable=True)

@@ -1,4 +1,4 @@
--- Writes a session's next version, if it still is the version that was changed.
+-- Writes a session's next version, if it is still the version that was changed.
 -- KEYS[1]  the session's key
 -- ARGV[1]  the record as it was read, byte for byte
 -- ARGV[2]  the next record

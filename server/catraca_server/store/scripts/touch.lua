@@ -1,4 +1,4 @@
--- Moves a session's expiry to a later time, if the session still is what was validated.
+-- Moves a session's expiry to a later time, if the session is still what was validated.
 -- KEYS[1]  the session's key
 -- ARGV[1]  the record as it was validated, byte for byte
 -- ARGV[2]  the new expiry, Unix ms
