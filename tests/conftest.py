@@ -1,6 +1,6 @@
 """What all suites share: a Valkey for the whole run, and the backends.
 
-Servers within the process of the tests have what gRPC's core reads from the environment of `catraca serve`.
+For servers in the tests' own process, gRPC's core reads the same environment as in `catraca serve`.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What ends a call: the client's close, the caller's own cancellation, a strange answer, Ctrl-C. Each is told apart."""
+"""What ends a call: the client's close, the caller's cancellation, a strange answer, Ctrl-C. Each can be told apart."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""What importing the client costs whoever uses it, and what the command imports before it knows what to do."""
+"""What importing the client costs a program, and what the command imports before it knows what to do."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Near-cache clients on a server, whose watches end again and again: nothing grows on either side.
+"""Near-cache clients whose watches end over and over: nothing grows, neither in the clients nor in the server.
 
 `CATRACA_TEST_LONG=1` makes over a million validations and 10,000 reconnects of it.
 """

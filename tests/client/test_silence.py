@@ -1,4 +1,4 @@
-"""A connection over which nothing gets through any more, and which nobody closes: as of a machine that is gone."""
+"""A connection over which nothing gets through any more, and which nobody closes, as when a machine is gone."""
 
 from collections.abc import AsyncIterator, Iterator
 

@@ -1,4 +1,4 @@
-"""The audit hears what the feed is told, no more and no less, and who did it."""
+"""The audit gets the events that the feed gets, no more and no less, and who caused them."""
 
 from collections.abc import AsyncIterator
 

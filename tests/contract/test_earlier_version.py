@@ -1,4 +1,4 @@
-"""A store that an earlier version has filled: this version reads it as that one did, and writes the same bytes."""
+"""A store with an earlier version's data: this version reads it as that one did, and writes the same bytes."""
 
 import json
 import re

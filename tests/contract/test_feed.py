@@ -1,4 +1,4 @@
-"""The feed, on every backend: a chain of events that tells when a link of it is missing."""
+"""The feed, on every backend: a chain of events that shows when a link is missing."""
 
 import asyncio
 from collections.abc import AsyncIterator

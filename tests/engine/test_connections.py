@@ -1,4 +1,4 @@
-"""What belongs to connections: TLS and who the caller is by it, age, streams at a time, ports that are shared."""
+"""Connections: TLS and the identity that it gives a caller, age, streams at a time, shared ports."""
 
 import asyncio
 import shutil

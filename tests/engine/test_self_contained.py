@@ -1,4 +1,4 @@
-"""The engine stands alone, and what it uses of grpcio's private parts stands in one file."""
+"""The engine is self-contained, and uses grpcio's private parts in one file only."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The services of this house over the engine: sessions, health and reflection, asked by the clients people have."""
+"""catraca's services over the engine: sessions, health and reflection, called by the clients that people use."""
 
 import asyncio
 from collections.abc import AsyncIterator

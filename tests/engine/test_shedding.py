@@ -1,4 +1,4 @@
-"""Load shedding: clients keep to the limit of their connection, and yet are refused what is not let in."""
+"""Load shedding: clients that keep to their connection's limit are still refused the calls that are not let in."""
 
 import asyncio
 from contextlib import closing

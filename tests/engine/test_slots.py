@@ -1,4 +1,4 @@
-"""Slots: how many calls are taken in, which give up their slots, and that no slot is ever lost."""
+"""Slots: how many calls are accepted, which give up their slots, and that no slot is ever lost."""
 
 import asyncio
 from typing import Any

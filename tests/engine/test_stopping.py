@@ -1,4 +1,4 @@
-"""How a server stops: calls in hand have the grace to end, what is left is cancelled, and nothing stays behind."""
+"""How a server stops: calls in flight have the grace to end, the rest are cancelled, and nothing is left behind."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""Callers that mean harm, or are broken: honest callers beside them are served."""
+"""Malicious and broken callers: honest callers are served all the same."""
 
 import asyncio
 from collections.abc import Callable

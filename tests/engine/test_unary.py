@@ -1,4 +1,4 @@
-"""Unary calls: what a handler is told, what a caller gets, and what comes of handlers that fail."""
+"""Unary calls: what a handler receives, what a caller gets, and what happens if a handler fails."""
 
 import asyncio
 import gzip

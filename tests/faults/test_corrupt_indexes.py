@@ -1,4 +1,4 @@
-"""What is under the key of a user's index and is not one: no wrong response, and other users are not affected."""
+"""Something else under the key of a user's index: no wrong response, and other users are not affected."""
 
 from collections.abc import AsyncIterator, Awaitable
 

@@ -1,4 +1,4 @@
-"""What is under a session's key and is not its record: never valid, never a defect, and logged."""
+"""Something else under a session's key than its record: never valid, never a defect, and logged."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""The feed under faults: what is acknowledged is in it, and a watch never passes over in silence what may be lost."""
+"""The feed under faults: what is acknowledged is in it, and a watch never silently skips what may be lost."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence

@@ -1,4 +1,4 @@
-"""The checker of histories, by histories made by hand."""
+"""The checker of histories, on histories written by hand."""
 
 from dataclasses import replace
 from math import inf

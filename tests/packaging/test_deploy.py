@@ -1,4 +1,4 @@
-"""deploy/: what it says of settings, ports, commands, probes and privileges holds for the catraca beside it."""
+"""deploy/: what it says about settings, ports, commands, probes and privileges holds for this catraca."""
 
 import json
 import os

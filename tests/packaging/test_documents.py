@@ -1,4 +1,4 @@
-"""What documents say of files and tests is there."""
+"""The files and tests that the documents name are there."""
 
 import re
 from pathlib import Path

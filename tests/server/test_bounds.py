@@ -1,4 +1,4 @@
-"""What anybody on the network may make the server hold: handshakes, headers, pings and frames have an end."""
+"""What any client on the network can make the server hold: handshakes, headers, pings and frames are bounded."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""What a caller may do at most: calls at a time, calls a second; and the line about tokens that are tried."""
+"""The limits of a caller: calls at a time, calls a second; and the log line about guessed tokens."""
 
 from typing import Any
 

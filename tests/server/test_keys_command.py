@@ -1,4 +1,4 @@
-"""`catraca keys`: keys are made, listed and revoked by hand, for a service that runs."""
+"""`catraca keys`: keys are made, listed and revoked by hand, for a running service."""
 
 import re
 

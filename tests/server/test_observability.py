@@ -1,4 +1,4 @@
-"""deploy/observability: what its panels and alerts ask for is on the page of a service that is used."""
+"""deploy/observability: the metrics of its panels and alerts are on the page of a service in use."""
 
 import re
 import shutil

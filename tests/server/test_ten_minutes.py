@@ -1,4 +1,4 @@
-"""docs/operations.md, "In ten minutes": what stands there is run as it stands there, by a shell."""
+"""docs/operations.md, "In ten minutes": a shell runs what is written there, as it is written."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Three servers with mutual TLS on a primary under Sentinel, and what an operator does and suffers, under load."""
+"""Three servers with mutual TLS on a primary under Sentinel, and what operators do and what goes wrong, under load."""
 
 import asyncio
 import signal

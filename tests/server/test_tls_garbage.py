@@ -1,4 +1,4 @@
-"""Handshakes and records that no honest client sends: they disturb nobody else, and what they cost has an end."""
+"""Handshakes and records that no honest client sends: they disturb no other client, and their cost is bounded."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""WatchSessions on the wire: every change is told, in order; what may have been missed is told as well."""
+"""WatchSessions on the wire: every change is sent, in order, or a reset if changes may have been missed."""
 
 import asyncio
 import contextlib

@@ -1,6 +1,6 @@
-"""Near caches in virtual time: no schedule makes one answer "valid" too late, and each rule is what keeps some from it.
+"""Near caches in virtual time: no schedule makes one answer "valid" too late; without any one rule, one does.
 
-The rules are those of the client, whose code is played, and what the service promises, which is a model.
+The rules are those of the client, whose real code runs, and the promises of the service, which is a model.
 
 `CATRACA_SIMULATION_SEED=123 make test ARGS="tests/simulation"` plays one schedule again.
 """

@@ -1,4 +1,4 @@
-"""Both clients behind one face, for scenarios that run over both."""
+"""Both clients behind one interface, for scenarios that run over both."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine

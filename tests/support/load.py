@@ -1,4 +1,4 @@
-"""Load on a service: callers that validate live sessions all the time, and what came of every call.
+"""Load on a service: callers that validate live sessions all the time, and what became of every call.
 
 What they call is up to the test: the operations in this process, stubs without any retry, or the bundled client.
 """

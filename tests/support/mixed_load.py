@@ -1,7 +1,7 @@
 """A mixed load over the wire: all operations by many callers, every response checked against the promises.
 
 Each caller has users of its own and does one thing after the other to their sessions, so that it knows what these must
-be; meanwhile everybody validates everybody's. A call that was unavailable may have been done or not: a session whose
+be; meanwhile all callers validate each other's. A call that was unavailable may have been done or not: a session whose
 end is unknown may be valid or not until its end is acknowledged.
 """
 

@@ -1,4 +1,4 @@
-"""The near cache's own code, or that of the service it is played against, or either with a rule taken away."""
+"""The near cache's own code, or that of the service it is played against, or either with a rule removed."""
 
 import random
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""What a response may say of a session, given what is known of it, whatever its store goes through."""
+"""What a response may say about a session, given what is known about it, whatever happens to its store."""
 
 import time
 from dataclasses import dataclass, field

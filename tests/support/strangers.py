@@ -1,4 +1,4 @@
-"""Connections of those who merely reach the port, and an honest caller beside them."""
+"""Connections of clients that can merely reach the port, and an honest caller beside them."""
 
 import asyncio
 import ssl

@@ -1,4 +1,4 @@
-"""Has a server that finds this on its path break a promise about the feed: BROKEN_SERVER says which."""
+"""Makes a server with this on its path break a promise about the feed: BROKEN_SERVER says which."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Has a Python process that finds this on its path tell, on SIGUSR1, how many objects it has."""
+"""Makes a Python process with this on its path report, on SIGUSR1, how many objects it has."""
 
 import gc
 import signal

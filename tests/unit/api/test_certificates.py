@@ -1,4 +1,4 @@
-"""Until when certificates are valid, as the cryptography package says too."""
+"""When certificates expire, compared with what the cryptography package says."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""Cursors: opaque, and not to be made up."""
+"""Cursors: opaque, and made-up ones are refused."""
 
 import pytest
 from hypothesis import given, strategies as st

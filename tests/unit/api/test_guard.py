@@ -1,4 +1,4 @@
-"""Streams that the guard has let in: when it asks again, and whom."""
+"""Streams that the guard has let in: when it checks again, and which of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

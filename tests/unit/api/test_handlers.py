@@ -1,4 +1,4 @@
-"""Handlers: who calls is handed down to the operations."""
+"""Handlers: the caller is handed down to the operations."""
 
 import math
 from collections.abc import Awaitable, Callable, Sequence

@@ -1,4 +1,4 @@
-"""What a watcher of the health is told while the server begins to drain."""
+"""What a watch of the health receives while the server begins to drain."""
 
 from typing import Any
 

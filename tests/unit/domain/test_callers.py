@@ -1,4 +1,4 @@
-"""Callers: what is a key, what is kept of it, and which names in a certificate mean whom."""
+"""Callers: what is a key, what is kept of it, and which caller the names in a certificate stand for."""
 
 import hashlib
 import secrets

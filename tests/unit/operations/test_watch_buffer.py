@@ -1,4 +1,4 @@
-"""What waits for one who watches: in order, bounded, and nothing passed over in silence."""
+"""The events held for a watch: in order, bounded, and none skipped silently."""
 
 import asyncio
 
