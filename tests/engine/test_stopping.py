@@ -80,7 +80,6 @@ async def test_what_does_not_end_is_cancelled(grace_seconds: float | None) -> No
         await asyncio.wait_for(served.server.stop(grace_seconds), TIMEOUT_SECONDS)
         assert [(await end_of(call)).code for call in calls] == [grpc.StatusCode.UNAVAILABLE] * 4
         assert desk.cancelled == 3
-        assert asked.cancelled
         asked.reply(b"too late, and no harm done")
 
 

@@ -158,7 +158,6 @@ class FakeCall:
     """What handlers use of a call."""
 
     deadline = inf
-    cancelled = False
     caller = None
     method = b""
     metadata: Sequence[tuple[str, str | bytes]] = ()

@@ -191,17 +191,16 @@ async def test_a_closed_connection_costs_nobody_an_answer(proxy: Proxy) -> None:
         assert all(call.response.valid for call in calls)
 
 
-async def test_each_has_its_own_deadline_and_may_go(proxy: Proxy) -> None:
-    """While the store takes its time: who runs out of theirs hears so, and the rest is answered."""
+async def test_each_has_its_own_deadline(proxy: Proxy) -> None:
+    """While the store is slow, calls past their deadlines fail, and the rest are answered."""
     async with running_multiplexer(proxy.url) as running:
         operations = over(running)
         token = (await operations.users.create(NewSession("ana"), a_call())).token
         batches = batches_over(operations)
         proxy.hold()
-        good, late, gone = validation(token), validation(token, within=0.02), validation(token)
-        batches.start([good, late, gone])
+        good, late = validation(token), validation(token, within=0.02)
+        batches.start([good, late])
         await proxy.holding(b"GET")
-        gone.cancelled = True
         await asyncio.sleep(0.05)  # lets the deadline pass
         proxy.release()
 
@@ -211,7 +210,6 @@ async def test_each_has_its_own_deadline_and_may_go(proxy: Proxy) -> None:
         await eventually_async(has_answer, "the call with time is answered")
         assert good.response.valid
         assert late.code is UNAVAILABLE
-        assert len(gone.answers) == 1, "an engine keeps what it needs for a call until there is an answer"
 
 
 async def test_the_whole_batch_gives_up_with_its_last_deadline(proxy: Proxy) -> None:
@@ -300,13 +298,12 @@ async def test_a_server_that_is_down_fails_only_what_it_has(fault: Exception, co
     assert [call.code for call in calls] == [OK, code] * 3
 
 
-async def test_nobody_is_asked_for_who_does_not_wait() -> None:
-    """Calls that have ended, or whose deadline has passed, before it was their turn never reach the store."""
+async def test_calls_past_their_deadline_are_not_asked_about() -> None:
+    """Calls whose deadline has passed before it was their turn never reach the store."""
     store = TwoServers(AssertionError("it was asked for"))
-    calls = [validation(record_of(1)[0], within=0), validation(record_of(3)[0]), validation(record_of(0)[0])]
-    calls[1].cancelled = True
+    calls = [validation(record_of(1)[0], within=0), validation(record_of(0)[0])]
     await answered(Operations(operations_of(store), None, None), *calls)  # type: ignore[arg-type]  # as above
-    assert [call.code for call in calls] == [UNAVAILABLE, grpc.StatusCode.CANCELLED, OK]
+    assert [call.code for call in calls] == [UNAVAILABLE, OK]
 
 
 async def test_an_answer_that_cannot_be_written_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:

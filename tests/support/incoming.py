@@ -19,7 +19,6 @@ class Incoming:
 
     request: bytes
     deadline: float = math.inf
-    cancelled: bool = False
     caller: Caller | None = None
     metadata: Metadata = ()
     answers: list[pb.ValidateSessionResponse | Status] = field(default_factory=list)

@@ -70,11 +70,11 @@ def _render(stored: StoredSession) -> bytes:
 
 
 def _cache_ttl(milliseconds: int) -> bytes:
-    seconds, rest = divmod(milliseconds, 1000)
+    whole = milliseconds // 1000
     # It is more than a touch interval only if somebody moved the expiry by hand.
-    in_seconds = _SECONDS[seconds] if seconds < len(_SECONDS) else Duration(seconds=seconds).SerializeToString()
-    nanos = _NANOS[rest]
-    return b"%c%c%b%b" % (_CACHE_TTL_TAG, len(in_seconds) + len(nanos), in_seconds, nanos)
+    seconds = _SECONDS[whole] if whole < len(_SECONDS) else Duration(seconds=whole).SerializeToString()
+    nanos = _NANOS[milliseconds % 1000]
+    return _CACHE_TTL_HEADS[len(seconds) + len(nanos)] + seconds + nanos
 
 
 def _write(milliseconds: int, message: Timestamp | Duration) -> None:
@@ -100,7 +100,8 @@ def _durations(durations: Iterable[Duration]) -> tuple[bytes, ...]:
     return tuple(duration.SerializeToString() for duration in durations)
 
 
-_CACHE_TTL_TAG = 4 << 3 | 2
+_CACHE_TTL_HEADS = tuple(_head(4, size) for size in range(32))
+"""By the size of the duration."""
 _SECONDS = _durations(Duration(seconds=seconds) for seconds in range(TOUCH_INTERVAL_MAX_MS // 1000 + 1))
 _NANOS = _durations(Duration(nanos=milliseconds * 1_000_000) for milliseconds in range(1000))
 _HEADS = tuple(_head(1, size) for size in range(1024))

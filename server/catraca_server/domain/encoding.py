@@ -26,9 +26,8 @@ def base62(number: int, length: int) -> str:
 def checksum(body: bytes) -> str:
     """Returns the CRC-32 of a text, which shows that it was mistyped or cut."""
     # It has 32 bits: six digits, three pairs.
-    rest, last = divmod(zlib.crc32(body), 62 * 62)
-    first, second = divmod(rest, 62 * 62)
-    return _PAIRS[first] + _PAIRS[second] + _PAIRS[last]
+    number = zlib.crc32(body)
+    return _PAIRS[number // 62**4] + _PAIRS[number // 62**2 % 62**2] + _PAIRS[number % 62**2]
 
 
 def is_id(text: str) -> bool:

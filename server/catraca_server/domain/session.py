@@ -144,6 +144,10 @@ class StoredSession:
         """From when on activity has to be written down."""
         return self.last_active_time_ms + self.session.touch_interval_ms
 
+    @cached_property
+    def _reusable_until_ms(self) -> int:
+        return min(self.touch_due_ms, self.expiry_ms)
+
     def touch_due(self, now_ms: int) -> bool:
         """Whether activity now has to be written down."""
         return now_ms >= self.touch_due_ms
@@ -154,4 +158,5 @@ class StoredSession:
 
     def cache_ttl_ms(self, now_ms: int) -> int:
         """How long an answer given now may be reused: until a touch is due, or the session ends."""
-        return max(0, min(self.touch_due_ms, self.expiry_ms) - now_ms)
+        left_ms = self._reusable_until_ms - now_ms
+        return max(0, left_ms)

@@ -21,10 +21,13 @@ from catraca_server.store import Overloaded, Replacement, SessionStore, StoreUna
 
 
 class Answers(Protocol):
-    """Where the answers to requests go, by the positions of these. Each request is answered or fails once."""
+    """Where the answers to requests go, by the positions of the requests. Each request is answered or fails once."""
 
     def call(self, at: int) -> Call:
         """Returns the call that a request came with."""
+
+    def store_replied(self) -> None:
+        """The store has replied, or failed to; most answers follow at once. Called once for each of its servers."""
 
     def answer(self, at: int, validation: Validation) -> None:
         """Answers a request."""
@@ -118,9 +121,11 @@ class Validating:
         while asked:
             try:
                 results = await self._store.read([credentials[at].session_id for at in asked], call)
-            except Exception as error:  # noqa: BLE001  whatever it is, each call has to hear of it
+            except Exception as error:  # noqa: BLE001  whatever it is, each call fails with it
                 _fail(asked, error, answers)
                 return
+            finally:
+                answers.store_replied()
             touches: list[_Touch] = []
             reuses: list[_Reuse] = []
             stale: dict[str, Replacement] = {}
@@ -134,7 +139,9 @@ class Validating:
                     if tidied is not stored.session:
                         stale[tidied.session_id] = Replacement(stored, replace(stored, session=tidied))
                 if (
-                    validation.stored is not None
+                    # One that may be reused may be so until a touch is due.
+                    not validation.cache_ttl_ms
+                    and validation.stored is not None
                     and validation.stored.touch_due(now_ms)
                     and not requests[at].skip_touch
                 ):
@@ -216,6 +223,9 @@ class _OneCall:
 
     def call(self, _at: int) -> Call:
         return self._call
+
+    def store_replied(self) -> None:
+        """Nothing waits for it."""
 
     def fail(self, _at: int, error: Exception) -> None:
         self.error = self.error or error

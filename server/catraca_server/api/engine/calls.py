@@ -53,13 +53,19 @@ Guard: TypeAlias = Callable[[Arrival], Any]
 
 
 class Call:
-    """What is known of a call, and the two ways in which it ends: an answer, or its caller leaves."""
+    """What is known of a call, and the two ways in which it ends: an answer, or its caller leaves.
+
+    A call that is `watched` notices at once that its caller leaves. Any other does when it is answered, which saves an
+    operation of the core: a tenth of what an empty call costs.
+    """
 
     __slots__ = (
         "_began_seconds",
         "_completions",
         "_core",
+        "_ended_with",
         "_slot",
+        "_watched",
         "answered",
         "caller",
         "cancelled",
@@ -71,7 +77,7 @@ class Call:
         "trailing_metadata",
     )
 
-    def __init__(self, event: Any, slot: Slot, completions: Completions, caller: Any) -> None:
+    def __init__(self, event: Any, slot: Slot, completions: Completions, caller: Any, *, watched: bool) -> None:
         details = event.call_details
         deadline = details.deadline
         self.method: bytes = details.method
@@ -85,7 +91,7 @@ class Call:
         self.caller: Any = caller
         """What the guard of the method returned; None if it has none."""
         self.cancelled = False
-        """Whether the call has ended without an answer: its caller has left, or its deadline or the grace is over."""
+        """Whether a watched call has ended without an answer: its caller left, or its deadline or the grace is over."""
         self.answered = False
         """Whether its handler has done with it."""
         self.task: asyncio.Task[Any] | None = None
@@ -99,7 +105,10 @@ class Call:
         self._slot = slot
         # Dropped as soon as the call is over. As long as it is kept, it counts towards the streams of its connection.
         self._core = event.call
-        completions.begin(self._core, (core.ReceiveCloseOnServerOperation(core.NO_FLAGS),), self._on_close)
+        self._ended_with = (0, "")
+        self._watched = watched
+        if watched:
+            completions.begin(self._core, (core.ReceiveCloseOnServerOperation(core.NO_FLAGS),), self._on_close)
 
     @property
     def observed(self) -> Any:
@@ -140,29 +149,35 @@ class Call:
             checked(trailing) if trailing else (), code, message, core.NO_FLAGS
         )
         self.answered = True
+        self._ended_with = code, "" if status is None else status.reason
+        if self._core is None or self._completions.closed:
+            self._end(left=True)
+            return
+        operations = (*operations, send_status)
+        if not self._watched:
+            operations = (*operations, core.ReceiveCloseOnServerOperation(core.NO_FLAGS))
+        self._completions.begin(self._core, operations, self._on_finished)
+
+    def _on_finished(self, event: Any) -> None:
+        if self._core is not None:
+            self._completions.shedding.on_answered(self._core, self._seconds_left())
+        self._core = None
+        self._end(left=not self._watched and event.batch_operations[-1].cancelled())
+
+    def _end(self, *, left: bool) -> None:
+        """Lets go of the slot. `left`: the caller has not waited for the answer."""
         observer = self._completions.observer
         if observer is not None:
-            ended = code if self._core is not None else self._code_of_who_left()
-            reason = "" if status is None else status.reason
-            observer.handled(self._slot.observed, self.method, ended, reason, perf_counter() - self._began_seconds)
-        if self._core is None:
-            self._slot.release()
-        else:
-            self._completions.begin(self._core, (*operations, send_status), self._on_finished)
-
-    def _code_of_who_left(self) -> int:
-        return _CANCELLED_CODE if self._seconds_left() > 0 else _DEADLINE_EXCEEDED_CODE
+            code, reason = self._ended_with
+            if left:
+                code = _CANCELLED_CODE if self._seconds_left() > 0 else _DEADLINE_EXCEEDED_CODE
+            seconds = perf_counter() - self._began_seconds
+            observer.handled(self._slot.observed, self.method, code, reason, seconds)
+        self._slot.release()
 
     def _seconds_left(self) -> float:
         """Returns how far away the deadline was when the turn began."""
         return self.deadline - self._completions.now_seconds
-
-    def _on_finished(self, event: Any) -> None:
-        del event  # it may have failed, because the caller has left
-        if self._core is not None:
-            self._completions.shedding.on_answered(self._core, self._seconds_left())
-        self._core = None
-        self._slot.release()
 
 
 class UnaryCall(Call):
@@ -171,9 +186,16 @@ class UnaryCall(Call):
     __slots__ = ("_on_request_do", "request")
 
     def __init__(
-        self, event: Any, slot: Slot, completions: Completions, caller: Any, on_request: "Callable[[UnaryCall], None]"
+        self,
+        event: Any,
+        slot: Slot,
+        completions: Completions,
+        caller: Any,
+        on_request: "Callable[[UnaryCall], None]",
+        *,
+        watched: bool,
     ) -> None:
-        super().__init__(event, slot, completions, caller)
+        super().__init__(event, slot, completions, caller, watched=watched)
         self.request = b""
         """The message as it came, decompressed."""
         self._on_request_do = on_request

@@ -45,6 +45,8 @@ class Completions:
         """Added to a deadline of the core, which is a wall clock time, it gives a time of the loop's clock."""
         self.due = 0
         """How many events are still to come."""
+        self.closed = False
+        """Nothing may be begun any more."""
         self._after_turn: Callable[[], None]
         self._abandon: Callable[[], None]
         self._loop: asyncio.AbstractEventLoop
@@ -85,6 +87,7 @@ class Completions:
 
     async def close(self) -> None:
         """Ends the thread. Nothing may be due any more."""
+        self.closed = True
         self.queue.shutdown()
         if self._loop_polls:
             self._let_thread_poll()

@@ -84,8 +84,8 @@ class Method:
 class BatchMethod(Method):
     """A unary method whose handler gets all calls that have come in together; nothing is made for each call.
 
-    The handler is a plain function. It answers each call, then or later, by `reply` or `fail`; one that it forgets
-    keeps its caller waiting. A call may be over when it is answered (`call.cancelled`), which does no harm.
+    The handler is a plain function. It answers each call soon, by `reply` or `fail`; one that it forgets keeps its
+    caller waiting. It is not told of callers who leave: what it sends them goes nowhere.
     """
 
     def __init__(self, handler: Callable[[list[UnaryCall]], None]) -> None:
@@ -94,16 +94,11 @@ class BatchMethod(Method):
         self._calls: list[UnaryCall] = []
 
     def accept(self, event: Any, slot: Slot, completions: Completions, caller: Any) -> None:  # noqa: D102  as its base says
-        UnaryCall(event, slot, completions, caller, self._on_request)
+        UnaryCall(event, slot, completions, caller, self._on_request, watched=False)
 
     def hand_over(self) -> None:
         """Calls the handler."""
         calls, self._calls = self._calls, []
-        for gone in [call for call in calls if call.cancelled]:
-            calls.remove(gone)
-            gone.fail(CANCELLED)
-        if not calls:
-            return
         try:
             self._handler(calls)
         except Exception as error:  # noqa: BLE001  whatever it is, the callers get a status
@@ -130,7 +125,7 @@ class UnaryMethod(Method):
         self._handler = handler
 
     def accept(self, event: Any, slot: Slot, completions: Completions, caller: Any) -> None:  # noqa: D102  as its base says
-        UnaryCall(event, slot, completions, caller, self._on_request)
+        UnaryCall(event, slot, completions, caller, self._on_request, watched=True)
 
     def _on_request(self, call: UnaryCall) -> None:
         if call.cancelled:

@@ -27,7 +27,7 @@ class Stream(Call):
         self._received: asyncio.Future[bytes | None] | None = None
         self._sent: asyncio.Future[None] | None = None
         self._initial_metadata_sent = False
-        super().__init__(event, slot, completions, caller)
+        super().__init__(event, slot, completions, caller, watched=True)
 
     def __aiter__(self) -> "Stream":
         return self
