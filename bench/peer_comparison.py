@@ -21,13 +21,17 @@ from bench.validation import SESSIONS, batch_row, tutorial
 
 _BATCHES = (100, 1_000)
 
+_SHAPES = 3
+"""Rows of each contestant that are not batches."""
+
 # What the peer can be, and what its rows are called.
 _KINDS = {"go-redis": "Go, go-redis", "rueidis": "Go, rueidis"}
 
 
 def compare_peers(plan: Plan, *, workdir: Path, other: Checkout | None, progress: Callable[[str], None]) -> Results:
-    """Measures one validation a call by 64 callers and by one, and batches of catraca beside the peer one by one.
+    """Measures one validation a call, and batches of catraca beside the peer one by one.
 
+    The callers are 64 on 4 connections, one alone, and 64 on a connection each.
     If there is another checkout, it makes the sessions, and is measured as well.
     """
     cores = find_cores()
@@ -49,22 +53,26 @@ def compare_peers(plan: Plan, *, workdir: Path, other: Checkout | None, progress
         group = [
             *(_go_peer(peer, store, load) if peer else []),
             *_empty_handlers(),
-            tutorial(store, sessions, _both("tutorial answer", load)),
-            *take_turns(checkouts, store.url, [*_both("catraca", load), *batches]),
+            tutorial(store, sessions, _shapes("tutorial answer", load)),
+            *take_turns(checkouts, store.url, [*_shapes("catraca", load), *batches]),
         ]
         measurements = measure([group], plan, cores=cores, store=store.running, progress=progress)
-    return Results(plan, cores, store.version, _tables(group, batches), measurements, notes=notes)
+    return Results(plan, cores, store.version, _tables(group), measurements, notes=notes)
 
 
-def _both(name: str, load: Load) -> list[Row]:
-    return [Row(name, load), Row(f"{name}, one caller", load, connections=1, streams=1)]
+def _shapes(name: str, load: Load) -> list[Row]:
+    return [
+        Row(name, load),
+        Row(f"{name}, one caller", load, connections=1, streams=1),
+        Row(f"{name}, 64 connections", load, connections=64, streams=1),
+    ]
 
 
 def _go_peer(program: Path, store: Store, load: Load) -> list[Contestant]:
     # One core, and told so: catraca's server is one process as well.
     environment = {"GOMAXPROCS": "1"}
     return [
-        Contestant([str(program), kind, store.url.socket_path], _both(name, load), environment)
+        Contestant([str(program), kind, store.url.socket_path], _shapes(name, load), environment)
         for kind, name in {**_KINDS, "empty": "Go, empty handler"}.items()
     ]
 
@@ -72,15 +80,14 @@ def _go_peer(program: Path, store: Store, load: Load) -> list[Contestant]:
 def _empty_handlers() -> list[Contestant]:
     ours, grpc_aio = "empty handler, our engine", "empty handler, grpc.aio"
     return [
-        replace(empty_engine(ours), rows=_both(ours, EMPTY_LOAD)),
-        replace(empty_handler(grpc_aio, "--uvloop"), rows=_both(grpc_aio, EMPTY_LOAD)),
+        replace(empty_engine(ours), rows=_shapes(ours, EMPTY_LOAD)),
+        replace(empty_handler(grpc_aio, "--uvloop"), rows=_shapes(grpc_aio, EMPTY_LOAD)),
     ]
 
 
-def _tables(group: Sequence[Contestant], batches: Sequence[Row]) -> list[Table]:
-    # Of those that are no batches the first row is that of many callers, the second that of one.
-    many, one = ([each.rows[at].name for each in group] for at in (0, 1))
-    catraca = [row.name for each in group if len(each.rows) > len(batches) for row in (each.rows[0], *each.rows[2:])]
+def _tables(group: Sequence[Contestant]) -> list[Table]:
+    many, one, apart = ([each.rows[at].name for each in group] for at in range(_SHAPES))
+    catraca = [row.name for each in group if each.rows[_SHAPES:] for row in (each.rows[0], *each.rows[_SHAPES:])]
     return [
         Table("One validation a call, 64 callers", many),
         Table(
@@ -89,5 +96,6 @@ def _tables(group: Sequence[Contestant], batches: Sequence[Row]) -> list[Table]:
             (rate("calls"), COST, P50, P99, P50_COMPARED, P99_COMPARED),
             plotted=P50,
         ),
+        Table("One validation a call, 64 connections of one caller", apart),
         Table("Many validations a call", [many[0], *catraca]),
     ]
