@@ -40,6 +40,18 @@ ENVIRONMENTS: Mapping[str, Callable[[], dict[str, str]]] = {
         name: value for name, value in deploy.image_environment().items() if name.startswith("CATRACA_")
     },
 }
+READ_AGAIN = {
+    "CATRACA_CALLERS_FILE",
+    "CATRACA_TLS_CERT",
+    "CATRACA_TLS_KEY",
+    "CATRACA_TLS_CLIENT_CA",
+    "CATRACA_TLS_CA",
+    "CATRACA_STORE_TLS_CA",
+    "CATRACA_STORE_TLS_CERT",
+    "CATRACA_STORE_TLS_KEY",
+}
+"""Settings whose files may be replaced while the server runs, or between two probes."""
+
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
 
@@ -166,6 +178,24 @@ def test_kubernetes_objects_belong_together() -> None:
     assert deploy.pod()["enableServiceLinks"] is False
 
 
+@pytest.mark.parametrize("name", ["kubernetes", "compose"])
+def test_files_that_are_read_again_come_from_a_mounted_directory(name: str) -> None:
+    """A container that mounts a single file keeps it when another is renamed over it, as `catraca keys revoke` does."""
+    environment = ENVIRONMENTS[name]()
+    if name == "kubernetes":
+        mounts = deploy.container()["volumeMounts"]
+        # With subPath, Kubernetes mounts a single file and never updates it.
+        directories = {each["mountPath"] for each in mounts if not each.keys() & {"subPath", "subPathExpr"}}
+    else:
+        service = deploy.compose()["services"]["catraca"]
+        assert "store-password" not in service.get("secrets", ()), "only the store needs it"
+        directories = {target for _, target in deploy.mounts(service)}
+    read_again = {variable: environment[variable] for variable in READ_AGAIN & environment.keys()}
+    assert read_again.keys() >= {"CATRACA_CALLERS_FILE", "CATRACA_TLS_CERT", "CATRACA_TLS_KEY"}
+    for variable, path in read_again.items():
+        assert str(Path(path).parent) in directories, variable
+
+
 @pytest.mark.skipif(BINARY is None, reason=WHY_MISSING)
 def test_the_scripts_of_compose(tmp_path: Path) -> None:
     """They start a primary, its replica and a Sentinel that knows both, all with the password; no process shows it."""
@@ -214,10 +244,11 @@ def test_compose_has_what_it_mounts() -> None:
     """Each service names secrets, networks and volumes that are there, and the service the Sentinels that run."""
     compose = deploy.compose()
     for service in compose["services"].values():
-        assert set(service["secrets"]) <= compose["secrets"].keys()
+        assert set(service.get("secrets", ())) <= compose["secrets"].keys()
         assert set(service["networks"]) <= compose["networks"].keys()
-        for volume in service.get("volumes", ()):
-            source, *_ = volume.split(":")
+        for source, _ in deploy.mounts(service):
+            if source.startswith("./secrets/"):
+                continue  # The operator makes these files.
             there = (
                 (deploy.COMPOSE.parent / source).exists() if source.startswith(".") else source in compose["volumes"]
             )

@@ -60,6 +60,15 @@ def compose() -> Mapping[str, Any]:
     return found
 
 
+def mounts(service: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns the source and the target of each volume that a service of the compose file mounts."""
+    pairs = []
+    for volume in service.get("volumes", ()):
+        source, target, *_ = volume.split(":") if isinstance(volume, str) else (volume["source"], volume["target"])
+        pairs.append((source, target))
+    return pairs
+
+
 def unit() -> dict[str, list[str]]:
     """Returns what the systemd unit sets, each value in a list."""
     found: dict[str, list[str]] = {}
