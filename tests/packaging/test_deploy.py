@@ -383,8 +383,12 @@ def test_the_unit(tmp_path: Path) -> None:
     assert secured.returncode == 0, secured.stdout
 
 
-def test_the_unit_starts_what_there_is() -> None:
-    """Both commands exist, and a setting that cannot be used is not tried again and again."""
-    commands = [each.split()[1:] for each in deploy.unit()["ExecStartPre"] + deploy.unit()["ExecStart"]]
-    assert commands == [["config", "check"], ["serve"]]
-    assert catraca("config", "check", "--port", "x").returncode == int(deploy.unit()["RestartPreventExitStatus"][0])
+def test_the_unit_does_not_retry_settings_that_cannot_be_used() -> None:
+    """`serve` itself reports them: systemd applies RestartPreventExitStatus to no process but the main one."""
+    unit = deploy.unit()
+    assert "ExecStartPre" not in unit
+    (words,) = (each.split()[1:] for each in unit["ExecStart"])
+    assert words == ["serve"]
+    refused = catraca(*words, environment={**deploy.unit_environment(), "CATRACA_PORT": "x"})
+    assert "CATRACA_PORT" in refused.stderr
+    assert unit["RestartPreventExitStatus"] == [str(refused.returncode)]
