@@ -130,7 +130,9 @@ class Settings:
         "evict-oldest", one_of("evict-oldest", "reject"), "what a login at that limit does: evict-oldest or reject"
     )
     rotation_grace: Duration = _setting(
-        "30s", duration("0s", "300s"), "how long a rotated token stays valid; at most 300s"
+        "30s",
+        duration("0s", "300s"),
+        "how long a rotated token stays valid; at most 300s; a retry of the rotation after that ends the session",
     )
     drain_timeout: Duration = _setting("10s", duration("0s", "1h"), "how long calls in flight may take when stopping")
     reflection: bool = _setting("true", switch, "serve gRPC reflection, which describes the API to callers")
