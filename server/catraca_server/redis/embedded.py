@@ -36,6 +36,7 @@ STOP_TIMEOUT_SECONDS = 10.0
 
 _LISTEN_POLL_SECONDS = 0.02
 _RESTART_PAUSE_SECONDS = 0.2
+_RETRY_PAUSE_SECONDS = 1.0
 _OPTIONS = {
     "port": "0",
     "unixsocket": "valkey.sock",
@@ -213,4 +214,16 @@ class EmbeddedStore:
             status = await self._process.wait()
             logger.error("embedded store ended with status %d, starting it again: %s", status, self._last_log_line())
             await asyncio.sleep(_RESTART_PAUSE_SECONDS)
-            await self._launch()
+            await self._launch_again()
+
+    async def _launch_again(self) -> None:
+        """Launches the process. Tries until that works: the machine may be short of memory or processes for a while."""
+        while True:
+            try:
+                await self._launch()
+            except Exception:
+                # Whatever it is. If nobody tried again, the service would answer UNAVAILABLE until it is restarted.
+                logger.exception("embedded store not started, next attempt in %g s", _RETRY_PAUSE_SECONDS)
+                await asyncio.sleep(_RETRY_PAUSE_SECONDS)
+            else:
+                return
