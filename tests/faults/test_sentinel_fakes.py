@@ -49,6 +49,23 @@ async def test_a_slower_sentinel_may_know_more(fakes: Fakes, tmp_path: Path, mon
         assert (await link.primary()).host == "new"
 
 
+async def test_the_sentinels_are_polled_again_after_a_defect(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise nobody would notice any more that the primary was replaced."""
+    ask, failures = Link.change, [ZeroDivisionError()] * 3
+
+    async def change(link: Link) -> str | None:
+        if failures:
+            raise failures.pop()
+        return await ask(link)
+
+    monkeypatch.setattr(Link, "change", change)
+    async with fakes.link("old", "new") as link:
+        await link.comes_from("old")
+        fakes.agree(2, "new")
+        await link.comes_from("new")
+        assert not failures
+
+
 @pytest.mark.parametrize("names", [("z", "a"), ("a", "z")])
 async def test_the_leader_of_a_failover_is_not_believed_too_early(names: tuple[str, str], fakes: Fakes) -> None:
     """It replies with the new epoch and the old address until the failover is over."""

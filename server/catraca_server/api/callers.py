@@ -139,7 +139,10 @@ class CallerGuard:
         async def follow() -> None:
             while True:
                 await asyncio.sleep(CHECK_SECONDS)
-                self.check()
+                try:
+                    self.check()
+                except Exception:
+                    logger.exception("defect in checking the callers file; going on with the callers of before")
 
         task = asyncio.create_task(follow(), name="callers-file")
         try:

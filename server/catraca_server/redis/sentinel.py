@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -14,6 +15,8 @@ from catraca_server.redis.link import Server
 from catraca_server.redis.multiplexer import Command, Connector
 from catraca_server.redis.replies import described
 from catraca_server.redis.url import Address
+
+logger = logging.getLogger(__name__)
 
 POLL_PAUSE_SECONDS = 1.0
 """Between two polls for the primary while the one in use answers: it may have been cut off and replaced."""
@@ -144,8 +147,11 @@ class PrimaryMonitor:
     async def _poll(self) -> None:
         while True:
             await asyncio.sleep(POLL_PAUSE_SECONDS)
-            if change := await self._sentinels.change():
-                self._server.invalidate(change, StoreProblem.NOT_PRIMARY)
+            try:
+                if change := await self._sentinels.change():
+                    self._server.invalidate(change, StoreProblem.NOT_PRIMARY)
+            except Exception:
+                logger.exception("defect in polling the Sentinels; going on")
 
 
 def _has_answered(opinion: _Opinion) -> bool:

@@ -9,7 +9,9 @@ from typing import Any
 import grpc
 import pytest
 from tests.support.door import CA, Door
+from tests.support.waiting import eventually_async
 
+from catraca_server.api import callers
 from catraca_server.api.callers import CallerGuard
 from catraca_server.api.certificates import valid_until
 from catraca_server.api.engine import StatusError
@@ -126,3 +128,27 @@ def test_a_certificate_ends_when_it_says(door: Door) -> None:
         clock.now = until + 1
         guard.check()
         assert [each.status.reason for each in ended] == ["UNAUTHENTICATED"]
+
+
+async def test_the_file_is_checked_again_after_a_defect(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a key that is revoked later would go on working."""
+    monkeypatch.setattr(callers, "CHECK_SECONDS", 0)
+    key = door.new_key(Role.VALIDATE)
+    guard, ended = guard_of(door), list[StatusError]()
+    check, failures = guard.check, [ZeroDivisionError()] * 3
+
+    def check_or_fail() -> None:
+        if failures:
+            raise failures.pop()
+        check()
+
+    monkeypatch.setattr(guard, "check", check_or_fail)
+    with guard.watching(stream(key=key), ended.append):
+        async with guard.following_file():
+            door.revoke(key)
+
+            async def has_ended() -> bool:
+                return bool(ended)
+
+            await eventually_async(has_ended, "the stream has ended")
+    assert [each.status.reason for each in ended] == ["UNAUTHENTICATED"]
