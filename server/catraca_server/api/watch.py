@@ -1,7 +1,7 @@
 """WatchSessions: what happens to sessions, as messages on a stream."""
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from functools import partial
 from math import ceil
@@ -50,7 +50,7 @@ class Watches:
         receiving = asyncio.create_task(self._receive(stream, buffer), name="watch-requests")
         try:
             while True:
-                await stream.send(_message(await buffer.take()))
+                await stream.send(_message(await buffer.take(), self._watching.clock))
         except StatusError:
             raise
         except Exception as error:  # noqa: BLE001  whatever it is, the caller gets a status made by `statuses`
@@ -118,7 +118,7 @@ def _parse(message: bytes) -> pb.WatchSessionsRequest:
         raise InvalidRequest from None
 
 
-def _message(item: Item) -> bytes:
+def _message(item: Item, clock: Callable[[], float]) -> bytes:
     response = pb.WatchSessionsResponse()
     match item:
         case FeedEntry():
@@ -132,7 +132,7 @@ def _message(item: Item) -> bytes:
             response.reset.reason = _REASON_VALUES[item.reason]
         case Pong():
             response.pong.nonce = item.nonce
-            age_seconds = asyncio.get_running_loop().time() - item.read_to_end_at
+            age_seconds = clock() - item.read_to_end_at
             # Never younger than it is.
             response.pong.age.FromMicroseconds(ceil(age_seconds * 1e6))
     return response.SerializeToString()

@@ -38,7 +38,7 @@ class Pong:
 
     nonce: int
     read_to_end_at: float
-    """When the last reading that came to the end of the feed was begun, by the loop's clock."""
+    """When the last reading that came to the end of the feed was begun, by the clock of `Watching`."""
 
 
 Item: TypeAlias = Opened | FeedEntry | Reset | Pong

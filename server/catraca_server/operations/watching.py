@@ -11,7 +11,8 @@ reset.
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 
 from catraca_server.domain.call import Call
 from catraca_server.domain.events import EventType, FeedEntry, Position, ResetReason
@@ -38,13 +39,33 @@ HISTORY_MAX = 10_000
 WATCHES_MAX = 10_000
 """Watches in one process: some 250 MB."""
 
+# On Linux and macOS this clock keeps running while the machine is suspended. The event loop's clock does not.
+_SUSPEND_COUNTING_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def suspend_counting_time() -> float:
+    """Returns the seconds of a clock that also counts the time for which the machine is suspended, if there is one."""
+    return time.clock_gettime(_SUSPEND_COUNTING_CLOCK)
+
 
 class Watching:
-    """Reads the feed for all who watch. `timeout_seconds` is what the store has for each reading."""
+    """Reads the feed for all who watch. `timeout_seconds` is what the store has for each reading.
 
-    def __init__(self, feed: Feed, *, timeout_seconds: float, watches_max: int = WATCHES_MAX) -> None:
+    `clock` gives the seconds that ages are made of. It has to count suspension as the clients' clocks do: events that
+    other servers append meanwhile have not been read here.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        *,
+        timeout_seconds: float,
+        watches_max: int = WATCHES_MAX,
+        clock: Callable[[], float] = suspend_counting_time,
+    ) -> None:
+        self.clock = clock
         self.read_to_end_at = 0.0
-        """When the last reading that came to the end of the feed was begun, by the loop's clock."""
+        """When the last reading that came to the end of the feed was begun, by that clock."""
         self._feed = feed
         self._timeout_seconds = timeout_seconds
         self._watches_max = watches_max
@@ -55,6 +76,7 @@ class Watching:
         self._position: Position | None = None
         self._reading: asyncio.Task[None] | None = None
         self._begun_at = 0.0
+        """When the last reading was begun, by the loop's clock: only for the pause after it."""
         self._appended = False
         self._paused: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -63,7 +85,7 @@ class Watching:
     @property
     def age_seconds(self) -> float:
         """How long ago the reading began that last came to the end of the feed; 0 while nobody watches."""
-        return asyncio.get_running_loop().time() - self.read_to_end_at if self._watches else 0.0
+        return self.clock() - self.read_to_end_at if self._watches else 0.0
 
     @property
     def watches(self) -> int:
@@ -140,6 +162,7 @@ class Watching:
         waiting: list[asyncio.Future[None]] = []
         while self._watches or self._joining:
             self._begun_at, self._appended = loop.time(), False
+            begun_at = self.clock()
             if not waiting:
                 waiting, self._waiting = self._waiting, []
             failure: Exception | None = None
@@ -152,7 +175,7 @@ class Watching:
                 logger.exception("defect in reading the feed; going on")
                 failure = error
             if at_end:
-                self.read_to_end_at = self._begun_at
+                self.read_to_end_at = begun_at
             if at_end or failure is not None:
                 _resolve(waiting, failure)
                 await self._pause(POLL_PAUSE_SECONDS if at_end else FAILED_PAUSE_SECONDS)

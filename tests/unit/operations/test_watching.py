@@ -77,12 +77,24 @@ class FakeFeed:
         self.during()
 
 
-class Bench:
-    """A reader, its feed, and those who watch."""
+class Clock:
+    """A clock that the test moves."""
 
-    def __init__(self, watching: Watching, feed: FakeFeed) -> None:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        """Returns the seconds."""
+        return self.now
+
+
+class Bench:
+    """A reader, its feed, its clock, and those who watch."""
+
+    def __init__(self, watching: Watching, feed: FakeFeed, clock: Clock) -> None:
         self.watching = watching
         self.feed = feed
+        self.clock = clock
 
     async def watch(self, after: Position | None = None, entries_max: int = 10_000) -> WatchBuffer:
         """Begins a watch."""
@@ -111,9 +123,9 @@ class Bench:
 @pytest.fixture
 async def bench() -> AsyncIterator[Bench]:
     """A reader over an empty feed."""
-    feed = FakeFeed()
-    watching = Watching(feed, timeout_seconds=1, watches_max=50)
-    yield Bench(watching, feed)
+    feed, clock = FakeFeed(), Clock()
+    watching = Watching(feed, timeout_seconds=1, watches_max=50, clock=clock)
+    yield Bench(watching, feed, clock)
     await watching.stop()
     assert [task for task in asyncio.all_tasks() if task.get_name() == "feed-reader"] == []
 
@@ -208,23 +220,27 @@ async def test_a_slow_one_slows_nobody(bench: Bench) -> None:
 
 async def test_the_age_counts_from_the_beginning_of_a_reading_to_the_end(bench: Bench) -> None:
     """Neither a reading that failed nor one that is not at the end makes it younger."""
-    loop = asyncio.get_running_loop()
-    before = loop.time()
+    begun = bench.clock.now
     await bench.watch()
-    assert before <= bench.watching.read_to_end_at <= loop.time()
-    begun = bench.watching.read_to_end_at
+    assert bench.watching.read_to_end_at == begun
+    bench.clock.now += 7
+    assert bench.watching.age_seconds == 7
     bench.feed.failure = StoreUnavailable("down", StoreProblem.CANNOT_CONNECT)
     with pytest.raises(StoreUnavailable):
         await bench.watch()
-    assert bench.watching.read_to_end_at <= before + (begun - before) + module.POLL_PAUSE_SECONDS * 50
-    stale = bench.watching.read_to_end_at
+    assert bench.watching.read_to_end_at == begun
     bench.feed.failure = None
-    ages: list[float] = []
-    bench.feed.during = lambda: ages.append(bench.watching.read_to_end_at)
+    before_the_end: list[float] = []
+
+    def take_a_second() -> None:
+        before_the_end.append(bench.watching.read_to_end_at)
+        bench.clock.now += 1
+
+    bench.feed.during = take_a_second
     bench.feed.add(2 * module.READ_COUNT + 1)
     await bench.read()
-    assert ages[:3] == [stale] * 3, "while it is still reading"
-    assert bench.watching.read_to_end_at > stale
+    assert before_the_end == [begun] * 3, "while it is still reading"
+    assert bench.watching.age_seconds == 1
 
 
 @pytest.mark.parametrize(
