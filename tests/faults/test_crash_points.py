@@ -245,6 +245,27 @@ async def test_whoever_is_told_of_a_change_can_rely_on_its_event(backend: Backen
                 return
 
 
+async def test_a_login_with_a_brought_token_is_told_when_it_is_repeated(backend: Backend) -> None:
+    """Whatever the first call did before it crashed; the repeated one may be refused for that."""
+    async with backend.link() as link:
+        healthy, refused = operations_over(link), 0
+        for requests in count():
+            await backend.command("FLUSHALL")
+            scene = await set_the_scene(backend, healthy)
+            try:
+                await STEPS["bring a token"](operations_over(Crashing(link, requests)), scene)
+            except Crash:
+                try:
+                    await STEPS["bring a token"](healthy, scene)
+                except TokenInUse:
+                    refused += 1
+            else:
+                assert refused, "no crash after the session was written"
+                return
+            (brought,) = (await live_sessions(backend)).keys() - {*scene.ids, scene.other.stored.session.session_id}
+            assert SessionEvent(EventType.CREATED, brought, "ana") in await told(link)
+
+
 async def test_a_crashed_login_does_not_keep_others_out_for_long(backend: Backend) -> None:
     """With `reject`, a crashed login takes up room only until it could no longer write."""
     async with backend.link() as link:

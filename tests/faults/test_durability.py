@@ -17,7 +17,8 @@ from tests.support.valkey import Valkey
 from tests.support.waiting import eventually_async
 
 from catraca import AsyncSessionClient, errors
-from catraca_server.domain.commands import Update
+from catraca_server.domain.commands import NewSession, Update
+from catraca_server.domain.errors import TokenInUse
 from catraca_server.operations.users import Login
 from catraca_server.store import NotDurable, StoreUnavailable
 
@@ -162,7 +163,14 @@ async def repeat_extension(service: Service, login: Login) -> None:
     await service.stores.index.extend(login.stored.session, service.call)
 
 
-REPEATED = {"extend": repeat_extension} | {
+async def bring_a_token(service: Service, login: Login) -> None:
+    """Brings a token that an earlier call may have brought."""
+    user_id = login.stored.session.user_id
+    with contextlib.suppress(TokenInUse):
+        await service.operations.users.create(NewSession(user_id, token="a-token-that-was-brought"), service.call)
+
+
+REPEATED = {"extend": repeat_extension, "bring a token": bring_a_token} | {
     name: WRITES[name] for name in ("rotate", "revoke by id", "revoke by token", "revoke the user")
 }
 

@@ -1,10 +1,13 @@
 """The feed under faults: what is acknowledged is in it, and a watch never silently skips what may be lost."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.backends import Backend, Operations, Stores, a_call
@@ -15,7 +18,7 @@ from tests.support.valkey import Valkey
 from tests.support.waiting import TIMEOUT_SECONDS
 
 from catraca_server.domain.commands import NewSession, Update
-from catraca_server.domain.errors import EtagMismatch
+from catraca_server.domain.errors import EtagMismatch, TokenInUse
 from catraca_server.domain.events import (
     BEFORE_ALL,
     EndCause,
@@ -27,7 +30,7 @@ from catraca_server.domain.events import (
     revoked,
 )
 from catraca_server.domain.validation import ValidationRequest
-from catraca_server.operations.users import Login
+from catraca_server.operations.users import REPEATED_WITHIN_MS, Login
 from catraca_server.operations.watch_buffer import Item, Opened, Reset, WatchBuffer
 from catraca_server.operations.watching import Watching
 from catraca_server.redis.link import Link, Request
@@ -117,6 +120,54 @@ async def test_a_repeated_change_is_told(backend: Backend) -> None:
         with pytest.raises(EtagMismatch):
             await whole.sessions.update(update, a_call())
         assert (await events(made.feed))[-1] == SessionEvent(EventType.UPDATED, session_id, "ana")
+
+
+async def test_a_repeated_login_is_told(backend: Backend) -> None:
+    """If it is refused because the token names the session that the earlier call made: soon after it, for its user."""
+    failure = StoreUnavailable("down", StoreProblem.CANNOT_CONNECT)
+    async with backend.link() as link:
+        made = Stores.over(link, has_info=False)
+        whole, cut = Operations.over(made), Operations.over(Stores.over(FeedCut(link, failure)))
+        brought = NewSession("ana", token="a-token-that-was-brought")
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                await cut.users.create(brought, a_call())
+        with pytest.raises(TokenInUse):
+            await whole.users.create(replace(brought, user_id="bia"), a_call())
+        assert await events(made.feed) == []
+        for times in (1, 2):
+            with pytest.raises(TokenInUse):
+                await whole.users.create(brought, a_call())
+            (stored,) = (await whole.users.page("ana", None, 10, a_call())).sessions
+            created = SessionEvent(EventType.CREATED, stored.session.session_id, "ana")
+            assert await events(made.feed) == [created] * times
+        await backend.travel(REPEATED_WITHIN_MS + 1)
+        with pytest.raises(TokenInUse):
+            await whole.users.create(brought, a_call())
+        assert len(await events(made.feed)) == 2
+
+
+async def test_a_login_that_finds_its_token_taken_tells_of_it(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the earlier call wrote the session after this one had looked for it."""
+    failure = StoreUnavailable("down", StoreProblem.CANNOT_CONNECT)
+    brought = NewSession("ana", token="a-token-that-was-brought")
+    async with backend.link() as link:
+        made, late = Stores.over(link, has_info=False), Stores.over(link, has_info=False)
+        cut = Operations.over(Stores.over(FeedCut(link, failure)))
+        reserve = late.index.reserve
+
+        async def reserve_late(*args: Any, **options: Any) -> Any:
+            with contextlib.suppress(StoreUnavailable):
+                await cut.users.create(brought, a_call())
+            return await reserve(*args, **options)
+
+        monkeypatch.setattr(late.index, "reserve", reserve_late)
+        with pytest.raises(TokenInUse):
+            await Operations.over(late).users.create(brought, a_call())
+        (event,) = await events(made.feed)
+        assert (event.type, event.user_id) == (EventType.CREATED, "ana")
 
 
 async def test_an_end_is_told_when_memory_is_full(own_valkey: Valkey) -> None:

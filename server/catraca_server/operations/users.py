@@ -24,7 +24,7 @@ from catraca_server.domain.errors import InvalidRequest, SessionLimitReached, To
 from catraca_server.domain.events import EndCause, EventType, SessionEvent
 from catraca_server.domain.limits import Policy
 from catraca_server.domain.session import Session, StoredSession
-from catraca_server.domain.tokens import Tokens
+from catraca_server.domain.tokens import Credential, Tokens
 from catraca_server.operations.ending import Ending
 from catraca_server.store import (
     Appender,
@@ -40,6 +40,9 @@ from catraca_server.store import (
 
 STEP_SESSIONS = 50
 """Sessions handled in one exchange with the store, so that a user with thousands delays nobody else."""
+
+REPEATED_WITHIN_MS = 60_000
+"""How long after a login another call with its token may be its repetition: longer than clients repeat a call."""
 
 PAGE_MAX_BYTES = 2 << 20
 """Bytes of records after which a page ends early: clients take messages of 4 MiB unless told otherwise."""
@@ -90,6 +93,7 @@ class UserSessions:
         ((now_ms, stored, _),) = await self._store.read([credential.session_id], call)
         if stored is not None:
             # Seen before anybody is logged out to make room for nothing.
+            await self._tell_again(new, credential, stored, now_ms, call)
             raise TokenInUse
         session = new.start(credential, now_ms, self._policy)
         entry, evicting = await self._reserve(session, call)
@@ -97,6 +101,9 @@ class UserSessions:
         outcome, stored = await self._store.create(session, entry, call)
         match outcome:
             case Creation.TAKEN:
+                ((now_ms, taken_by, _),) = await self._store.read([credential.session_id], call)
+                if taken_by is not None:
+                    await self._tell_again(new, credential, taken_by, now_ms, call)
                 raise TokenInUse
             case Creation.LATE:
                 raise StoreUnavailable("the login took too long: its session was not written", StoreProblem.NOT_IN_TIME)
@@ -142,6 +149,21 @@ class UserSessions:
             revoked += len(await self._ending.end_entries(user_id, entries, EndCause.USER_REQUEST, call))
         await self._ending.tell_of_all(user_id, call)
         return revoked
+
+    async def _tell_again(
+        self, new: NewSession, credential: Credential, stored: StoredSession, now_ms: int, call: Call
+    ) -> None:
+        """Tells of the session that has a brought token already, if this may be the call that made it, repeated.
+
+        The earlier call may have failed before it could tell.
+        """
+        session = stored.session
+        is_recent = now_ms - session.create_time_ms <= REPEATED_WITHIN_MS
+        if is_recent and session.user_id == new.user_id and credential.opens(session.digest):
+            created = SessionEvent(EventType.CREATED, session.session_id, session.user_id, repeated=True)
+            await asyncio.gather(
+                self._feed.append([created], call), self._store.ensure_replicated([session.session_id], call)
+            )
 
     async def _reserve(self, session: Session, call: Call) -> tuple[IndexEntry, IndexEntries]:
         """Reserves a place in the index. Returns the session's entry and those that have to end first."""
