@@ -175,6 +175,7 @@ async def _run_worker(config: WorkerConfig, serving: asyncio.Event, numbers: All
         return _Exit(0, 0, f"cannot be started: {error.strerror}")
     assert process.stdin is not None
     assert process.stdout is not None
+    taking: asyncio.Task[None] | None = None
     try:
         # It may have been killed by now.
         if not process.stdin.is_closing():
@@ -184,7 +185,9 @@ async def _run_worker(config: WorkerConfig, serving: asyncio.Event, numbers: All
         if first_line == SERVING:
             serving.set()
             start_error = ""
-            await _take_numbers(process, numbers)
+            # Not cancelled with this task: a worker that drains tells its last numbers before it ends.
+            taking = asyncio.create_task(_take_numbers(process, numbers), name=f"numbers-{config.number}")
+            await asyncio.shield(taking)
         else:
             start_error = (first_line + await process.stdout.read()).decode().strip()
         status = await process.wait()
@@ -192,19 +195,29 @@ async def _run_worker(config: WorkerConfig, serving: asyncio.Event, numbers: All
     finally:
         process.stdin.close()
         await _wait_until_stopped(process, config)
+        if taking is not None:
+            await taking
 
 
 async def _take_numbers(process: asyncio.subprocess.Process, numbers: AllNumbers) -> None:
     """Takes what a worker tells until it ends."""
     assert process.stdin is not None
     assert process.stdout is not None
-    told = WorkerNumbers(partial(process.stdin.write, ASK))
+    told = WorkerNumbers(partial(_ask, process.stdin))
     numbers.add(told)
     try:
         async for line in process.stdout:
-            told.tell(line)
+            # A worker that was killed may have left half a line.
+            if line.endswith(b"\n"):
+                told.tell(line)
     finally:
         numbers.remove(told)
+
+
+def _ask(stdin: asyncio.StreamWriter) -> None:
+    """Asks a worker for its numbers, unless it drains: it tells its last ones unasked."""
+    if not stdin.is_closing():
+        stdin.write(ASK)
 
 
 async def _wait_until_stopped(process: asyncio.subprocess.Process, config: WorkerConfig) -> None:
