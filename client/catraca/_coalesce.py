@@ -64,6 +64,10 @@ class Departures(Generic[_Waiting]):
         self._waiting: dict[_Waiting, None] = {}  # in the order in which they came
         self.away: list[Group[_Waiting]] = []  # in the order in which they left
 
+    def __contains__(self, waiting: _Waiting) -> bool:
+        """Whether a validation waits to leave."""
+        return waiting in self._waiting
+
     def add(self, waiting: _Waiting) -> None:
         """One more wants to leave."""
         self._waiting[waiting] = None

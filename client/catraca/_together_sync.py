@@ -108,7 +108,8 @@ class SyncTogether:
     def _wait(self, departures: _Departures, mine: _Waiting, timeout: float) -> None:
         """Waits for news, for this thread's turn to send, or for its deadline."""
         with self._lock:
-            until = min(mine.deadline, departures.next_look())
+            # A thread whose validation has left only waits for the answer. The others look after themselves.
+            until = min(mine.deadline, departures.next_look()) if mine in departures else mine.deadline
         mine.bell.acquire(timeout=min(max(until - time.monotonic(), 0), threading.TIMEOUT_MAX))
         if mine.told:
             return
