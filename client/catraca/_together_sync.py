@@ -25,7 +25,7 @@ class _Waiting:
         self.answer: pb.ValidateSessionResponse | None = None
         self.error: BaseException | None = None
         self.group: _coalesce.Group[_Waiting] | None = None
-        """The group that this thread has to send."""
+        """The group that this thread has to send. It is a member of that group."""
         # The cheapest thing to wait on. The thread that has news releases it.
         self.bell = allocate_lock()
         self.bell.acquire()
@@ -67,22 +67,23 @@ class SyncTogether:
         """Returns the answer to a validation. Raises CatracaError."""
         departures = self._departures
         mine = _Waiting(request, time.monotonic() + timeout)
-        with self._lock:
-            departures.add(mine)
-            self._depart(departures, mine)
         try:
-            while True:
+            with self._lock:
+                departures.add(mine)
+                self._depart(departures, mine)
+            while not mine.told:
                 if mine.group is not None:
-                    self._lead(departures, mine.group)
-                    mine.group = None
-                if mine.answer is not None:
-                    return mine.answer
-                if mine.error is not None:
-                    raise mine.error
-                self._wait(departures, mine, timeout)
+                    self._lead(mine.group)
+                    self._leave(departures, mine)
+                else:
+                    self._wait(departures, mine, timeout)
         finally:
-            if not mine.told:
+            if mine.group is not None or not mine.told:
                 self._leave(departures, mine)
+        if mine.answer is not None:
+            return mine.answer
+        assert mine.error is not None, "the loop ends with an answer or an error"
+        raise mine.error
 
     def close(self) -> None:
         """Fails the validations that have not left yet."""
@@ -94,19 +95,18 @@ class SyncTogether:
 
     @staticmethod
     def _depart(departures: _Departures, mine: _Waiting) -> None:
-        """If a group may leave now, gives it to a thread that waits long enough for its answer."""
-        group = departures.next_group(time.monotonic())
-        if group is None:
-            return
-        last = max(group.members, key=_deadline)
-        if last.deadline <= mine.deadline + _OVERSTAY_SECONDS:
-            mine.group = group
-        else:
-            last.group = group
-            last.ring()
+        """Gives each group that may leave now to one of its members, which makes the call."""
+        while (group := departures.next_group(time.monotonic())) is not None:
+            # A thread that is not a member may already be making a call, or have its answer. The call lasts until the
+            # last deadline, so the member with that deadline makes it, unless this thread can start at once.
+            leader = max(group.members, key=_deadline)
+            if leader.deadline <= mine.deadline + _OVERSTAY_SECONDS and mine in group.members:
+                leader = mine
+            leader.group = group
+            leader.ring()
 
     def _wait(self, departures: _Departures, mine: _Waiting, timeout: float) -> None:
-        """Waits for news, for this thread's turn to send, or for its deadline."""
+        """Waits for news, for this thread's turn to send, or for its deadline. Raises Unavailable at the deadline."""
         with self._lock:
             # A thread whose validation has left only waits for the answer. The others look after themselves.
             until = min(mine.deadline, departures.next_look()) if mine in departures else mine.deadline
@@ -121,24 +121,13 @@ class SyncTogether:
                 return
             sent = not departures.remove(mine)
         if not mine.told:
-            mine.error = _core.too_late(timeout, sent=sent)
+            raise _core.too_late(timeout, sent=sent)
 
-    def _lead(self, departures: _Departures, group: _Group) -> None:
+    def _lead(self, group: _Group) -> None:
         """Makes the call of a group, and another for the rest if some of its requests break a rule."""
-        try:
-            members = group.members
-            while members:
-                members = self._send(members)
-        finally:
-            for each in group.members:
-                if not each.told:  # Ctrl-C in this thread does not concern the others
-                    each.error = Unavailable(_INTERRUPTED)
-                each.ring()
-            with self._lock:
-                departures.returned(group)
-                nxt = departures.last()
-            if nxt is not None:
-                nxt.ring()
+        members = group.members
+        while members:
+            members = self._send(members)
 
     def _send(self, members: list[_Waiting]) -> list[_Waiting]:
         """Makes a call. Returns the members to send again, because the call failed for others' requests."""
@@ -158,20 +147,24 @@ class SyncTogether:
         return []
 
     def _leave(self, departures: _Departures, mine: _Waiting) -> None:
-        """Hands on the work of this thread, which was interrupted."""
+        """Ends this thread's part: its call has returned, its deadline has passed, or it was interrupted.
+
+        If it is interrupted here, it can be called again.
+        """
         with self._lock:
-            departures.remove(mine)
-            group, mine.group = mine.group, None
+            departures.remove(mine)  # nobody gives it a group from now on
+            group = mine.group
             if group in departures.away:
                 departures.returned(group)
-            else:
-                group = None
             nxt = departures.last()
-        for each in group.members if group else ():
-            each.error = each.error or Unavailable(_INTERRUPTED)
+        for each in group.members if group is not None else ():
+            if not each.told:  # Ctrl-C in this thread does not concern the others
+                each.error = Unavailable(_INTERRUPTED)
             each.ring()
+        # The place of the call is free; or this thread was woken to look whether a group may leave, and did not look.
         if nxt is not None:
             nxt.ring()
+        mine.group = None
 
 
 def _deadline(waiting: _Waiting) -> float:

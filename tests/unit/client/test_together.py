@@ -9,8 +9,9 @@ from typing import Any, cast
 import pytest
 from tests.support.waiting import TIMEOUT_SECONDS, eventually
 
-from catraca import _core, _together_sync
+from catraca import _coalesce, _core, _together_sync
 from catraca._together_sync import SyncTogether
+from catraca.errors import Unavailable
 from catraca.v1 import session_service_pb2 as pb
 
 Tokens = list[str]
@@ -22,6 +23,8 @@ class Channel:
     def __init__(self) -> None:
         self.asked: list[Tokens] = []
         """The tokens of each call."""
+        self.interrupted: int | None = None
+        """The call that Ctrl-C ends, if one is to be."""
         self._go_on: dict[int, threading.Event] = {}
         self._open = threading.Event()
 
@@ -30,10 +33,13 @@ class Channel:
         del timeout
         together = isinstance(call.request, pb.BatchValidateSessionsRequest)
         requests: list[Any] = list(call.request.requests) if together else [call.request]  # type: ignore[attr-defined]  # of a batch
-        go_on = self._go_on.setdefault(len(self.asked), threading.Event())
+        at = len(self.asked)
+        go_on = self._go_on.setdefault(at, threading.Event())
         self.asked.append([each.token for each in requests])
         while not (self._open.is_set() or go_on.wait(0.01)):
             pass
+        if at == self.interrupted:
+            raise KeyboardInterrupt
         answers = [pb.ValidateSessionResponse() for _ in requests]
         for each, answer in zip(requests, answers, strict=True):
             answer.session.session_id = each.token
@@ -107,27 +113,38 @@ class Bell:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.timeouts: list[float] = []
+        self.interrupts = False
+        """Whether Ctrl-C comes as soon as it is rung."""
 
     def acquire(self, timeout: float = -1) -> bool:
         """Waits."""
         if timeout >= 0:
             self.timeouts.append(timeout)
-        return self._lock.acquire(timeout=timeout)
+        rung = self._lock.acquire(timeout=timeout)
+        if rung and self.interrupts:
+            raise KeyboardInterrupt
+        return rung
 
     def release(self) -> None:
         """Rings."""
         self._lock.release()
 
 
-def test_a_thread_whose_validation_has_left_only_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long the call takes, it does not wake up to look whether others may leave."""
-    bells: list[Bell] = []
+@pytest.fixture
+def bells(monkeypatch: pytest.MonkeyPatch) -> list[Bell]:
+    """The bells of all threads that ask, in the order in which they came."""
+    made: list[Bell] = []
 
     def bell() -> Bell:
-        bells.append(Bell())
-        return bells[-1]
+        made.append(Bell())
+        return made[-1]
 
     monkeypatch.setattr(_together_sync, "allocate_lock", bell)
+    return made
+
+
+def test_a_thread_whose_validation_has_left_only_waits(bells: list[Bell]) -> None:
+    """However long the call takes, it does not wake up to look whether others may leave."""
     with asking() as threads:
         asked = [threads.ask(str(at)) for at in range(6)]
 
@@ -140,3 +157,105 @@ def test_a_thread_whose_validation_has_left_only_waits(monkeypatch: pytest.Monke
         threads.channel.let_all_go()
         assert [answered(each) for each in asked] == [str(at) for at in range(6)]
     assert sum(len(each.timeouts) for each in bells) < 5 * len(asked)
+
+
+@pytest.fixture
+def pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most two validations share a call, and at first one call is under way at a time."""
+    monkeypatch.setattr(_coalesce, "PATIENCE_SECONDS", 60)
+    monkeypatch.setattr(_coalesce, "MAX_CALLS", 2)
+    monkeypatch.setattr(_coalesce, "CALLS_AWAY", 1)
+
+
+@pytest.mark.usefixtures("pairs")
+def test_a_thread_makes_only_calls_that_its_own_validation_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more threads waiting than a call takes, the thread that wakes up may be of a later group."""
+    with asking() as threads:
+        first = threads.ask("first")
+        threads.until_asked(1)
+        waiting = threads.ask_in_turn("a", "b", "c")
+        # The thread of "c" is woken by the return, and it waits longest in the group of "c" and "d".
+        threads.channel.let_go(0)
+        threads.until_asked(2)
+        monkeypatch.setattr(_coalesce, "CALLS_AWAY", 2)
+        monkeypatch.setattr(_coalesce, "ENOUGH", 2)
+        last = threads.ask("d", timeout=10)
+        threads.until_asked(3)
+        threads.channel.let_all_go()
+        assert [answered(each) for each in (first, *waiting, last)] == ["first", "a", "b", "c", "d"]
+    assert threads.channel.asked == [["first"], ["a", "b"], ["c", "d"]]
+    assert threads.departures.away == []
+
+
+@pytest.mark.usefixtures("pairs")
+def test_an_interrupted_call() -> None:
+    """It fails for its members, and the next group leaves."""
+    with asking() as threads:
+        threads.channel.interrupted = 1
+        first = threads.ask("first")
+        threads.until_asked(1)
+        waiting = threads.ask_in_turn("a", "b", "c")
+        threads.channel.let_all_go()
+        assert answered(first) == "first"
+        ends = sorted((type(each.exception(TIMEOUT_SECONDS)) for each in waiting[:2]), key=repr)
+        assert ends == [KeyboardInterrupt, Unavailable]
+        assert answered(waiting[2]) == "c"
+    assert threads.departures.away == []
+
+
+def test_an_interruption_after_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a thread wakes the others: the place of its call is free again."""
+    ring = _together_sync._Waiting.ring
+    rung: list[object] = []
+
+    def interrupted(self: _together_sync._Waiting) -> None:
+        rung.append(self)
+        if len(rung) == 2:  # by then the call has returned
+            raise KeyboardInterrupt
+        ring(self)
+
+    monkeypatch.setattr(_together_sync._Waiting, "ring", interrupted)
+    with asking() as threads:
+        threads.channel.let_all_go()
+        assert isinstance(threads.ask("a").exception(TIMEOUT_SECONDS), KeyboardInterrupt)
+        assert answered(threads.ask("b")) == "b"
+    assert threads.departures.away == []
+
+
+@pytest.mark.usefixtures("pairs")
+def test_an_interruption_of_a_thread_that_has_just_got_a_group(bells: list[Bell]) -> None:
+    """The call is not made: it fails for the other member, and its place is free again."""
+    with asking() as threads:
+        first = threads.ask("first")
+        threads.until_asked(1)
+        (leader,) = threads.ask_in_turn("a")
+        bells[-1].interrupts = True
+        # This thread is woken by the return, and gives the group to the one that waits longer.
+        other = threads.ask("b", timeout=20)
+        threads.until_waiting("b")
+        threads.channel.let_all_go()
+        assert answered(first) == "first"
+        assert isinstance(leader.exception(TIMEOUT_SECONDS), KeyboardInterrupt)
+        assert isinstance(other.exception(TIMEOUT_SECONDS), Unavailable)
+    assert threads.channel.asked == [["first"]]
+    assert threads.departures.away == []
+
+
+@pytest.mark.usefixtures("pairs")
+def test_a_thread_that_gives_up_wakes_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been woken to look whether a group may leave, and no other thread was."""
+    ring = _together_sync._Waiting.ring
+    rung: list[str] = []
+
+    def recorded(self: _together_sync._Waiting) -> None:
+        rung.append(self.request.token)
+        ring(self)
+
+    with asking() as threads:
+        threads.ask("first")
+        threads.until_asked(1)
+        threads.ask_in_turn("a")
+        monkeypatch.setattr(_together_sync._Waiting, "ring", recorded)
+        hasty = threads.ask("b", timeout=0.05)
+        assert isinstance(hasty.exception(TIMEOUT_SECONDS), Unavailable)
+        assert rung == ["a"]
