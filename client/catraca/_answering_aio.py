@@ -11,6 +11,7 @@ from catraca._model import Validation
 from catraca._near_cache import Clock, NearAnswers, NearCache, OwnChanges, settings_of, suspend_counting_clock
 from catraca._together_aio import AsyncTogether
 from catraca._watch_aio import AsyncWatch
+from catraca.errors import Unavailable
 from catraca.v1 import session_service_pb2 as pb
 
 
@@ -69,12 +70,14 @@ class _NearAnswering(AsyncAnswering):
         self._clock: Clock = suspend_counting_clock()
         self.near = self._answers = NearAnswers(settings, self._clock)
         self._watch = AsyncWatch(channel, self._answers, self._clock)
+        self._closings = 0
 
     async def validate(self, token: str, user_id: str | None, skip_touch: bool, timeout: float) -> Validation:
         """See `AsyncAnswering`."""
         self._watch.begin()
         key = (token, user_id, skip_touch)
         state = self._here()
+        closings = self._closings
         flight = state.flights.join(key, self._clock())
         if flight is None:
             return await self._lead(state.flights, key, timeout)
@@ -86,11 +89,14 @@ class _NearAnswering(AsyncAnswering):
             raise _core.too_late(timeout, sent=True) from None
         if (answer := flight.answer_at(self._clock())) is not None:
             return answer
+        if self._closings != closings:
+            raise Unavailable(_core.CLOSED)
         # The other's call failed or was cancelled, which says nothing about this one; or it took too long.
         return await self._fetch(key, max(deadline - state.loop.time(), 0))
 
     async def close(self) -> None:
         """See `AsyncAnswering`."""
+        self._closings += 1
         await self._watch.close()
         await super().close()
 

@@ -12,6 +12,7 @@ from catraca._model import Validation
 from catraca._near_cache import Clock, NearAnswers, NearCache, OwnChanges, settings_of, suspend_counting_clock
 from catraca._together_sync import SyncTogether
 from catraca._watch_sync import SyncWatch
+from catraca.errors import Unavailable
 from catraca.v1 import session_service_pb2 as pb
 
 
@@ -59,11 +60,13 @@ class _NearAnswering(SyncAnswering):
         self.near = self._answers = NearAnswers(settings, self._clock)
         self._watch = SyncWatch(channel, self._answers, self._clock)
         self._flights: Flights[threading.Event] = Flights()
+        self._closings = 0
 
     def validate(self, token: str, user_id: str | None, skip_touch: bool, timeout: float) -> Validation:
         """See `SyncAnswering`."""
         self._watch.begin()
         key = (token, user_id, skip_touch)
+        closings = self._closings
         flight = self._flights.join(key, self._clock())
         if flight is None:
             return self._lead(key, timeout)
@@ -71,6 +74,8 @@ class _NearAnswering(SyncAnswering):
         flight.landed.wait(min(timeout, threading.TIMEOUT_MAX))
         if (answer := flight.answer_at(self._clock())) is not None:
             return answer
+        if self._closings != closings:
+            raise Unavailable(_core.CLOSED)
         # The other's call failed, which says nothing about this one; or it took too long.
         left = deadline - time.monotonic()
         if left <= 0:
@@ -79,6 +84,7 @@ class _NearAnswering(SyncAnswering):
 
     def close(self) -> None:
         """See `SyncAnswering`."""
+        self._closings += 1
         self._watch.close()
         super().close()
 

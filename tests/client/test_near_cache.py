@@ -17,9 +17,10 @@ import pytest
 from tests.support.callers import Caller, closing
 from tests.support.command import clean_environment
 from tests.support.fake_service import FakeService
-from tests.support.waiting import eventually, eventually_async
+from tests.support.waiting import TIMEOUT_SECONDS, eventually, eventually_async
 
-from catraca import AsyncSessionClient, InvalidReason, NearCache, NearCacheStats, SessionClient, errors
+from catraca import AsyncSessionClient, InvalidReason, NearCache, NearCacheStats, SessionClient, _core, errors
+from catraca._flights import Flight, Flights, Key
 from catraca.v1 import session_event_pb2 as events, session_service_pb2 as pb
 
 OF = "token-of-session-"
@@ -231,6 +232,36 @@ async def test_closing_ends_all(service: FakeService, sessions: Caller) -> None:
         assert stats(sessions).entries == 0
         await until(lambda: not service.watches and len(asyncio.all_tasks()) == 1)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("catraca")]
+
+
+async def test_closing_ends_those_who_share_a_call(
+    service: FakeService, sessions: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them gets the error of the close, and nobody connects again."""
+    await leased(sessions, service.login())
+    token = service.login()
+    go_on = threading.Event()
+    service.gate = lambda _: go_on.wait(TIMEOUT_SECONDS)
+    joined: list[Flight[Any] | None] = []
+    join = Flights.join
+
+    def recorded(self: Flights[Any], key: Key, now: float) -> Flight[Any] | None:
+        flight = join(self, key, now)
+        joined.append(flight)
+        return flight
+
+    monkeypatch.setattr(Flights, "join", recorded)
+    before = len(service.asked)
+    leader = asyncio.create_task(sessions.validate(token))
+    await until(lambda: len(service.asked) == before + 1)
+    joiners = [asyncio.create_task(sessions.validate(token)) for _ in range(2)]
+    await until(lambda: sum(each is not None for each in joined) == 2)
+    await sessions.close()
+    failures = await asyncio.gather(leader, *joiners, return_exceptions=True)
+    go_on.set()
+    assert [(type(each), str(each)) for each in failures] == [(errors.Unavailable, _core.CLOSED)] * 3
+    assert not sessions.client._channel.is_open()
+    assert len(service.asked) == before + 1
 
 
 async def test_a_client_that_nobody_closes(service: FakeService, sessions: Caller) -> None:
