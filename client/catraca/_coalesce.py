@@ -51,6 +51,8 @@ class Group(Generic[_Waiting]):
 
     members: list[_Waiting]
     left_at: float
+    closed: bool = False
+    """Whether the client was closed after the group left. Nothing of the group is sent from then on."""
 
     def deadline(self) -> float:
         """Returns when the last caller stops waiting for an answer."""
@@ -103,8 +105,10 @@ class Departures(Generic[_Waiting]):
         """Returns the last of those that wait to leave, which usually has the latest deadline."""
         return next(reversed(self._waiting), None)
 
-    def clear(self) -> list[_Waiting]:
-        """Returns all that wait to leave. None of them will."""
+    def close(self) -> list[_Waiting]:
+        """Returns all that wait to leave. None of them will, and the groups that have left send nothing more."""
+        for group in self.away:
+            group.closed = True
         waiting, self._waiting = list(self._waiting), {}
         return waiting
 

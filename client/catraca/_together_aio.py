@@ -65,8 +65,8 @@ class AsyncTogether:
             self._departures.remove(mine)
 
     def close(self) -> None:
-        """Fails the validations that have not left yet."""
-        for each in self._departures.clear():
+        """Fails the validations that have not left yet. Of those that have, none is sent again."""
+        for each in self._departures.close():
             each.fail(Unavailable(_core.CLOSED))
 
     async def _alone(self, group: _Group, timeout: float) -> pb.ValidateSessionResponse:
@@ -87,10 +87,10 @@ class AsyncTogether:
     async def _together(self, group: _Group) -> None:
         members = group.members
         try:
-            while members:
+            while members and not group.closed:  # otherwise a call would open a connection that nobody closes
                 members = await self._call(members)
         finally:
-            for each in group.members:  # if the loop ends, it cancels this task
+            for each in group.members:  # the client was closed, or the loop ends and cancels this task
                 each.fail(Unavailable(_core.CLOSED))
             self._returned(group)
 

@@ -86,9 +86,9 @@ class SyncTogether:
         raise mine.error
 
     def close(self) -> None:
-        """Fails the validations that have not left yet."""
+        """Fails the validations that have not left yet. Of those that have, none is sent again."""
         with self._lock:
-            waiting = self._departures.clear()
+            waiting = self._departures.close()
         for each in waiting:
             each.error = Unavailable(_core.CLOSED)
             each.ring()
@@ -126,8 +126,10 @@ class SyncTogether:
     def _lead(self, group: _Group) -> None:
         """Makes the call of a group, and another for the rest if some of its requests break a rule."""
         members = group.members
-        while members:
+        while members and not group.closed:
             members = self._send(members)
+        for each in members:  # a call would open a connection that nobody closes
+            each.fail(Unavailable(_core.CLOSED))
 
     def _send(self, members: list[_Waiting]) -> list[_Waiting]:
         """Makes a call. Returns the members to send again, because the call failed for others' requests."""

@@ -1,17 +1,20 @@
-"""Threads that share calls: how often a waiting thread wakes up, and which thread makes a call."""
+"""Callers that share calls: how often a waiting thread wakes up, which thread makes a call, and what a close ends."""
 
+import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from tests.support.waiting import TIMEOUT_SECONDS, eventually
 
 from catraca import _coalesce, _core, _together_sync
+from catraca._together_aio import AsyncTogether
 from catraca._together_sync import SyncTogether
-from catraca.errors import Unavailable
+from catraca.errors import FieldViolation, InvalidRequest, Unavailable
 from catraca.v1 import session_service_pb2 as pb
 
 Tokens = list[str]
@@ -23,8 +26,8 @@ class Channel:
     def __init__(self) -> None:
         self.asked: list[Tokens] = []
         """The tokens of each call."""
-        self.interrupted: int | None = None
-        """The call that Ctrl-C ends, if one is to be."""
+        self.ends: dict[int, Callable[[], object]] = {}
+        """What happens instead of an answer, by the number of the call."""
         self._go_on: dict[int, threading.Event] = {}
         self._open = threading.Event()
 
@@ -38,8 +41,8 @@ class Channel:
         self.asked.append([each.token for each in requests])
         while not (self._open.is_set() or go_on.wait(0.01)):
             pass
-        if at == self.interrupted:
-            raise KeyboardInterrupt
+        if at in self.ends:
+            self.ends[at]()
         answers = [pb.ValidateSessionResponse() for _ in requests]
         for each, answer in zip(requests, answers, strict=True):
             answer.session.session_id = each.token
@@ -187,11 +190,16 @@ def test_a_thread_makes_only_calls_that_its_own_validation_is_in(monkeypatch: py
     assert threads.departures.away == []
 
 
+def interrupt() -> None:
+    """Does what Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
 @pytest.mark.usefixtures("pairs")
 def test_an_interrupted_call() -> None:
     """It fails for its members, and the next group leaves."""
     with asking() as threads:
-        threads.channel.interrupted = 1
+        threads.channel.ends[1] = interrupt
         first = threads.ask("first")
         threads.until_asked(1)
         waiting = threads.ask_in_turn("a", "b", "c")
@@ -259,3 +267,52 @@ def test_a_thread_that_gives_up_wakes_the_next(monkeypatch: pytest.MonkeyPatch) 
         hasty = threads.ask("b", timeout=0.05)
         assert isinstance(hasty.exception(TIMEOUT_SECONDS), Unavailable)
         assert rung == ["a"]
+
+
+@pytest.mark.usefixtures("pairs")
+def test_a_close_while_a_call_is_refused_for_one_of_its_members() -> None:
+    """The others are not sent again."""
+    with asking() as threads:
+
+        def refuse() -> None:
+            threads.together.close()
+            error = InvalidRequest("requests[0].user_id: is too long")
+            error.violations = (FieldViolation("requests[0].user_id", "is too long"),)
+            raise error
+
+        threads.channel.ends[1] = refuse
+        threads.ask("first")
+        threads.until_asked(1)
+        guilty, other = threads.ask_in_turn("a", "b")
+        threads.channel.let_all_go()
+        assert isinstance(guilty.exception(TIMEOUT_SECONDS), InvalidRequest)
+        assert str(other.exception(TIMEOUT_SECONDS)) == _core.CLOSED
+    assert threads.channel.asked == [["first"], ["a", "b"]]
+    assert threads.departures.away == []
+
+
+async def test_a_task_that_closes_the_client_as_soon_as_it_has_its_answer() -> None:
+    """The group that leaves at that moment is not sent."""
+    asked: list[_core.Call[Any]] = []
+    go_on = asyncio.Event()
+
+    async def call(call: _core.Call[Any], timeout: float) -> bytes:
+        del timeout
+        asked.append(call)
+        await go_on.wait()
+        return pb.ValidateSessionResponse().SerializeToString()
+
+    together = AsyncTogether(cast("Any", SimpleNamespace(call=call)), asyncio.get_running_loop())
+
+    async def ask_and_close() -> None:
+        await together.ask(pb.ValidateSessionRequest(token="first"), 30)
+        together.close()
+
+    closing = asyncio.create_task(ask_and_close())
+    others = [asyncio.create_task(together.ask(pb.ValidateSessionRequest(token=token), 30)) for token in "ab"]
+    await asyncio.sleep(0)
+    go_on.set()
+    failures = await asyncio.gather(*others, return_exceptions=True)
+    await closing
+    assert [str(each) for each in failures] == [_core.CLOSED] * 2
+    assert len(asked) == 1
