@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from typing import NoReturn, Self
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -30,9 +31,30 @@ class InvalidReason(Enum):
     """A rotated token, presented after its grace. Its session has just been revoked."""
 
 
+class _Attributes(dict[str, str]):
+    """A session's attributes. Callers share them, so nobody can change them; `copy` returns a dict of one's own.
+
+    It is a dict and not a MappingProxyType, which neither `json.dumps` nor `pickle` takes.
+    """
+
+    __slots__ = ()
+
+    def _refuse(self, *_args: object, **_named: object) -> NoReturn:
+        raise TypeError("attributes cannot be changed here: `update` of a client changes those of the session")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[type[Self], tuple[dict[str, str]]]:
+        # Unpickling and deepcopy would fill an empty one, item by item.
+        return type(self), (dict(self),)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """A login that has not ended. Carries no token. All times are in UTC."""
+    """A login that has not ended. Carries no token. All times are in UTC.
+
+    It is read-only, attributes included, because several callers may get the same session.
+    """
 
     session_id: str
     """The public handle: safe to log, worthless as a token."""
@@ -90,7 +112,7 @@ def read_session(message: session_pb2.Session) -> Session:
     return Session(
         session_id=message.session_id,
         user_id=message.user_id,
-        attributes=dict(message.attributes),
+        attributes=_Attributes(message.attributes),
         create_time=_datetime(message.create_time),
         last_active_time=_datetime(message.last_active_time),
         expire_time=_datetime(message.expire_time),
