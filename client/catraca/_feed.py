@@ -16,7 +16,7 @@ from catraca._events import (
     read_opened,
     read_reset,
 )
-from catraca._watching import REFUSALS, SILENCE_SECONDS, Backoff, nonces
+from catraca._watching import REFUSALS, Backoff, Silence, nonces
 from catraca.errors import CatracaError, NotAllowed, Unavailable, UnexpectedAnswer, UnusableAfterFork, from_status
 from catraca.v1 import session_event_pb2 as events, session_service_pb2 as pb
 
@@ -30,7 +30,8 @@ class Feed:
         self._types = [events.SessionEventType.ValueType(each.value) for each in types]
         self._cursor = cursor
         self._backoff = Backoff(random.Random())  # noqa: S311  it spreads reconnects and guards nothing
-        self._heard_at = 0.0
+        self._silence = Silence(time.monotonic)
+        self._is_read = True
         self._was_open = False
         self.is_open = False
         """Whether the server has confirmed that the newest stream is open."""
@@ -41,16 +42,26 @@ class Feed:
 
     def ping(self) -> pb.WatchSessionsRequest:
         """Returns a ping, whose pong shows that the connection is alive."""
+        self._silence.pinged()
         return pb.WatchSessionsRequest(ping=pb.WatchPing(nonce=next(nonces)))
 
     def begins(self) -> None:
         """A stream is about to be opened."""
         self.is_open = False
-        self._heard_at = time.monotonic()
+        self.resumes()
+
+    def pauses(self) -> None:
+        """The caller handles what it got. Nothing is read from the stream until it asks for more."""
+        self._is_read = False
+
+    def resumes(self) -> None:
+        """The stream is read from now on."""
+        self._silence.ended()
+        self._is_read = True
 
     def receive(self, response: pb.WatchSessionsResponse) -> SessionEvent | WatchOpened | WatchReset | None:
         """Takes a message from the server. Returns what the caller gets of it, if anything."""
-        self._heard_at = time.monotonic()
+        self._silence.ended()
         try:
             return self._read(response)
         except (ValueError, OverflowError) as error:
@@ -79,7 +90,7 @@ class Feed:
 
     def is_silent(self) -> bool:
         """Whether nothing has come for so long that the connection must be considered dead."""
-        return time.monotonic() - self._heard_at > SILENCE_SECONDS
+        return self._is_read and self._silence.is_too_long()
 
     def ended(self, error: CatracaError | None) -> float:
         """Takes the end of a stream. Returns how many seconds to wait for the next. Raises if there is to be none."""

@@ -31,7 +31,9 @@ async def watch(
                 async for response in messages:
                     said = feed.receive(response)
                     if said is not None:
+                        feed.pauses()
                         yield said
+                        feed.resumes()
         except grpc.aio.AioRpcError as ended:
             error = failure(ended)
         except grpc.aio.BaseError as ended:

@@ -34,7 +34,9 @@ def watch(
                 if feed.is_open:
                     opening.cancel()
                 if said is not None:
+                    feed.pauses()
                     yield said
+                    feed.resumes()
         except grpc.RpcError as ended:
             cancelled = ended.code() is grpc.StatusCode.CANCELLED and not feed.is_open
             error = late(timeout) if cancelled else failure(ended)

@@ -15,7 +15,7 @@ from catraca._channel_aio import AsyncChannel
 from catraca._forks import WithoutConnection, forks
 from catraca._lease import PING_SECONDS
 from catraca._near_cache import Clock, NearAnswers
-from catraca._watching import Talk, Watch, log_refusal
+from catraca._watching import SILENT, Talk, Watch, log_refusal
 from catraca.errors import CatracaError, Unavailable
 from catraca.v1 import session_service_pb2 as pb
 
@@ -27,10 +27,12 @@ class AsyncStreams:
         self._channel = channel
         self._talk = talk
         self._call: Any = None
+        self._silent = False
 
     async def messages(self) -> AsyncGenerator[pb.WatchSessionsResponse]:
         """Opens a stream and yields what comes. Raises grpc.aio.BaseError, CatracaError or DecodeError."""
         task, answered = asyncio.current_task(), asyncio.Event()
+        self._silent = False
         try:
             async with self._channel.stream(_core.WATCH, self._requests(answered)) as self._call:
                 async for response in self._call:
@@ -39,8 +41,8 @@ class AsyncStreams:
         except asyncio.CancelledError:
             if task is None or task.cancelling():
                 raise
-            # Only the call was cancelled, because its channel was closed or it was silent.
-            raise Unavailable(_core.CLOSED) from None
+            # Only the call was cancelled, because its channel was closed or the server was silent.
+            raise Unavailable(SILENT if self._silent else _core.CLOSED) from None
         finally:
             self._call = None
 
@@ -60,6 +62,7 @@ class AsyncStreams:
             yield self._talk.ping().SerializeToString()
             await asyncio.sleep(PING_SECONDS)
             if self._talk.is_silent():
+                self._silent = True
                 self.cancel()
 
 

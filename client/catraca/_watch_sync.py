@@ -15,8 +15,8 @@ from catraca._channel_sync import SyncChannel
 from catraca._forks import WithoutConnection, forks, never_free
 from catraca._lease import PING_SECONDS
 from catraca._near_cache import Clock, NearAnswers
-from catraca._watching import Talk, Watch, log_refusal
-from catraca.errors import CatracaError
+from catraca._watching import SILENT, Talk, Watch, log_refusal
+from catraca.errors import CatracaError, Unavailable
 from catraca.v1 import session_service_pb2 as pb
 
 _JOIN_SECONDS = 5.0
@@ -31,16 +31,22 @@ class SyncStreams:
         self._talk = talk
         self._call: Any = None
         self._over = False
+        self._silent = False
 
     def messages(self) -> Iterator[pb.WatchSessionsResponse]:
         """Opens a stream and yields what comes, to its end. Raises grpc.RpcError, CatracaError or DecodeError."""
         ended = threading.Event()
+        self._silent = False
         try:
             call = self._call = self._channel.stream(_core.WATCH, self._requests(ended))
             if self._over:  # stopped before there was anything to cancel
                 call.cancel()
             for response in call:
                 yield pb.WatchSessionsResponse.FromString(response)
+        except grpc.RpcError:
+            if self._silent:
+                raise Unavailable(SILENT) from None
+            raise
         finally:
             ended.set()
             self.cancel()
@@ -64,6 +70,7 @@ class SyncStreams:
             yield self._talk.ping().SerializeToString()
             ended.wait(PING_SECONDS)
             if not ended.is_set() and self._talk.is_silent():
+                self._silent = True
                 self.cancel()
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import random
 from typing import Protocol
 
@@ -11,7 +12,9 @@ from catraca._near_cache import Clock, NearAnswers
 from catraca.v1 import session_event_pb2 as events, session_service_pb2 as pb
 
 SILENCE_SECONDS = 5.0
-"""A stream is given up after this long without a message: every ping asks for a pong, so there should be some."""
+"""A stream is given up if nothing comes for this long after a ping, which asks for a pong."""
+SILENT = f"no pong and no event within {SILENCE_SECONDS:g} s of a ping"
+"""The error of a stream that was given up for its silence."""
 
 _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 3.0
@@ -43,6 +46,30 @@ class Talk(Protocol):
 
     def is_silent(self) -> bool:
         """Whether nothing has come for so long that the connection must be taken for dead."""
+
+
+class Silence:
+    """How long a server has said nothing on a stream after a ping. One thread may ping while another reads.
+
+    Time without a ping does not count: if this process was stopped, or its event loop blocked, the stream may be good.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._since = math.inf
+
+    def pinged(self) -> None:
+        """A ping is about to be sent."""
+        if self._since == math.inf:
+            self._since = self._clock()
+
+    def ended(self) -> None:
+        """Something has come, or another stream begins."""
+        self._since = math.inf
+
+    def is_too_long(self) -> bool:
+        """Whether the connection must be considered dead."""
+        return self._clock() - self._since > SILENCE_SECONDS
 
 
 class Backoff:
@@ -78,24 +105,25 @@ class Watch:
         self._backoff = Backoff(chance)
         self._cursor = ""
         self._begun_after = ""
-        self._heard_at = 0.0
+        self._silence = Silence(clock)
         self._open = False
 
     def start(self) -> pb.WatchSessionsRequest:
         """Returns the first request of a new stream, which continues where the last one ended."""
         self._begun_after = self._cursor
-        self._heard_at = self._clock()
+        self._silence.ended()
         return pb.WatchSessionsRequest(start=pb.WatchStart(cursor=self._cursor, types=_TYPES))
 
     def ping(self) -> pb.WatchSessionsRequest:
         """Returns a ping, to be sent after this and not before."""
+        self._silence.pinged()
         nonce = next(nonces)
         self._answers.lease.ping(nonce, self._clock())
         return pb.WatchSessionsRequest(ping=pb.WatchPing(nonce=nonce))
 
     def receive(self, response: pb.WatchSessionsResponse) -> None:
         """Takes what the server sent."""
-        self._heard_at = self._clock()
+        self._silence.ended()
         match response.WhichOneof("response"):
             case "opened":
                 self._backoff.opened()
@@ -120,7 +148,7 @@ class Watch:
 
     def is_silent(self) -> bool:
         """Whether nothing has come for so long that the connection must be taken for dead."""
-        return self._clock() - self._heard_at > SILENCE_SECONDS
+        return self._silence.is_too_long()
 
     def is_refusal(self, code: grpc.StatusCode) -> bool:
         """Whether the server refuses to be watched by this client.

@@ -1,12 +1,14 @@
 """`watch` of both clients over a real connection: events, resets, a lost stream, and a client that is closed."""
 
 import asyncio
+import logging
 import socket
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
+from tests.support.callers import Caller, closing
 from tests.support.fake_service import FakeService
 from tests.support.waiting import TIMEOUT_SECONDS, eventually
 
@@ -20,6 +22,8 @@ from catraca import (
     WatchReset,
     WatchResetReason,
     _watch_aio,
+    _watch_sync,
+    _watching,
     errors,
 )
 from catraca.v1 import session_event_pb2 as events, session_service_pb2 as pb
@@ -115,6 +119,59 @@ async def test_nobody_answers() -> None:
             with pytest.raises(errors.Unavailable, match="not opened"):
                 await anext(waiting.watch())
     assert time.monotonic() - began < LONG
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients ping more often than usual, and give a silent server up sooner."""
+    for shell in (_watch_sync, _watch_aio):
+        monkeypatch.setattr(shell, "PING_SECONDS", 0.02)
+    monkeypatch.setattr(_watching, "SILENCE_SECONDS", 0.2)
+
+
+class Watcher:
+    """A watch of either client."""
+
+    def __init__(self, client: SessionClient | AsyncSessionClient) -> None:
+        self._watch = client.watch()
+
+    async def next(self) -> SessionEvent | WatchOpened | WatchReset:
+        """Waits for the next event."""
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            if isinstance(self._watch, Iterator):
+                return await asyncio.to_thread(next, self._watch)
+            return await anext(self._watch)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("kind", [SessionClient, AsyncSessionClient])
+async def test_an_event_that_takes_its_reader_long(
+    service: FakeService, kind: type[SessionClient | AsyncSessionClient]
+) -> None:
+    """The stream stays open meanwhile: the server is not silent, only unread."""
+    async with closing(Caller(kind(service.target, timeout=LONG))) as sessions:
+        watcher = Watcher(sessions.client)
+        await watcher.next()
+        await asyncio.to_thread(service.wait_for_pings, 30)
+        service.tell(events.SESSION_EVENT_TYPE_REVOKED, "session-1")
+        assert isinstance(await watcher.next(), SessionEvent)
+        assert len(service.starts) == 1
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("kind", [SessionClient, AsyncSessionClient])
+async def test_a_silent_server(
+    service: FakeService, kind: type[SessionClient | AsyncSessionClient], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another stream is opened, and the log says why."""
+    async with closing(Caller(kind(service.target, timeout=LONG))) as sessions:
+        watcher = Watcher(sessions.client)
+        await watcher.next()
+        service.pongs = False
+        with caplog.at_level(logging.WARNING, "catraca"):
+            assert isinstance(await watcher.next(), WatchOpened)
+        assert "no pong and no event" in caplog.text
+        assert len(service.starts) == 2
 
 
 class Talking:

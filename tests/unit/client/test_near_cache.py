@@ -448,15 +448,26 @@ def test_when_the_next_stream_is_opened() -> None:
 
 
 def test_silence(near: Near) -> None:
-    """A stream on which nothing comes is dead; anything that comes is a sign of life."""
+    """A stream on which nothing comes after a ping is dead; anything that comes is a sign of life."""
+    near.watch.ping()
     near.now += SILENCE_SECONDS
+    near.watch.ping()
     assert not near.watch.is_silent()
     near.now += 0.1
     assert near.watch.is_silent()
     near.receive()
     assert not near.watch.is_silent()
+    near.watch.ping()
     near.now += SILENCE_SECONDS + 1
     near.watch.start()
+    assert not near.watch.is_silent()
+
+
+def test_a_process_that_was_stopped(near: Near) -> None:
+    """Or an event loop that was blocked: it sent no pings meanwhile, so it learned nothing about the server."""
+    near.watch.ping()
+    near.receive(pong=pb.WatchPong())
+    near.now += SILENCE_SECONDS + 1
     assert not near.watch.is_silent()
 
 
