@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from catraca import _core
+from catraca import _coalesce, _core
 from catraca._channel_aio import AsyncChannel
 from catraca._flights import Flight, Flights, Key
 from catraca._model import Validation
@@ -54,9 +54,7 @@ class AsyncAnswering(OwnChanges):
         return state
 
     async def _ask(self, request: pb.ValidateSessionRequest, timeout: float) -> pb.ValidateSessionResponse:
-        # What the service would refuse goes alone. End users send such tokens often, and others must not be sent twice
-        # for them.
-        if not self._coalesce or not request.token:
+        if not self._coalesce or _coalesce.is_refused(request):
             call = _core.validate(request)
             return call.result(await self._channel.call(call, timeout))
         return await self._here().together.ask(request, timeout)

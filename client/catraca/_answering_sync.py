@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterable
 
-from catraca import _core
+from catraca import _coalesce, _core
 from catraca._channel_sync import SyncChannel
 from catraca._flights import Flight, Flights, Key
 from catraca._forks import WithoutConnection, forks
@@ -43,9 +43,7 @@ class SyncAnswering(OwnChanges, WithoutConnection):
             self._together.renew()
 
     def _ask(self, request: pb.ValidateSessionRequest, timeout: float) -> pb.ValidateSessionResponse:
-        # What the service would refuse goes alone. End users send such tokens often, and others must not be sent twice
-        # for them.
-        if self._together is None or not request.token:
+        if self._together is None or _coalesce.is_refused(request):
             call = _core.validate(request)
             return call.result(self._channel.call(call, timeout))
         return self._together.ask(request, timeout)

@@ -8,6 +8,7 @@ Nothing joins a call that has left, so every answer was read after it was asked 
 import copy
 import math
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -28,6 +29,7 @@ CALLS_AWAY = 8
 """How many calls may be under way in parallel. A server that answers nothing gets no more than these."""
 
 _OVERHEAD_BYTES = 8
+_USER_ID_MAX_BYTES = 256
 _FIELD = re.compile(r"requests\[(\d+)\]\.(.+)", re.DOTALL)
 
 
@@ -128,6 +130,21 @@ class Departures(Generic[_Waiting]):
         for each in (*members, *over):
             del self._waiting[each]
         return members
+
+
+def is_refused(request: pb.ValidateSessionRequest) -> bool:
+    """Whether a validation breaks a rule of the service: it has no token, or a user_id that no user can have.
+
+    It is sent alone, because a batch is refused as a whole, and then everybody else in it is sent twice.
+    """
+    if not request.token:
+        return True
+    user_id = request.user_id
+    if not user_id:
+        return False
+    return len(user_id.encode()) > _USER_ID_MAX_BYTES or (
+        not user_id.isprintable() and any(unicodedata.category(char) == "Cc" for char in user_id)
+    )
 
 
 def blamed(error: CatracaError, members: list[_Waiting]) -> dict[_Waiting, InvalidRequest]:

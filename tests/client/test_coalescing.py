@@ -101,11 +101,12 @@ async def test_those_behind_it_leave_together(service: FakeService, sessions: Ca
 
 
 async def test_a_broken_rule_is_its_breakers_alone(service: FakeService, sessions: Caller) -> None:
-    """Told with its own field; the others are asked for again."""
+    """Told with its own field; the others are asked for again. The rule is one that the client does not know."""
+    service.longest_user_id = 100
     tokens = [service.login() for _ in range(3)]
     async with Held(service, sessions):
         good = [asyncio.create_task(sessions.validate(token)) for token in tokens]
-        bad = asyncio.create_task(sessions.validate(tokens[0], user_id="u" * 300))
+        bad = asyncio.create_task(sessions.validate(tokens[0], user_id="u" * 101))
         await settled()
     assert all(await asyncio.gather(*good))
     with pytest.raises(errors.InvalidRequest) as caught:
@@ -115,15 +116,20 @@ async def test_a_broken_rule_is_its_breakers_alone(service: FakeService, session
     assert list(map(len, service.asked)) == [1, 4, 3]
 
 
-async def test_no_token_disturbs_nobody(service: FakeService, sessions: Caller) -> None:
-    """What end users send without a cookie does not get into a batch."""
+@pytest.mark.parametrize(
+    ("token", "user_id"), [("", None), ("a-token-of-a-user", "u" * 257), ("a-token-of-a-user", "1234\n")]
+)
+async def test_what_is_refused_disturbs_nobody(
+    service: FakeService, sessions: Caller, token: str, user_id: str | None
+) -> None:
+    """What end users send without a cookie, or in place of their name, does not get into a batch."""
     async with Held(service, sessions):
-        empty = asyncio.create_task(sessions.validate(""))
+        alone = asyncio.create_task(sessions.validate(token, user_id=user_id))
         good = [asyncio.create_task(sessions.validate(service.login())) for _ in range(2)]
         await settled()
         assert [len(each) for each in service.asked] == [1, 1]
     assert all(await asyncio.gather(*good))
-    await asyncio.gather(empty, return_exceptions=True)
+    await asyncio.gather(alone, return_exceptions=True)
 
 
 async def test_a_failure_of_all_is_each_ones_own(service: FakeService, sessions: Caller) -> None:

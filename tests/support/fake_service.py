@@ -42,6 +42,8 @@ class FakeService(session_service_pb2_grpc.SessionServiceServicer):
         """What all validations fail with."""
         self.watch_status: grpc.StatusCode | None = None
         """What all watches fail with."""
+        self.longest_user_id = 256
+        """A validation with a longer one is refused."""
         self.pongs = True
         self.age = Duration()
         self.cache_ttl = Duration(seconds=CACHE_TTL_SECONDS)
@@ -216,7 +218,7 @@ class FakeService(session_service_pb2_grpc.SessionServiceServicer):
                 field=f"requests[{at}].user_id" if len(requests) > 1 else "user_id", description="is too long"
             )
             for at, each in enumerate(requests)
-            if len(each.user_id) > 256
+            if len(each.user_id) > self.longest_user_id
         ]
         if faults:
             details = AnyMessage()

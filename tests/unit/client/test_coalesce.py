@@ -5,9 +5,20 @@ from dataclasses import dataclass, field
 import pytest
 
 from catraca import _coalesce
-from catraca._coalesce import CALLS_AWAY, ENOUGH, MAX_BYTES, MAX_CALLS, PATIENCE_SECONDS, Departures, own, tell
+from catraca._coalesce import (
+    CALLS_AWAY,
+    ENOUGH,
+    MAX_BYTES,
+    MAX_CALLS,
+    PATIENCE_SECONDS,
+    Departures,
+    is_refused,
+    own,
+    tell,
+)
 from catraca.errors import CatracaError, FieldViolation, InvalidRequest, Overloaded
 from catraca.v1 import session_service_pb2 as pb
+from catraca_server.api.session_service import validation_violations
 
 
 @dataclass(eq=False)
@@ -138,3 +149,29 @@ def test_a_full_batch_of_the_longest_requests_is_within_the_servers_limit(length
     request = pb.ValidateSessionRequest(token="t" * length, user_id="u" * 256, skip_touch=True)
     batch = pb.BatchValidateSessionsRequest(requests=[request] * MAX_CALLS)
     assert batch.ByteSize() < _coalesce.MAX_BYTES < 8 << 20
+
+
+@pytest.mark.parametrize("token", ["", "t", "t" * 5000])
+@pytest.mark.parametrize(
+    "user_id",
+    [
+        "",
+        "12345",
+        "u" * 256,
+        "u" * 257,
+        "é" * 128,
+        "é" * 129,
+        "1234\n",
+        "\x00",
+        "\x7f",
+        "\x85",
+        "a b",
+        "\u200b",
+        "\u2028",
+        "日本",
+    ],
+)
+def test_a_validation_that_the_service_refuses(token: str, user_id: str) -> None:
+    """The client knows the same rules as the service."""
+    request = pb.ValidateSessionRequest(token=token, user_id=user_id)
+    assert is_refused(request) == bool(validation_violations(token, user_id))
