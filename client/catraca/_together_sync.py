@@ -103,7 +103,8 @@ class SyncTogether:
             if leader.deadline <= mine.deadline + _OVERSTAY_SECONDS and mine in group.members:
                 leader = mine
             leader.group = group
-            leader.ring()
+            if leader is not mine:
+                leader.ring()
 
     def _wait(self, departures: _Departures, mine: _Waiting, timeout: float) -> None:
         """Waits for news, for this thread's turn to send, or for its deadline. Raises Unavailable at the deadline."""

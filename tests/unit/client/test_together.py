@@ -211,22 +211,27 @@ def test_an_interrupted_call() -> None:
     assert threads.departures.away == []
 
 
+@pytest.mark.usefixtures("pairs")
 def test_an_interruption_after_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a thread wakes the others: the place of its call is free again."""
-    ring = _together_sync._Waiting.ring
-    rung: list[object] = []
+    """The place of the call is free again, and the other member gets its answer."""
+    returned = _coalesce.Departures.returned
+    calls: list[object] = []
 
-    def interrupted(self: _together_sync._Waiting) -> None:
-        rung.append(self)
-        if len(rung) == 2:  # by then the call has returned
+    def interrupted(self: Any, group: Any) -> None:
+        calls.append(group)
+        if len(calls) == 2:
             raise KeyboardInterrupt
-        ring(self)
+        returned(self, group)
 
-    monkeypatch.setattr(_together_sync._Waiting, "ring", interrupted)
+    monkeypatch.setattr(_coalesce.Departures, "returned", interrupted)
     with asking() as threads:
+        threads.ask("first")
+        threads.until_asked(1)
+        members = threads.ask_in_turn("a", "b")
         threads.channel.let_all_go()
-        assert isinstance(threads.ask("a").exception(TIMEOUT_SECONDS), KeyboardInterrupt)
-        assert answered(threads.ask("b")) == "b"
+        ends = [each.exception(TIMEOUT_SECONDS) for each in members]
+        assert sorted(map(type, ends), key=repr) == [KeyboardInterrupt, type(None)]
+        assert answered(threads.ask("c")) == "c"
     assert threads.departures.away == []
 
 
