@@ -1,8 +1,8 @@
-"""Sessions and validations as messages, most of them without making one.
+"""Writes sessions and validations as messages, most of them without creating a message object.
 
 Validations outnumber everything else, and most are about a session that has not changed since the last one. So the
-bytes of a valid response are kept with the session, and each response is put together from them: the fields of a
-message may simply follow each other. protobuf itself would write the same bytes, except for the order of attributes.
+bytes of a valid response are kept with the session, and each response is assembled from them: the fields of a message
+may simply be concatenated. protobuf itself would write the same bytes, except for the order of attributes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ _TOKEN_ROTATED = pb.ValidateSessionResponse(token_rotated=True).SerializeToStrin
 
 
 def write_session(stored: StoredSession, message: session_pb2.Session) -> None:
-    """Fills in a message in place, in a third of the time that making its parts and copying them in takes."""
+    """Fills in a message in place. Creating its parts and copying them in would take three times as long."""
     session = stored.session
     message.session_id = session.session_id
     message.user_id = session.user_id
@@ -71,7 +71,7 @@ def _render(stored: StoredSession) -> bytes:
 
 def _cache_ttl(milliseconds: int) -> bytes:
     whole = milliseconds // 1000
-    # It is more than a touch interval only if somebody moved the expiry by hand.
+    # More than the largest touch interval only if an operator has changed the expiry by hand.
     seconds = _SECONDS[whole] if whole < len(_SECONDS) else Duration(seconds=whole).SerializeToString()
     nanos = _NANOS[milliseconds % 1000]
     return _CACHE_TTL_HEADS[len(seconds) + len(nanos)] + seconds + nanos
@@ -83,7 +83,7 @@ def _write(milliseconds: int, message: Timestamp | Duration) -> None:
 
 
 def _head(field: int, size: int) -> bytes:
-    """Returns the tag and the length of a field that is a message of so many bytes."""
+    """Returns the tag and the length of a field that is a message of `size` bytes."""
     return _varint(field << 3 | 2) + _varint(size)
 
 
@@ -101,8 +101,8 @@ def _durations(durations: Iterable[Duration]) -> tuple[bytes, ...]:
 
 
 _CACHE_TTL_HEADS = tuple(_head(4, size) for size in range(32))
-"""By the size of the duration."""
+"""The tag and length of `cache_ttl`, by the size of the duration."""
 _SECONDS = _durations(Duration(seconds=seconds) for seconds in range(TOUCH_INTERVAL_MAX_MS // 1000 + 1))
 _NANOS = _durations(Duration(nanos=milliseconds * 1_000_000) for milliseconds in range(1000))
 _HEADS = tuple(_head(1, size) for size in range(1024))
-"""Of responses in a batch, by their size."""
+"""The tag and length of a response in a batch, by its size."""

@@ -12,7 +12,7 @@ from catraca_server.domain.tokens import hash_of
 
 TOUCH_INTERVAL_MAX_MS = 60_000
 ROTATED_TOKENS_MAX = 32
-"""How many rotated-out tokens of a session are recognised, so that presenting one late is noticed."""
+"""How many rotated tokens of a session are remembered, so that presenting one late is noticed."""
 
 _TOUCHES_PER_IDLE_TIMEOUT = 20
 _STEP_MIN_MS = 1000
@@ -20,23 +20,23 @@ _STEP_MIN_MS = 1000
 
 @dataclass(frozen=True, slots=True)
 class RotatedToken:
-    """A token that was rotated out."""
+    """A token that a rotation replaced."""
 
     digest: str = field(repr=False)
     grace_end_ms: int
     """The token is valid before this moment; presenting it later is reuse."""
     salt: str = field(repr=False)
-    """Together with the token itself it yields the next one. Empty once the grace is over, when nobody may."""
+    """Turns the token itself into its successor. Empty once the grace is over, when no caller may have that."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What a session's record holds. Its activity is not in it: the expiry tells that (see `StoredSession`)."""
+    """The contents of a session's record, without its activity: the expiry tells that (see `StoredSession`)."""
 
     session_id: str
     user_id: str
     digest: str = field(repr=False)
-    """Of the token's secret; see `tokens`."""
+    """The digest of the token's secret; see `tokens`."""
     attributes: Mapping[str, str] = field(repr=False)
     create_time_ms: int
     absolute_expire_time_ms: int
@@ -49,17 +49,17 @@ class Session:
 
     @property
     def etag(self) -> str:
-        """Changes with every version, and differs between two sessions that one brought token opened in turn."""
+        """Changes with every version, and differs between successive sessions of one brought token."""
         return f"{self.create_time_ms:x}-{self.version:x}"
 
     @cached_property
     def secret_hash(self) -> bytes:
-        """What the digest stands for, as a credential is compared with it."""
+        """The digest in the form that a credential is compared with."""
         return hash_of(self.digest)
 
     @cached_property
     def touch_interval_ms(self) -> int:
-        """Activity within this time of the last touch is not written down."""
+        """Activity within this time of the last touch is not recorded."""
         if not self.idle_timeout_ms:
             return TOUCH_INTERVAL_MAX_MS
         return max(1, min(TOUCH_INTERVAL_MAX_MS, self.idle_timeout_ms // _TOUCHES_PER_IDLE_TIMEOUT))
@@ -67,11 +67,11 @@ class Session:
     def expiry_if_active_at(self, active_ms: int) -> int:
         """Returns when the store must drop this session if it is last active at `active_ms`.
 
-        A touch may change nothing but the expiry, so the expiry has to tell two things: when the session ends, and when
-        it was last active. While the idle deadline is the earlier one, it tells both. Under the absolute deadline it
-        would stand still. There it stops short of the deadline, by one millisecond for each step (a touch interval, at
-        least a second) between the activity and the deadline. A session of 24 hours that is never used ends 1.4 seconds
-        early for it. One that is in use ends within a millisecond of its deadline. None ends late.
+        A touch may change nothing but the expiry, so the expiry must tell two things: when the session ends, and when
+        it was last active. While the idle deadline is the earlier one, it tells both. The absolute deadline alone would
+        tell nothing about activity. There the expiry stops short of the deadline, by one millisecond for each step (a
+        touch interval, at least a second) between the activity and the deadline. A session of 24 hours that is never
+        used ends 1.4 seconds early. One that is in use ends within a millisecond of its deadline. None ends late.
         """
         steps_left = -(-(self.absolute_expire_time_ms - active_ms) // self._step_ms)
         under_absolute_ms = max(self.absolute_expire_time_ms - steps_left, active_ms + 1)
@@ -80,7 +80,7 @@ class Session:
         return min(active_ms + self.idle_timeout_ms, under_absolute_ms)
 
     def last_active_given(self, expiry_ms: int) -> int:
-        """The inverse of `expiry_if_active_at`: exact, or early by less than a step under the absolute deadline."""
+        """The inverse of `expiry_if_active_at`: exact, or under the absolute deadline early by less than a step."""
         active_ms = self.absolute_expire_time_ms - (self.absolute_expire_time_ms - expiry_ms) * self._step_ms
         if self.idle_timeout_ms:
             active_ms = max(active_ms, expiry_ms - self.idle_timeout_ms)
@@ -90,7 +90,7 @@ class Session:
         """Returns this session with a new token; the current one stays valid for the grace."""
         rotated_tokens = (
             *self.without_expired_salts(now_ms).rotated_tokens,
-            # No later than a record can hold, which no session outlives.
+            # At most the last moment that a record can hold. No session outlives that.
             RotatedToken(self.digest, min(now_ms + grace_ms, LAST_MOMENT_MS), salt),
         )
         return replace(
@@ -98,9 +98,9 @@ class Session:
         )
 
     def without_expired_salts(self, now_ms: int) -> "Session":
-        """Returns this session without the salts that no token inside its grace needs; itself if there are none."""
+        """Returns this session without the salts that no token within its grace needs; itself if there are none."""
         in_grace = [each.grace_end_ms > now_ms for each in self.rotated_tokens]
-        # A token yields the next one, and so on to the last: the first one inside its grace needs all salts from there.
+        # Each token yields its successor, up to the current one: the first one in its grace needs all salts from there.
         expired = in_grace.index(True) if True in in_grace else len(in_grace)
         if not any(each.salt for each in self.rotated_tokens[:expired]):
             return self
@@ -114,34 +114,34 @@ class Session:
 
 @dataclass(frozen=True)
 class StoredSession:
-    """A session that the store has, with the expiry it has there."""
+    """A session as the store has it, with its expiry there."""
 
     session: Session
     expiry_ms: int
     record: bytes = field(repr=False, compare=False)
-    """The record byte for byte, with which a conditional change compares."""
+    """The record, byte for byte. A conditional change compares it with the one in the store."""
     rendered: bytes = field(default=b"", init=False, repr=False, compare=False)
-    """How the API shows it, kept because it never changes; empty until it has been shown. Only the API reads it."""
+    """The API's bytes for this session, kept because they never change. Empty at first. Only the API reads them."""
 
     def keep_rendered(self, rendered: bytes) -> None:
-        """Keeps how the API shows it."""
+        """Keeps the API's bytes for this session."""
         object.__setattr__(self, "rendered", rendered)
 
     @cached_property
     def last_active_time_ms(self) -> int:
-        """When it was last active, as far as that was written down."""
+        """When the session was last active, as far as that was recorded."""
         return self.session.last_active_given(self.expiry_ms)
 
     @property
     def expire_time_ms(self) -> int:
-        """When it ends if nothing more happens."""
+        """When the session ends if nothing more happens."""
         if not self.session.idle_timeout_ms:
             return self.session.absolute_expire_time_ms
         return min(self.session.absolute_expire_time_ms, self.last_active_time_ms + self.session.idle_timeout_ms)
 
     @cached_property
     def touch_due_ms(self) -> int:
-        """From when on activity has to be written down."""
+        """From when on activity must be recorded."""
         return self.last_active_time_ms + self.session.touch_interval_ms
 
     @cached_property
@@ -149,11 +149,11 @@ class StoredSession:
         return min(self.touch_due_ms, self.expiry_ms)
 
     def touch_due(self, now_ms: int) -> bool:
-        """Whether activity now has to be written down."""
+        """Whether activity at `now_ms` must be recorded."""
         return now_ms >= self.touch_due_ms
 
     def touched(self, now_ms: int) -> "StoredSession":
-        """Returns it as a touch at `now_ms` leaves it."""
+        """Returns this session as a touch at `now_ms` leaves it."""
         return replace(self, expiry_ms=self.session.expiry_if_active_at(now_ms))
 
     def cache_ttl_ms(self, now_ms: int) -> int:

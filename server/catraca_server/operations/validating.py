@@ -1,8 +1,8 @@
-"""Validating tokens, many at a time: the one way that every validation takes, whether it came alone or in a batch.
+"""Validates tokens, many at a time. Every validation comes through here, whether it was sent alone or in a batch.
 
-What tokens are worth is decided in `domain/validation.py`. Here it is asked of the store and acted upon: a session
-whose activity has to be written down is touched, and one whose rotated-out token is presented late is ended. Most
-validations need neither, and are answered from one read. The others are answered later, so that they hold up nobody.
+`domain/validation.py` decides whether a token is good. This module reads sessions from the store and acts on the
+decision: it touches a session whose activity must be recorded, and ends one whose rotated token is presented late. Most
+validations need neither, and are answered from one read. The others are answered later, so that they delay no others.
 """
 
 import asyncio
@@ -27,17 +27,17 @@ class Answers(Protocol):
         """Returns the call that a request came with."""
 
     def store_replied(self) -> None:
-        """The store has replied, or failed to; most answers follow at once. Called once for each of its servers."""
+        """The store has replied, or failed to; most answers follow at once. Called for each read from a server."""
 
     def answer(self, at: int, validation: Validation) -> None:
         """Answers a request."""
 
     def fail(self, at: int, error: Exception) -> None:
-        """Says why there is no answer."""
+        """Fails a request: there is no answer, for this reason."""
 
 
 class _Touch(NamedTuple):
-    """A validation whose session's activity has to be written down."""
+    """A validation whose session must be touched."""
 
     at: int
     now_ms: int
@@ -46,7 +46,7 @@ class _Touch(NamedTuple):
 
 
 class _Reuse(NamedTuple):
-    """A validation of a token that was rotated out, whose session has to be ended."""
+    """A validation of a reused token, whose session must be ended."""
 
     at: int
     now_ms: int
@@ -63,7 +63,7 @@ class Validating:
         self._tokens = tokens
         self._tidying: set[asyncio.Task[None]] = set()
         self.outcomes: dict[InvalidReason | None, int] = dict.fromkeys((None, *InvalidReason), 0)
-        """How many validations came to which answer; None: valid. Those that failed are not among them."""
+        """How many validations had each answer; None: valid. Validations that failed are not counted."""
 
     async def validate(self, requests: Sequence[ValidationRequest], call: Call) -> list[Validation]:
         """Validates the tokens of one call, in order. Raises what the store's methods raise."""
@@ -74,15 +74,15 @@ class Validating:
             if error is not None:
                 raise error
         finally:
-            # It refers to this frame, and with it to the whole call, which would be garbage in a cycle.
+            # The error refers to this frame. Without this, the frame and the whole call would be a garbage cycle.
             del error
         return answers.validations
 
     async def validate_each(self, requests: Sequence[ValidationRequest], call: Call, answers: Answers) -> None:
-        """Validates tokens that may be of many calls: what fails one of them fails no other, but for the store itself.
+        """Validates tokens of one or many calls. A failure of one fails no other, unless the store itself fails.
 
-        `call` has the latest of their deadlines. Sessions that are on different servers are read independently, so that
-        a server that is down or slow fails those that it has.
+        `call` has the latest of their deadlines. Sessions on different servers are read independently, so that a server
+        that is down or slow fails only the validations of its own sessions.
         """
         read = self._tokens.read
         credentials: dict[int, Credential] = {}
@@ -112,10 +112,10 @@ class Validating:
         call: Call,
         answers: Answers,
     ) -> None:
-        """Answers what can be answered from one read, and then the rest.
+        """Answers the validations that one read can answer, and then the rest.
 
-        A session that changes between being validated and being touched is validated again, so that a touch neither
-        brings back what was revoked nor prolongs what was shortened.
+        A session that changes between its validation and its touch is validated again, so that a touch neither brings
+        back a revoked session nor prolongs a shortened one.
         """
         answer, outcomes = answers.answer, self.outcomes
         while asked:
@@ -139,7 +139,7 @@ class Validating:
                     if tidied is not stored.session:
                         stale[tidied.session_id] = Replacement(stored, replace(stored, session=tidied))
                 if (
-                    # One that may be reused may be so until a touch is due.
+                    # While near caches may reuse an answer, no touch is due.
                     not validation.cache_ttl_ms
                     and validation.stored is not None
                     and validation.stored.touch_due(now_ms)
@@ -158,7 +158,7 @@ class Validating:
     async def _act(
         self, reuses: Sequence[_Reuse], touches: Sequence[_Touch], call: Call, answers: Answers
     ) -> Sequence[int]:
-        """Does what validations demand before they are answered. Returns which have to be made again."""
+        """Ends and touches sessions, and then answers. Returns the positions of validations that must be repeated."""
         again: list[int] = []
         by_session: dict[str, list[_Reuse]] = {}
         for reuse in reuses:
@@ -170,7 +170,7 @@ class Validating:
         return again
 
     async def _touch(self, touches: Sequence[_Touch], call: Call, answers: Answers, again: list[int]) -> None:
-        """Writes activity down, and answers with it."""
+        """Records activity, and answers with it."""
         try:
             done = await self._store.touch([each.touched for each in touches], call)
         except Exception as error:  # noqa: BLE001  as above
@@ -185,7 +185,7 @@ class Validating:
                 again.append(at)
 
     async def _end_reused(self, reuses: Sequence[_Reuse], answers: Answers) -> None:
-        """Ends a session, and then says that its token was reused."""
+        """Ends a session, and then answers that its token was reused."""
         first = reuses[0]
         try:
             await self._ending.end_session(first.session, first.now_ms, EndCause.TOKEN_REUSE, answers.call(first.at))
@@ -197,9 +197,9 @@ class Validating:
             answers.answer(reuse.at, reuse.validation)
 
     def _tidy(self, replacements: Sequence[Replacement], call: Call) -> None:
-        """Drops salts whose grace is over: a salt is kept for the grace only, and the next rotation may be far away.
+        """Drops salts whose grace is over. A salt is kept for the grace only, and the next rotation may be far away.
 
-        The answer does not wait for it, and does not fail with it.
+        Answers do not wait for this, and do not fail with it.
         """
 
         async def tidy() -> None:
@@ -225,7 +225,7 @@ class _OneCall:
         return self._call
 
     def store_replied(self) -> None:
-        """Nothing waits for it."""
+        """Does nothing: a single call does not wait for this."""
 
     def fail(self, _at: int, error: Exception) -> None:
         self.error = self.error or error
@@ -237,7 +237,7 @@ def _fail(positions: Iterable[int], error: Exception, answers: Answers) -> None:
 
 
 async def _all(*coroutines: Coroutine[Any, Any, None]) -> None:
-    """Awaits all at once; one alone without the cost of that."""
+    """Awaits all at once; a single one without the cost of `gather`."""
     if len(coroutines) == 1:
         await coroutines[0]
     else:

@@ -2,19 +2,19 @@
 
 Request handlers never await a Redis connection. A handler that is cancelled in the middle of a reply would leave the
 rest of it to the next caller, which is how other services have shown one user another's data. Here a handler hands over
-its commands and a deadline, and awaits a future. Everything that waits is written at once. When all replies are there
-they are handed out, and what has come meanwhile is written; if a handler has gone by then, its reply is read all the
-same and dropped. Any doubt about the connection (a timeout, a reply that makes no sense) closes it and fails what was
-in flight. One task, the owner, connects and connects again; the exchanges themselves need no task.
+its commands and a deadline, and awaits a future. All waiting commands are written at once. When all their replies are
+there, these are handed out, and the commands that have arrived meanwhile are written. If a handler has been cancelled
+by then, its reply is still read, and dropped. Any doubt about the connection (a timeout, a malformed reply) closes it
+and fails the requests in flight. One task, the owner, connects and reconnects; the exchanges themselves need no task.
 
 If the other side closes the connection (CLIENT KILL, Redis' `timeout`, a restart) there is no such doubt, and mostly
-time left. Requests whose replies were lost with it are sent again on a new one, within their deadlines and at most
-REPEATS times. If no new connection can be made they fail at once: a store that is down is not waited for. Since the
-first sending may have been executed, a repeated write may find its own work. The replies say that they are to a
-repeated request; what that means only the code that wrote the command can know (see `Replies.repeated`).
+time left. Requests whose replies were lost with it are sent again on a new connection, within their deadlines and at
+most REPEATS times. If no new connection can be made, they fail at once: nothing waits for a store that is down. Since
+the first sending may have been executed, a repeated write may find its own work. The replies say that they are to a
+repeated request; only the code that wrote the command knows what that means (see `Replies.repeated`).
 
 So a slow moment makes the next batch larger instead of opening connections, and 1,000 callers cost little more than
-one. Each batch starts with TIME: all replies carry the store's clock, which is the one that decides.
+one. Each batch starts with TIME: all replies carry the store's clock, the only one that decides.
 """
 
 import asyncio
@@ -46,33 +46,34 @@ Connector = Callable[[], Awaitable[AbstractConnection]]
 """Returns a new connection that is fit for use. Raises StoreUnavailable, RedisError or OSError."""
 
 QUEUE_LIMIT = 32_768
-"""Commands that may wait: what a store at its usual pace answers within its timeout, with room for a hiccup."""
+"""How many commands may wait: what a store at its usual pace answers within its timeout, with room for a hiccup."""
 
 BATCH_LIMIT = 4_096
-"""Commands in one batch: it takes milliseconds, so that a timeout tells something about the store, not the batch."""
+"""Commands in one batch. It takes milliseconds, so a timeout means that the store is slow, not the batch large."""
 
 HEARTBEAT_SECONDS = 0.5
-"""An idle connection is asked for the time this often, to notice a dead store before a caller does; and any connection
-for its role, to notice that its server is no longer a primary."""
+"""How often an idle connection is asked for the time, to notice a dead store before a caller does; and any connection
+for the server's role, to notice that the server is no longer a primary."""
 
 RECONNECT_PAUSE_SECONDS = 0.1
-"""Between attempts to connect."""
+"""The pause between attempts to connect."""
 
 RECONNECT_TIMEOUT_SECONDS = 0.5
-"""For one attempt, unless the store's timeout is longer: it takes many exchanges, and with Sentinels several servers.
-Callers wait for it no longer than their own timeout, and not at all once the store is known to be disconnected."""
+"""How long one attempt may take, unless the store's timeout is longer: it needs many exchanges, and with Sentinels
+several servers. Callers wait no longer than their own timeout, and not at all once the store is known to be
+disconnected."""
 
 CONNECT_TIMEOUT_SECONDS = 5.0
-"""For the first connection: a name has to be resolved, and the machine may be busy starting everything at once."""
+"""How long the first connection may take: a name must be resolved, and a machine that is starting may be busy."""
 
 LOG_PAUSE_SECONDS = 1.0
-"""Between two log lines about commands that the store refused."""
+"""The pause between two log lines about commands that the store refused."""
 
 REPEATS = 2
-"""Times that a request is sent again because its connection was closed: an accident may happen twice in a row."""
+"""How many times a request is sent again after its connection was closed: that may happen twice in a row."""
 
 WAIT_FRACTION = 0.4
-"""Of the timeout, for replicas to acknowledge: a caller that had to wait for one batch still hears about the next."""
+"""How much of the timeout replicas have to acknowledge: a caller that waits for one batch is in time with the next."""
 
 _TIME = pack_command(("TIME",))
 _ROLE = pack_command(("ROLE",))
@@ -81,9 +82,9 @@ _ROLE = pack_command(("ROLE",))
 class Multiplexer:
     """Executes commands for any number of callers over one connection.
 
-    `timeout_seconds` is what the store has for connecting and for answering a batch. `on_change` is told when the store
-    is connected (True) or disconnected (False). With `replica_acks` all replies wait until that many replicas have
-    everything that was written before; this takes a multiplexer of its own, because everyone behind it waits too.
+    `timeout_seconds` is the store's time for connecting and for answering a batch. `on_change` is called with True when
+    the store is connected, with False when it is disconnected. With `replica_acks`, all replies wait until that many
+    replicas have everything that was written before. This needs a multiplexer of its own, because all its callers wait.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Multiplexer:
         self._observer = observer
         self._sent_at = 0.0
         self._commands = 0
-        """How many of callers are in flight."""
+        """How many commands of callers are in flight."""
         self._connect = connect
         self._timeout_seconds = timeout_seconds
         self._on_change = on_change
@@ -112,16 +113,16 @@ class Multiplexer:
         self._waiting_commands = 0
         self._in_flight: list[PendingRequest] = []
         self._received: list[Any] = []
-        """The replies so far to what is in flight, with those to ROLE and TIME before them."""
+        """The replies so far to the batch in flight, beginning with those to ROLE and TIME."""
         self._asks_role = False
-        """Whether the batch in flight does."""
+        """Whether the batch in flight asks for the role."""
         self._deadlines = Deadlines(lambda: chain(self._in_flight, self._waiting))
         self._wire: Wire | None = None
-        """What is connected and not in doubt."""
+        """The connection, while there is one and it is not in doubt."""
         self._exchanging = False
         self._send_due = False
         self._broken: asyncio.Future[None]
-        """What ends the connection: set while there is one."""
+        """Fails with the error that ends the connection; set while there is a connection."""
         self._disconnected: StoreUnavailable | None = StoreUnavailable("not connected yet", StoreProblem.CANNOT_CONNECT)
         self._invalidated: StoreUnavailable | None = None
         self._logged_at = -LOG_PAUSE_SECONDS
@@ -141,16 +142,16 @@ class Multiplexer:
             connection = await self._connect()
         self._set_connected()
         self._owner = asyncio.create_task(self._own(connection), name="store-owner")
-        # Lets the task begin: cancelled before that, it could not close the connection.
+        # Lets the task begin. If it were cancelled earlier, it could not close the connection.
         await asyncio.sleep(0)
 
     def begin(self) -> None:
-        """Starts to connect, and to answer once connected; `on_change` is told only if that fails."""
+        """Starts to connect, and to answer once connected; `on_change` is called only if that fails."""
         self._disconnected = None
         self._owner = asyncio.create_task(self._own(None), name="store-owner")
 
     async def stop(self) -> None:
-        """Closes the connection, and fails what still waits."""
+        """Closes the connection, and fails the requests that still wait."""
         if self._owner is not None:
             self._owner.cancel()
             await asyncio.gather(self._owner, return_exceptions=True)
@@ -162,13 +163,13 @@ class Multiplexer:
     async def execute(self, commands: Sequence[Command], deadline: float) -> Replies:
         """Sends commands and returns their replies by `deadline`, a time of the loop's clock, or the timeout.
 
-        Raises StoreUnavailable if there are none by then, and at once while the store is known to be disconnected; and
-        Overloaded if too much is waiting already.
+        Raises StoreUnavailable if there are no replies by then, or at once if the store is known to be disconnected.
+        Raises Overloaded if too many commands are waiting already.
         """
         return await self.execute_packed(b"".join(map(pack_command, commands)), len(commands), deadline)
 
     async def execute_packed(self, packed: bytes, count: int, deadline: float) -> Replies:
-        """Sends so many commands, which are packed already, as `execute` does."""
+        """Does what `execute` does, with `count` commands that are packed already."""
         loop = asyncio.get_running_loop()
         deadline = min(deadline, loop.time() + self._timeout_seconds)
         if self._disconnected is not None:
@@ -185,29 +186,29 @@ class Multiplexer:
         try:
             return await request.replies
         finally:
-            # An exception in it refers to this frame, and with it to the whole call, which would be garbage in a cycle.
+            # An exception in it refers to this frame, and so to the whole call: together they would be a garbage cycle.
             del request
 
     def invalidate(self, why: str, problem: StoreProblem = StoreProblem.MALFORMED_REPLY) -> None:
-        """Has the connection closed and a new one made, because its replies can no longer be trusted."""
+        """Has the connection replaced by a new one, because its replies can no longer be trusted."""
         self._invalidated = StoreUnavailable(why, problem)
         self._send_soon()
 
     def log_throttled(self, what: str) -> None:
-        """Logs what is wrong with the store, but not once for every call that suffers from it."""
+        """Logs a problem of the store, but not once for every call that it affects."""
         now = asyncio.get_running_loop().time()
         if now >= self._logged_at + LOG_PAUSE_SECONDS:
             self._logged_at = now
             logger.error(what)
 
     def _beat(self) -> None:
-        """Has the connection used, idle or not, and its server asked for its role."""
+        """Has a batch sent, even on an idle connection, and the server asked for its role."""
         self._role_due = True
         self._send_soon()
         self._set_heartbeat()
 
     def _set_heartbeat(self) -> None:
-        # Not set and cancelled whenever it is idle: a timer costs more than all else about a small batch.
+        # It is not set and cancelled for each idle time: a timer costs more than everything else about a small batch.
         self._heartbeat = asyncio.get_running_loop().call_later(HEARTBEAT_SECONDS, self._beat)
 
     async def _own(self, connection: AbstractConnection | None) -> None:
@@ -236,7 +237,7 @@ class Multiplexer:
             connection = None
 
     async def _reconnect(self) -> AbstractConnection:
-        """Tries at once, because what waits has not been sent and may yet be answered; then again until it works."""
+        """Tries at once, because requests that wait may yet be answered in time; then again until it works."""
         loop = asyncio.get_running_loop()
         late = StoreUnavailable("not connected within the timeout", StoreProblem.CANNOT_CONNECT)
         while True:
@@ -244,7 +245,7 @@ class Multiplexer:
             try:
                 async with asyncio.timeout(max(self._timeout_seconds, RECONNECT_TIMEOUT_SECONDS)):
                     connection = await self._connect()
-            except Exception as error:  # noqa: BLE001  whatever it is, the owner has to live on
+            except Exception as error:  # noqa: BLE001  the owner must survive any error
                 timer.cancel()
                 self._set_disconnected(failure_to_connect(error))
                 await asyncio.sleep(RECONNECT_PAUSE_SECONDS)
@@ -255,7 +256,7 @@ class Multiplexer:
                 timer.cancel()
 
     async def _serve(self, wire: Wire) -> None:
-        """Has the connection used until something ends it, and raises that."""
+        """Uses the connection until an error ends it, and raises that error."""
         self._broken = asyncio.get_running_loop().create_future()
         self._wire, self._exchanging = wire, False
         try:
@@ -266,7 +267,7 @@ class Multiplexer:
             self._wire = None
 
     def _send_soon(self) -> None:
-        """Sends what waits, in the next turn of the loop: together with whatever else comes in this one."""
+        """Sends the waiting requests in the next turn of the loop, together with all others that come in this one."""
         if self._wire is not None and not (self._send_due or self._exchanging):
             self._send_due = True
             asyncio.get_running_loop().call_soon(self._send)
@@ -278,7 +279,7 @@ class Multiplexer:
             return
         try:
             self._check_valid()
-            # A connection that was closed is noticed before anything is written, so that nothing is lost with it.
+            # Notices a closed connection before anything is written, so that no request is lost with it.
             wire.check()
             self._take()
             if self._in_flight or self._role_due:
@@ -293,7 +294,7 @@ class Multiplexer:
             self._broken.set_exception(error)
 
     def _take(self) -> None:
-        """Moves what waits into flight, up to the limit, leaving out what nobody waits for any more."""
+        """Moves waiting requests into flight, up to the limit. Drops those whose callers no longer wait."""
         commands = 0
         while self._waiting and (not commands or commands + self._waiting[0].count <= BATCH_LIMIT):
             request = self._waiting.popleft()
@@ -317,7 +318,7 @@ class Multiplexer:
         wire.begin(b"".join(packed), count, self._received, self._timeout_seconds, partial(self._end_exchange, wire))
 
     def _end_exchange(self, wire: Wire, fault: Exception | None) -> None:
-        """Hands out the replies, and sends what has come meanwhile."""
+        """Hands out the replies, and sends the requests that have arrived meanwhile."""
         if wire is not self._wire:
             return
         self._exchanging = False
@@ -348,7 +349,7 @@ class Multiplexer:
         return self._replica_acks > 0 and bool(self._in_flight)
 
     def _complete(self) -> list[Replies]:
-        """Returns the replies to the first requests in flight: to as many as have all of theirs."""
+        """Returns the replies to the first requests in flight, as far as all replies to a request have arrived."""
         received, complete = self._received, []
         at = 1 + self._asks_role
         if len(received) >= at:
@@ -364,7 +365,7 @@ class Multiplexer:
         return complete
 
     def _check_role(self, reply: Any) -> None:
-        """Notices that a primary has become a replica, which may lag behind and replies as if nothing had happened."""
+        """Notices that a primary has become a replica: that may lag behind, but replies as if nothing had happened."""
         if isinstance(reply, list) and reply[:1] != [b"master"]:
             raise StoreUnavailable("it is no longer a primary", StoreProblem.NOT_PRIMARY)
         if isinstance(reply, NoPermissionError) and not self._role_refused:
@@ -373,7 +374,7 @@ class Multiplexer:
         self._role_due = False
 
     def _too_few_replicas(self, reply: Any) -> NotDurable | None:
-        """Reads the reply to WAIT: how many replicas have everything that was written up to there."""
+        """Reads the reply to WAIT: how many replicas have everything that was written before it."""
         if not isinstance(reply, int):
             raise StoreUnavailable("malformed WAIT reply", StoreProblem.MALFORMED_REPLY)
         if reply >= self._replica_acks:
@@ -399,14 +400,14 @@ class Multiplexer:
         self._refuse(why)
 
     def _refuse(self, why: StoreUnavailable) -> None:
-        """Fails what waits, and from now on everything at once."""
+        """Fails all waiting requests, and from now on every new one at once."""
         self._disconnected = why
         while self._waiting:
             self._waiting.popleft().fail(again(why))
         self._waiting_commands = 0
 
     def _repeat_in_flight(self) -> None:
-        """Has what was in flight on a closed connection sent first on the next one, but for what is answered."""
+        """Puts the unanswered requests of a closed connection first in the queue for the next one."""
         if not self._replica_acks:
             with contextlib.suppress(StoreUnavailable):
                 for request, replies in zip(self._in_flight, self._complete(), strict=False):

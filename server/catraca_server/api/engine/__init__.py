@@ -11,9 +11,9 @@
     ...
     await server.stop(grace_seconds=10)
 
-It knows bytes, metadata and statuses, and nothing of messages. All of it runs on the event loop that was running at
-`start`; nothing here may be called from another thread. docs/decisions/0004-engine.md says which parts of grpcio it
-uses, and why.
+It handles bytes, metadata and statuses, and knows nothing about messages. All of it runs on the event loop that was
+running at `start`; nothing here may be called from another thread. docs/decisions/0004-engine.md says which parts of
+grpcio it uses, and why.
 """
 
 from catraca_server.api.engine.calls import Arrival, Call, Guard, UnaryCall

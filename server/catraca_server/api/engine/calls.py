@@ -14,7 +14,7 @@ from catraca_server.api.engine.slots import Slot
 from catraca_server.api.engine.statuses import Metadata, Status, checked
 
 _NO_DEADLINE_SECONDS = 1e12
-"""A time of the wall clock that no deadline reaches: without one the core has the last second it can count."""
+"""A wall clock time that no deadline reaches. For a call without one, the core has the last second it can count."""
 
 
 _OK_CODE = grpc.StatusCode.OK.value[0]
@@ -25,7 +25,7 @@ NO_REQUEST = Status(grpc.StatusCode.UNIMPLEMENTED, "the method takes exactly one
 
 
 class Arrival:
-    """A call that has just come in. Nothing of its request has been read."""
+    """A call that has just come in. None of its request has been read."""
 
     __slots__ = ("_core", "metadata", "method", "on_end")
 
@@ -33,7 +33,7 @@ class Arrival:
         self.method: bytes = event.call_details.method
         """The path: `/package.Service/Method`."""
         self.on_end: Callable[[], None] | None = None
-        """For a guard to set: called once when the call that it lets in is over, however it ends."""
+        """A guard may set this. It is called once, when a call that was let in is over, however that ends."""
         self.metadata: Metadata = event.invocation_metadata
         """What the caller sent; keys are lower case."""
         self._core = event.call
@@ -44,19 +44,19 @@ class Arrival:
         return peer.decode()
 
     def auth_context(self) -> Mapping[str, Sequence[bytes]]:
-        """Returns what the transport knows of the caller."""
+        """Returns what the transport knows about the caller."""
         return _auth_context(self._core)
 
 
 Guard: TypeAlias = Callable[[Arrival], Any]
-"""Decides whether a call is taken up. It returns what is to be known of the caller, or raises StatusError."""
+"""Decides whether a call is let in. It returns the `caller` that handlers see, or raises StatusError."""
 
 
 class Call:
-    """What is known of a call, and the two ways in which it ends: an answer, or its caller leaves.
+    """A call: what is known about it, and the two ways in which it ends: it is answered, or its caller leaves.
 
-    A call that is `watched` notices at once that its caller leaves. Any other does when it is answered, which saves an
-    operation of the core: a tenth of what an empty call costs.
+    A call that is `watched` notices at once when its caller leaves. Any other notices only when it is answered, which
+    saves an operation of the core: a tenth of what an empty call costs.
     """
 
     __slots__ = (
@@ -93,17 +93,17 @@ class Call:
         self.cancelled = False
         """Whether a watched call has ended without an answer: its caller left, or its deadline or the grace is over."""
         self.answered = False
-        """Whether its handler has done with it."""
+        """Whether its handler has finished with it."""
         self.task: asyncio.Task[Any] | None = None
-        """What handles it, if that is a task."""
+        """The task that handles it, if a task does."""
         self.initial_metadata: Metadata = ()
-        """To be sent before the first message; set it before that."""
+        """Sent before the first message, so set it before that."""
         self.trailing_metadata: Metadata = ()
-        """To be sent with the status, beside what the status has of its own."""
+        """Sent with the status, in addition to the status's own trailing metadata."""
         self._completions = completions
         self._began_seconds = completions.turn_began_seconds
         self._slot = slot
-        # Dropped as soon as the call is over. As long as it is kept, it counts towards the streams of its connection.
+        # Dropped as soon as the call is over. As long as it is kept, it counts as a stream of its connection.
         self._core = event.call
         self._ended_with = (0, "")
         self._watched = watched
@@ -112,7 +112,7 @@ class Call:
 
     @property
     def observed(self) -> Any:
-        """What the observer of the server has made of it; None without one."""
+        """What the server's observer returned for it; None without an observer."""
         return self._slot.observed
 
     def peer(self) -> str:
@@ -124,7 +124,7 @@ class Call:
         return None if self._core is None else core.peer_identities(self._core)
 
     def auth_context(self) -> Mapping[str, Sequence[bytes]]:
-        """Returns what the transport knows of the caller; empty once the call is over."""
+        """Returns what the transport knows about the caller; empty once the call is over."""
         return {} if self._core is None else _auth_context(self._core)
 
     def _on_close(self, event: Any) -> None:
@@ -136,7 +136,7 @@ class Call:
                 self.task.cancel()
 
     def _finish(self, operations: tuple[Any, ...], status: Status | None = None) -> None:
-        """Sends the last operations of the call and its status, OK if none is given. Nothing goes to who has left."""
+        """Sends the last operations of the call and its status, OK by default; nothing if the caller has left."""
         if self.answered:
             raise RuntimeError("the call has been answered already")
         trailing = self.trailing_metadata
@@ -165,7 +165,7 @@ class Call:
         self._end(left=not self._watched and event.batch_operations[-1].cancelled())
 
     def _end(self, *, left: bool) -> None:
-        """Lets go of the slot. `left`: the caller has not waited for the answer."""
+        """Releases the slot. `left`: the caller did not wait for the answer."""
         observer = self._completions.observer
         if observer is not None:
             code, reason = self._ended_with
@@ -176,12 +176,12 @@ class Call:
         self._slot.release()
 
     def _seconds_left(self) -> float:
-        """Returns how far away the deadline was when the turn began."""
+        """Returns how much time was left until the deadline when the turn began."""
         return self.deadline - self._completions.now_seconds
 
 
 class UnaryCall(Call):
-    """One request, one reply. It is answered once: by `reply` or by `fail`."""
+    """A call with one request and one reply. It is answered once: by `reply` or by `fail`."""
 
     __slots__ = ("_on_request_do", "request")
 
@@ -197,7 +197,7 @@ class UnaryCall(Call):
     ) -> None:
         super().__init__(event, slot, completions, caller, watched=watched)
         self.request = b""
-        """The message as it came, decompressed."""
+        """The message as it was received, decompressed."""
         self._on_request_do = on_request
         completions.begin(self._core, (core.ReceiveMessageOperation(core.NO_FLAGS),), self._on_request)
 

@@ -1,9 +1,9 @@
-"""The completion queue, and how what comes out of it gets to the event loop.
+"""The completion queue, and how its events get to the event loop.
 
 One thread waits on the queue, without the GIL. It takes one event, wakes the loop and pauses. The loop takes the rest
 itself, turn by turn, until nothing is left; only then does the thread wait again. So under load the loop never competes
-with a thread for the GIL, one wake-up brings any number of events, and no lock guards anything else here: all events
-are handled on the loop.
+with a thread for the GIL, and one wake-up brings any number of events. Nothing here needs a lock but the pause: all
+events are handled on the loop.
 """
 
 import asyncio
@@ -24,29 +24,29 @@ Tag = Callable[[Any], None]
 """Handles an event: the core keeps the tag of an operation and returns it when the operation is complete."""
 
 _EVENTS_A_TURN = 512
-"""After this many the loop gets to do other things."""
+"""After this many events the loop may do other things."""
 
 _EXIT_CHECK_SECONDS = 0.2
 """How often the waiting thread checks whether the interpreter is about to exit; the core wakes it as often anyway."""
 
 
 class Completions:
-    """Takes in what the core has completed, and has each event handled by its tag, on the loop."""
+    """Takes the core's completion events and has each one handled by its tag, on the loop."""
 
     def __init__(self, shedding: Shedding, observer: Observer | None = None) -> None:
         self.shedding = shedding
         self.observer = observer
         self.turn_began_seconds = 0.0
-        """A finer clock than the loop's, if anybody observes."""
+        """When the turn began, by a finer clock than the loop's; set only if there is an observer."""
         self.queue = core.CompletionQueue()
         self.now_seconds = 0.0
-        """The loop's time when the turn began: a clock read for all events of a turn."""
+        """The loop's time when the turn began: the clock is read once for all events of a turn."""
         self.deadline_offset_seconds = 0.0
-        """Added to a deadline of the core, which is a wall clock time, it gives a time of the loop's clock."""
+        """Added to a deadline of the core, which is a wall clock time, this gives a time of the loop's clock."""
         self.due = 0
         """How many events are still to come."""
         self.closed = False
-        """Nothing may be begun any more."""
+        """No operation may be started any more."""
         self._after_turn: Callable[[], None]
         self._abandon: Callable[[], None]
         self._loop: asyncio.AbstractEventLoop
@@ -58,7 +58,7 @@ class Completions:
         self._ended: asyncio.Future[None]
 
     def start(self, after_turn: Callable[[], None], abandon: Callable[[], None]) -> None:
-        """Starts to wait, for the running loop.
+        """Starts the thread that waits for events, for the running loop.
 
         `after_turn` is called when the events of a turn have been handled. `abandon` is called by another thread if the
         loop ends before `close`.
@@ -66,15 +66,15 @@ class Completions:
         self._after_turn, self._abandon = after_turn, abandon
         self._loop = asyncio.get_running_loop()
         self._ended = self._loop.create_future()
-        # Not a daemon: one that wakes up in an interpreter that is being torn down can crash it.
+        # Not a daemon: a daemon thread that wakes up while the interpreter is being torn down can crash it.
         self._thread = threading.Thread(target=self._wait, name="grpc-completions", daemon=False)
         self._thread.start()
 
     def begin(self, call: Any, operations: tuple[Any, ...], tag: Tag) -> None:
         """Starts operations of a call; the tag is called when they are complete.
 
-        If the call is over already they complete without success. What the core refuses at once is misuse, such as a
-        second status, and a defect here.
+        If the call is over already, they complete without success. The core refuses at once only misuse, such as a
+        second status. That is a defect in this package, and raises RuntimeError.
         """
         refused = call.start_server_batch(operations, tag)
         if refused:
@@ -82,11 +82,11 @@ class Completions:
         self.due += 1
 
     def take_in(self) -> None:
-        """Takes in, now, what connections have brought and nobody has read yet."""
+        """Polls now: the core reads what has arrived on connections, and the events are handled."""
         self._handle(None)
 
     async def close(self) -> None:
-        """Ends the thread. Nothing may be due any more."""
+        """Ends the thread. No events may be due any more."""
         self.closed = True
         self.queue.shutdown()
         if self._loop_polls:
@@ -96,7 +96,7 @@ class Completions:
         self._thread.join()
 
     def drain(self, seconds: float) -> bool:
-        """Takes in what is due without handling it; returns whether all of it came in time."""
+        """Takes the events that are due without handling them. Returns whether all of them came in time."""
         until = time.time() + seconds
         while self.due and time.time() < until:
             if self.queue.poll(until).tag is not None:
@@ -121,11 +121,11 @@ class Completions:
                 if event.completion_type == core.CompletionType.queue_shutdown:
                     return True
                 continue
-            # An event that is kept keeps its call, and the call its connection.
+            # A reference to the event would keep its call alive, and the call its connection.
             self._first, event = event, None
             try:
                 loop.call_soon_threadsafe(self._turn)
-            except RuntimeError:  # it has been closed
+            except RuntimeError:  # the loop has been closed
                 return False
             while not pause.acquire(timeout=_EXIT_CHECK_SECONDS):
                 if loop.is_closed() or not main.is_alive():
@@ -147,17 +147,17 @@ class Completions:
             handled = self._handle(event)
             self._after_turn()
         except Exception:
-            # Without the next turn the server would be dead.
+            # Without a next turn the server would be dead.
             logger.exception("defect in the engine")
             handled = 1
         if handled:
-            # Polled once more before the thread takes over: often there is more by then, because calls were answered.
+            # One more poll before the thread takes over: calls were answered, so often there are more events by then.
             self._loop.call_soon(self._turn)
         elif self._loop_polls:
             self._let_thread_poll()
 
     def _handle(self, event: Any) -> int:
-        """Handles this event, if any, and all others there are; returns how many."""
+        """Handles this event, if any, and all others that are ready. Returns how many."""
         poll, handled = self.queue.poll, 0
         if event is None:
             event = poll(0)

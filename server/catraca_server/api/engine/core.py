@@ -1,7 +1,7 @@
-"""All that this package uses of grpcio's private parts. grpcio's own synchronous server uses the same.
+"""All the private parts of grpcio that this package uses. grpcio's own synchronous server uses the same ones.
 
-An operation belongs to one call of `start_server_batch`: sharing one frees its memory twice. The tag of an operation
-is kept by the core until the operation is complete, and with it the call.
+An operation belongs to one call of `start_server_batch`: sharing one frees its memory twice. The core keeps the tag of
+an operation, and with it the call, until the operation is complete.
 """
 
 from grpc._cython.cygrpc import (
@@ -32,4 +32,4 @@ __all__ = [
 ]
 
 NO_FLAGS = 0
-"""Of an operation: it has nothing special about it."""
+"""For an operation with no special behaviour."""

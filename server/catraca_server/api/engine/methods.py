@@ -1,4 +1,4 @@
-"""Methods: what is done with the calls of one path."""
+"""Methods: how the calls of one path are handled."""
 
 import asyncio
 import logging
@@ -23,13 +23,13 @@ CANCELLED = Status(grpc.StatusCode.CANCELLED, "the server gave the call up")
 
 
 class Work:
-    """What the handlers of a server have to do and are doing."""
+    """The work that a server's handlers still have to begin, and the work that they are doing."""
 
     def __init__(self) -> None:
         self.batches: list[BatchMethod] = []
-        """Methods with calls to hand over."""
+        """The methods that have calls to hand over."""
         self.tasks: dict[asyncio.Task[Any], bytes] = {}
-        """One for each call of a coroutine handler, with its method."""
+        """A task for each call of a coroutine handler, with the call's method."""
 
     def hand_over(self) -> None:
         """Hands over the calls that have come in together."""
@@ -39,10 +39,10 @@ class Work:
     def start_task(
         self, call: UnaryCall | Stream, handling: Coroutine[Any, Any, _T], reply: Callable[[_T], None]
     ) -> None:
-        """Starts to handle a call, which is answered with what comes of it."""
+        """Starts a task that handles a call. The call is answered with the result."""
         call.task = task = asyncio.create_task(handling)
         self.tasks[task] = call.method
-        # A callback and not a coroutine around the handler: a task that is cancelled before it begins runs neither.
+        # A callback, not a coroutine around the handler: a task that is cancelled before it begins runs no coroutine.
         task.add_done_callback(lambda task: self._on_done(task, call, reply))
 
     def _on_done(self, task: "asyncio.Task[_T]", call: UnaryCall | Stream, reply: Callable[[_T], None]) -> None:
@@ -67,7 +67,7 @@ class Work:
 
 
 class Method:
-    """What is done with the calls of one path. It belongs to one server."""
+    """How the calls of one path are handled. A method belongs to one server."""
 
     def __init__(self) -> None:
         self._work: Work
@@ -82,10 +82,10 @@ class Method:
 
 
 class BatchMethod(Method):
-    """A unary method whose handler gets all calls that have come in together; nothing is made for each call.
+    """A unary method whose handler gets all calls that have come in together; there is no task or future for each call.
 
-    The handler is a plain function. It answers each call soon, by `reply` or `fail`; one that it forgets keeps its
-    caller waiting. It is not told of callers who leave: what it sends them goes nowhere.
+    The handler is a plain function. It must answer each call soon, by `reply` or `fail`; a forgotten call keeps its
+    caller waiting. The handler is not notified when a caller leaves, and an answer to such a caller is dropped.
     """
 
     def __init__(self, handler: Callable[[list[UnaryCall]], None]) -> None:
@@ -117,7 +117,7 @@ class BatchMethod(Method):
 class UnaryMethod(Method):
     """A unary method whose handler is a coroutine function: it returns the reply, or raises StatusError.
 
-    It is cancelled when its call ends before that.
+    The handler is cancelled if the call ends first.
     """
 
     def __init__(self, handler: Callable[[UnaryCall], Coroutine[Any, Any, bytes]]) -> None:
@@ -137,7 +137,7 @@ class UnaryMethod(Method):
 class StreamMethod(Method):
     """A method with a stream of requests, of replies, or of both. Its handler is a coroutine function.
 
-    It returns to end the stream, or raises StatusError. It is cancelled when the call ends before that.
+    The handler returns to end the stream, or raises StatusError. It is cancelled if the call ends first.
     """
 
     def __init__(self, handler: Callable[[Stream], Coroutine[Any, Any, None]]) -> None:
@@ -151,6 +151,6 @@ class StreamMethod(Method):
 
 
 def log_defect(method: bytes, error: BaseException) -> None:
-    """Logs where a handler failed and not what the exception says, which may quote a request."""
+    """Logs where a handler failed, but not the text of the exception, which may quote a request."""
     where = "".join(traceback.format_tb(error.__traceback__))
     logger.error("the handler of %s failed: %s\n%s", method.decode(), type(error).__name__, where)

@@ -1,4 +1,4 @@
-"""Who is told how calls begin and end. Without one, nothing is measured."""
+"""The observer, which is notified when calls begin and end. Without one, nothing is measured."""
 
 from typing import Any, Protocol
 
@@ -6,13 +6,13 @@ from catraca_server.api.engine.statuses import Metadata
 
 
 class Observer(Protocol):
-    """Is told of each call, on the event loop. It may take no time, and raises nothing."""
+    """Is notified of each call, on the event loop. It must not block or raise."""
 
     def started(self, method: bytes, metadata: Metadata) -> Any:
-        """A call has come in. `method` is its path; empty if there is no such method, for a caller may send any.
+        """A call has come in. `method` is its path; empty if it is unknown, because callers may send any path.
 
-        What it returns is the call's `observed` from then on.
+        The result becomes the call's `observed`.
         """
 
     def handled(self, observed: Any, method: bytes, code: int, reason: str, seconds: float) -> None:
-        """A call has ended after so many seconds, with a status code and the reason that its status has."""
+        """A call has ended after so many seconds, with this status code and its status's reason."""

@@ -19,18 +19,18 @@ from catraca_server.api.engine.statuses import Status, StatusError, checked
 logger = logging.getLogger(__name__)
 
 SLOTS = 100
-"""Enough to keep a core busy. Fewer than a connection may reasonably have in flight, so that most of those wait in the
-core and count there."""
+"""Enough to keep a core busy. Fewer calls than a connection may reasonably have in flight, so that most of those wait
+in gRPC's core and count there."""
 
 SLOT_HOLD_LIMIT_SECONDS = 0.5
-"""Longer than calls take at the capacity of a core."""
+"""Longer than calls take when a core is at its capacity."""
 
 UNKNOWN_METHOD = Status(grpc.StatusCode.UNIMPLEMENTED, "unknown method")
 
 _UNKNOWN: tuple[None, None] = (None, None)
 
 _LAST_WORDS_SECONDS = 5.0
-"""How long cancelled handlers have for what they do last."""
+"""How long cancelled handlers may take to finish."""
 
 _ABANDON_SECONDS = 2.0
 """How long an exiting interpreter waits for the core to close down."""
@@ -40,7 +40,7 @@ class Server:
     """A gRPC server on the running event loop. It starts once and stops once.
 
     `options` are those of grpc.server, such as `("grpc.max_concurrent_streams", 250)`. There are `slots` slots; a call
-    gives its slot up after `slot_hold_limit_seconds` (slots.py). `observer` is told how calls begin and end.
+    gives its slot up after `slot_hold_limit_seconds` (slots.py). `observer` is notified when calls begin and end.
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class Server:
         self._all_done = asyncio.Event()
 
     def add_methods(self, methods: Mapping[str, Method], guard: Guard | None = None) -> None:
-        """Serves methods, by their paths: `/package.Service/Method`. Of two with the same path, the later is served.
+        """Serves methods, by their paths: `/package.Service/Method`. A later method replaces one with the same path.
 
-        A guard is asked about each call before anything of its request is read.
+        The guard decides about each call before any of its request is read.
         """
         for path, method in methods.items():
             method.bind(self._work)
@@ -85,24 +85,24 @@ class Server:
         return port
 
     def start(self) -> None:
-        """Takes calls from now on."""
+        """Accepts calls from now on."""
         self._completions.start(self._after_turn, self._abandon)
         self._core.start()
         self._started = True
         self.slots.open()
 
     async def stop(self, grace_seconds: float | None) -> None:
-        """Takes no more calls, waits for those in hand to end, and cancels what is left after the grace.
+        """Accepts no more calls, waits for those in flight to end, and cancels the rest after the grace.
 
         Without a grace (None) they are cancelled at once. A second stop waits for the first one, and may shorten its
         grace.
         """
         if self._stop is None:
             if not self._started:
-                # The core closes only what has been open.
+                # The core can shut down only a server that was started.
                 self._completions.start(self._after_turn, self._abandon)
                 self._core.start()
-            # Calls that the core reads after this are CANCELLED, though nothing has been done for them.
+            # The core ends calls that it reads after this with CANCELLED, although nothing has been done for them.
             self._completions.take_in()
             self._begin_to_stop()
             self._stop = asyncio.create_task(self._finish_stop())
@@ -119,7 +119,7 @@ class Server:
     async def _finish_stop(self) -> None:
         await self._all_done.wait()
         if self._work.tasks:
-            # They have been cancelled: their calls are over.
+            # The tasks have been cancelled: their calls are over.
             _, stuck = await asyncio.wait(self._work.tasks, timeout=_LAST_WORDS_SECONDS)
             for task in stuck:
                 logger.error("the handler of %s does not end when cancelled", self._work.tasks[task].decode())
@@ -172,7 +172,7 @@ class Server:
         self._shut_down = True
 
     def _abandon(self) -> None:
-        """Closes down without the loop, which is gone."""
+        """Shuts down without the loop, which has ended."""
         if self._stop is None:
             self._begin_to_stop()
         self._core.cancel_all_calls()

@@ -1,4 +1,4 @@
-"""Servicers written for grpc.aio, on this engine: enough of it for health and reflection.
+"""Runs servicers that were written for grpc.aio, of which it supports enough for health and reflection.
 
 A servicer's unary methods are coroutine functions; those that answer a stream are async generators.
 """
@@ -68,12 +68,12 @@ async def _messages(stream: Stream, read: Callable[[bytes], Any]) -> AsyncIterat
 def _read(read: Callable[[bytes], Any], message: bytes) -> Any:
     try:
         return read(message)
-    except Exception:  # noqa: BLE001  each package has its own, and what it says may quote the request
+    except Exception:  # noqa: BLE001  each package has its own errors, and their texts may quote the request
         raise StatusError(NOT_A_MESSAGE) from None
 
 
 class Context:
-    """What a servicer knows of its call, and how it fails: the part of `grpc.aio.ServicerContext` that is used."""
+    """A servicer's view of its call, and how it fails: the part of `grpc.aio.ServicerContext` that is used."""
 
     def __init__(self, call: Call) -> None:
         self._call = call
@@ -93,11 +93,11 @@ class Context:
         self._details = details
 
     def set_trailing_metadata(self, metadata: Metadata) -> None:
-        """Sets what is sent with the status."""
+        """Sets the metadata that is sent with the status."""
         self._call.trailing_metadata = metadata
 
     def invocation_metadata(self) -> Metadata:
-        """Returns what the caller sent."""
+        """Returns the metadata that the caller sent."""
         return self._call.metadata
 
     def peer(self) -> str:
@@ -117,13 +117,13 @@ class Context:
 
 
 class _Recorder:
-    """What a generated `add_…_to_server` takes for a server."""
+    """Takes the place of the server in a generated `add_…_to_server`."""
 
     def __init__(self) -> None:
         self.handlers: dict[str, Any] = {}
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
-        """Passes over the handlers that come again below."""
+        """Does nothing: the same handlers are registered again by the method below."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         """Records the handlers by their paths."""

@@ -1,11 +1,11 @@
-"""Slots: how many calls are taken in. Each slot asks the core for one call at a time.
+"""Slots: how many calls are accepted. Each slot asks the core for one call at a time.
 
 A call holds its slot until it is answered. A call for which there is no slot waits in the core, where it counts towards
-the calls that its connection may have in flight; what comes on top is refused by the core as it reads it, before it is
-a call. Anywhere later, refusing would cost about as much as answering.
+its connection's limit of calls in flight. The core refuses calls above that limit as it reads them, before they are
+calls to us. Anywhere later, refusing would cost about as much as answering.
 
-A stream lasts, and so does a call that waits for something, its caller's own request perhaps. Those give their slots
-up, so that others are taken in beside them.
+A stream lasts, and so does a call that waits for something, perhaps for its caller's own request. Those give their
+slots up, so that other calls are accepted beside them.
 """
 
 import asyncio
@@ -17,22 +17,22 @@ from catraca_server.api.engine.completions import Completions
 
 
 class Slot:
-    """Room for one call in hand."""
+    """Room for one call that has been accepted."""
 
     __slots__ = ("_given_up", "_slots", "observed", "on_release", "taken_at_seconds")
 
     def __init__(self, slots: "Slots") -> None:
         self.taken_at_seconds = inf
-        """When the call came that holds it, by the loop's clock; infinity if none does."""
+        """When the call that holds it came in, by the loop's clock; infinity if no call does."""
         self.on_release: Callable[[], None] | None = None
         """Called once when the call that holds it, or has given it up, is over."""
         self.observed: Any = None
-        """What the observer has made of the call that holds it, or has given it up."""
+        """What the observer returned for the call that holds it, or has given it up."""
         self._slots = slots
         self._given_up = False
 
     def release(self) -> None:
-        """Asks for the next call, once the one that held the slot is answered."""
+        """Asks for the next call, after the one that held the slot was answered."""
         self.taken_at_seconds = inf
         on_release = self.on_release
         if on_release is not None:
@@ -42,13 +42,13 @@ class Slot:
             self._slots.ask(self)
 
     def give_up(self) -> None:
-        """Opens another slot instead of this one, which ends with its call."""
+        """Opens another slot in place of this one, which ends with its call."""
         if not self._given_up:
             self._given_up = True
             self._slots.replace(self)
 
     def on_call(self, event: Any) -> None:
-        """Takes the call that was asked for."""
+        """Accepts the call that was asked for."""
         self._slots.take(self, event)
 
 
@@ -85,7 +85,7 @@ class Slots:
         self._check_later()
 
     def close(self) -> None:
-        """Asks for no more calls; the core gives back what has been asked for."""
+        """Asks for no more calls. The core completes the outstanding requests without a call."""
         self._closed = True
         if self._check is not None:
             self._check.cancel()
@@ -99,7 +99,7 @@ class Slots:
             self._free += 1
 
     def take(self, slot: Slot, event: Any) -> None:
-        """Hands a call on; when the server stops, there is none."""
+        """Hands a call on. When the server stops, the event has none."""
         if event.success:
             slot.taken_at_seconds = self._completions.now_seconds
             self._free -= 1
@@ -108,12 +108,12 @@ class Slots:
             self._handle(slot, event)
 
     def replace(self, slot: Slot) -> None:
-        """Opens a slot instead of one that is given up."""
+        """Opens a slot in place of one that is given up."""
         self._open.discard(slot)
         self._open_one()
 
     def give_up_held_too_long(self, now_seconds: float) -> None:
-        """Takes the slots of calls that have held them for longer than the limit, and opens others."""
+        """Gives up the slots that calls have held for longer than the limit, and opens others."""
         taken_before = now_seconds - self.hold_limit_seconds
         for slot in [slot for slot in self._open if slot.taken_at_seconds < taken_before]:
             slot.give_up()
@@ -124,7 +124,7 @@ class Slots:
         self.ask(slot)
 
     def _check_later(self) -> None:
-        # All slots at a time, because a timer for each call would cost every call.
+        # One timer for all slots, because a timer for each call would add to the cost of every call.
         self._check = asyncio.get_running_loop().call_later(self.hold_limit_seconds / 4, self._check_now)
 
     def _check_now(self) -> None:

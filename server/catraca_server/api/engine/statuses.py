@@ -21,11 +21,11 @@ class Status:
     message: str = ""
     trailing_metadata: Metadata = ()
     reason: str = field(default="", compare=False)
-    """For whoever observes; nothing of it is sent."""
+    """For the observer; it is not sent."""
 
 
 class StatusError(Exception):
-    """Raised by a handler, it ends the call with a status."""
+    """A handler raises this to end its call with a status."""
 
     def __init__(self, status: Status) -> None:
         if status.code is grpc.StatusCode.OK:
@@ -37,7 +37,7 @@ class StatusError(Exception):
 def checked(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
     """Returns metadata as the core takes it. Raises ValueError if the core would refuse it.
 
-    The core refuses it only when the operation has been started, and of such an operation it keeps what it was given.
+    The core would refuse it only as the operation starts, and would then never free that operation's tag or its call.
     """
     for key, value in metadata:
         if not _KEY.fullmatch(key):

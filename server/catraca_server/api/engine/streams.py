@@ -11,14 +11,14 @@ from catraca_server.api.engine.statuses import Status, checked
 
 
 class Stream(Call):
-    """Any number of requests, any number of replies.
+    """A call with any number of requests and any number of replies.
 
         async for message in stream:
             await stream.send(b"reply to " + message)
 
-    The requests end when the caller has said that there are no more. The status is sent when the handler returns (OK)
-    or raises. A handler whose caller leaves is cancelled. One task may receive while another sends; two that do the
-    same may not.
+    The requests end when the caller half-closes. The status is sent when the handler returns (OK) or raises. The
+    handler is cancelled when the caller leaves. One task may receive while another sends, but two tasks may not both
+    receive, or both send.
     """
 
     __slots__ = ("_initial_metadata_sent", "_received", "_sent")
@@ -41,7 +41,7 @@ class Stream(Call):
     async def receive(self) -> bytes | None:
         """Returns the next message, decompressed; None if there are no more."""
         self._check_open()
-        # A receive that was given up, by a timeout around it, goes on: the message it brings is not lost.
+        # If a timeout gives a receive up, its operation goes on: the message is not lost, the next receive returns it.
         if self._received is None:
             self._received = asyncio.get_running_loop().create_future()
             receive = core.ReceiveMessageOperation(core.NO_FLAGS)
@@ -51,7 +51,7 @@ class Stream(Call):
         return message
 
     async def send(self, message: bytes) -> None:
-        """Sends a message; returns when the core has taken it, which a caller who does not read holds up."""
+        """Sends a message. Returns when the core has taken it; a caller that does not read delays that."""
         if type(message) is not bytes:
             raise TypeError("a message is bytes")
         await self._send(core.SendMessageOperation(message, core.NO_FLAGS))
@@ -62,21 +62,21 @@ class Stream(Call):
             await self._send()
 
     def finish(self, _: None = None) -> None:
-        """Ends the stream with OK; for whoever runs the handler."""
+        """Ends the stream with OK. For the code that runs the handler, not for the handler."""
         self._finish(self._initial_metadata_operations())
 
     def fail(self, status: Status) -> None:
-        """Ends the stream with another status; for whoever runs the handler, which raises StatusError."""
+        """Ends the stream with another status. For the code that runs the handler; the handler raises StatusError."""
         self._finish(self._initial_metadata_operations(), status)
 
     def cancel(self) -> None:
-        """Ends the stream although its caller does not read: no status gets past messages that are not taken."""
+        """Ends the stream even if its caller does not read: a status cannot overtake messages that wait to be sent."""
         if self._core is not None:
             self._core.cancel()
 
     async def _send(self, *operations: Any) -> None:
         while self._sent is not None:
-            # One that was given up goes on, too.
+            # A send that was given up goes on, too.
             await asyncio.shield(self._sent)
         self._check_open()
         operations = (*self._initial_metadata_operations(), *operations)
@@ -92,15 +92,15 @@ class Stream(Call):
         return (core.SendInitialMetadataOperation(initial, core.NO_FLAGS),)
 
     def _check_open(self) -> None:
-        """Cancels who goes on after the call has ended without an answer, also a task beside the handler."""
+        """Cancels any task that uses the call after its end without an answer, also one beside the handler."""
         if self.cancelled:
             raise asyncio.CancelledError
         if self.answered:
             raise RuntimeError("the stream has ended")
 
     def _on_received(self, event: Any) -> None:
-        # There is no message also if the caller has left. That is told in the same turn, so what this means is seen in
-        # the next one.
+        # Without a message, either the requests have ended or the caller has left. The event that the caller has left
+        # comes in the same turn, so the next turn knows which it was.
         asyncio.get_running_loop().call_soon(self._hand_over, event.batch_operations[0].message())
 
     def _hand_over(self, message: bytes | None) -> None:
@@ -116,8 +116,8 @@ class Stream(Call):
         if event.success:
             sent.set_result(None)
             return
-        # The caller has left, or the message is larger than the server may send: either way the call is over. Whoever
-        # waits for this is cancelled, as the handler is.
+        # The caller has left, or the message is larger than the server may send: either way the call is over. The task
+        # that waits for this is cancelled, as the handler is.
         sent.cancel()
         if self._core is not None:
             self._core.cancel()
