@@ -35,9 +35,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.against and arguments.what not in _WITH_OTHER:
         parser.error(f"--against does not go with {arguments.what}")
-    # Stopped from outside, the servers stop as well: SystemExit runs the `finally` blocks that stop them.
+    # A signal must stop the servers as well: SystemExit runs the `finally` blocks that stop them.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    # Fewer where there are several kinds to measure, so that nobody waits longer than for a cup of coffee.
+    # Fewer rounds if there are several kinds to measure, so that the whole run takes minutes.
     rounds = arguments.rounds or (2 if arguments.quick else 12 if arguments.what else 7)
     if arguments.what == "revocations":
         _show_revocations(arguments)
@@ -89,7 +89,7 @@ def _measured(arguments: argparse.Namespace, plan: Plan, other: Checkout | None)
     }
     if arguments.what is None:
         whole = comparisons["validation"]() + comparisons["life"]() + comparisons["door"]()
-        # The last, because it stays on its core.
+        # The last one, because it keeps this process on its core.
         return whole + comparisons["client"]()
     return comparisons[arguments.what]()
 

@@ -1,6 +1,6 @@
 """Catraca as it is run: this checkout, and another one to compare it with (`--against`), each in its own environment.
 
-With both in one run it can be shown that a change makes no row slower.
+With both in one run, the bench can show that a change makes no row slower.
 """
 
 import subprocess
@@ -18,7 +18,7 @@ from catraca_server.redis.url import StoreUrl
 
 _ROOT = Path(__file__).parent.parent
 
-# A stall of a shared machine shall show as a slow call, not end the run as a failed one.
+# A stall of a shared machine should show as a slow call, not end the run as a failed one.
 _LONG_STORE_TIMEOUT = ("--store-timeout", "5s")
 
 
@@ -27,7 +27,7 @@ class Checkout:
     """A version of catraca that can be started."""
 
     label: str
-    """What tells its rows from those of this checkout, which has none."""
+    """Distinguishes its rows from those of this checkout, which has no label."""
     python: str = sys.executable
 
     def serve(self, store_url: StoreUrl, *options: str, default_timeout: bool = False) -> list[str]:
@@ -36,7 +36,7 @@ class Checkout:
         return [self.python, "-m", "catraca", "serve", "--port", "0", "--store-url", str(store_url), *timeout, *options]
 
     def name(self, row: str) -> str:
-        """Returns what one of its rows is called."""
+        """Returns the name of one of its rows."""
         return f"{row}, {self.label}" if self.label else row
 
 
@@ -63,14 +63,14 @@ def checkout(source: str, *, workdir: Path) -> Iterator[Checkout]:
 
 
 def _installed(folder: Path, label: str, environment: Path) -> Checkout:
-    """Makes an environment with what the checkout has locked; in the checkout itself nothing changes."""
+    """Creates an environment with the dependencies that the checkout locks; the checkout itself does not change."""
     python = str(environment / "bin" / "python")
     uv = [sys.executable, "-m", "uv", "--quiet"]
     install = [*uv, "pip", "install", "--python", python]
     _output([*uv, "venv", "--python", sys.executable, str(environment)])
     _output([*install, "--require-hashes", "-r", str(folder / "requirements" / "run.txt")])
     _output([*install, "--no-deps", "--no-build-isolation", "--editable", str(folder)])
-    # PYTHONPATH, for one, could have this checkout measured under the other's name.
+    # PYTHONPATH, for example, could cause this checkout to be measured under the other's name.
     found = Path(_output([python, "-c", "import catraca_server; print(catraca_server.__file__)"]))
     if not found.resolve().is_relative_to(folder):
         raise StartError(f"{python} runs {found.parent}, which is not in {folder}: is PYTHONPATH set?")
@@ -78,7 +78,7 @@ def _installed(folder: Path, label: str, environment: Path) -> Checkout:
 
 
 def _output(command: Sequence[str]) -> str:
-    # In this repository, and not where somebody happens to be.
+    # In this repository, not in the current directory.
     done = subprocess.run(command, cwd=_ROOT, check=False, capture_output=True, text=True)
     if done.returncode:
         raise StartError(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
@@ -86,7 +86,7 @@ def _output(command: Sequence[str]) -> str:
 
 
 def take_turns(checkouts: Sequence[Checkout], store_url: StoreUrl, rows: Sequence[Row], *options: str) -> Group:
-    """Has these rows measured of each checkout, in turns."""
+    """Plans these rows for each checkout, to be measured in turns."""
     return [
         Contestant(each.serve(store_url, *options), [replace(row, name=each.name(row.name)) for row in rows])
         for each in checkouts
@@ -94,7 +94,7 @@ def take_turns(checkouts: Sequence[Checkout], store_url: StoreUrl, rows: Sequenc
 
 
 def comparison(title: str, rows: Sequence[str], other: Checkout, *, items: str) -> Table:
-    """Shows each row beside, and compared with, that of the other checkout."""
+    """Shows each row beside the same row of the other checkout, and compares the two."""
     others = {row: other.name(row) for row in rows}
     return Table(
         f"{title}: this checkout beside {other.label}",

@@ -45,7 +45,7 @@ _Loads = dict[str, Callable[[float], Taken]]
 
 @dataclass(frozen=True)
 class _Refusals:
-    """How long after its RevokeSession was sent a session was refused at each of the near caches."""
+    """How long it took from sending RevokeSession until each near cache refused the session."""
 
     round: int
     refusals: int
@@ -55,7 +55,7 @@ class _Refusals:
 
 
 def compare_clients(plan: Plan, *, progress: Callable[[str], None]) -> Results:
-    """Measures hits, calls that leave together, and how soon a revocation is known."""
+    """Measures hits, calls that are sent together, and how soon near caches know of a revocation."""
     cores = find_cores()
     pin(cores.load)
     notes: list[str] = []
@@ -80,7 +80,7 @@ def compare_clients(plan: Plan, *, progress: Callable[[str], None]) -> Results:
     return Results(plan, cores, store.version, _tables(), measurements, [_sheet(refusals)], notes)
 
 
-def _loads(  # noqa: PLR0917  each is another thing, and there is one caller
+def _loads(  # noqa: PLR0917  all differ, and there is one caller
     target: str, store: Store, tokens: Sequence[str], runner: asyncio.Runner, stack: ExitStack, notes: list[str]
 ) -> _Loads:
     def awaited(*, near_cache: bool = False, coalesce: bool = True) -> AsyncSessionClient:
@@ -130,7 +130,7 @@ def _loads(  # noqa: PLR0917  each is another thing, and there is one caller
 
 
 def _until_near(stats: Callable[[], NearCacheStats | None], ask: Callable[[], object]) -> None:
-    """Returns once all answers are near. What is kept in the first seconds of a watch is not kept for long."""
+    """Returns once near caches have all answers. Those kept in the first seconds of a watch do not stay long."""
     ask()
     time.sleep(SETTLE_SECONDS)
     deadline = time.monotonic() + _TIMEOUT_SECONDS
@@ -145,7 +145,7 @@ def _until_near(stats: Callable[[], NearCacheStats | None], ask: Callable[[], ob
 
 def _jwt(notes: list[str]) -> _Loads:
     try:
-        # Imported so because it is installed for `make bench` only.
+        # Imported here because it is installed for `make bench` only.
         jwt = importlib.import_module("jwt")
     except ModuleNotFoundError as error:
         notes.append(f"No JWTs: {error}.")
@@ -167,7 +167,7 @@ def _measured(  # noqa: PLR0917  the same
     after = server.cpu_seconds(), time.process_time(), store.running.cpu_seconds()
     idle = idle_seconds() - idle
     server_cpu, load_cpu, store_cpu = (late - early for late, early in zip(after, before, strict=True))
-    # Not before: that of a million near hits takes as long as they do.
+    # Not earlier: summarising a million near-cache hits takes as long as the hits themselves.
     times = sorted(taken.latencies)
     return Measurement(
         row=name,
@@ -185,7 +185,7 @@ def _measured(  # noqa: PLR0917  the same
 
 
 async def _refusals(number: int, target: str) -> _Refusals:
-    """Has near caches, all in this loop, learn that sessions are revoked."""
+    """Revokes sessions that near caches hold, all in this loop, and measures when they learn of it."""
     caches = [AsyncSessionClient(target, timeout=_TIMEOUT_SECONDS, near_cache=True) for _ in range(_NEAR_CACHES)]
     times: list[float] = []
     async with AsyncSessionClient(target, timeout=_TIMEOUT_SECONDS) as revoking:
@@ -203,7 +203,7 @@ async def _refusals(number: int, target: str) -> _Refusals:
 
 
 async def _held(cache: AsyncSessionClient, token: str) -> None:
-    """Returns once the cache answers for the token by itself."""
+    """Returns once the near cache answers for the token."""
     for _ in range(1_000):
         before = cache.near_cache_stats()
         await cache.validate(token)
@@ -215,8 +215,8 @@ async def _held(cache: AsyncSessionClient, token: str) -> None:
 
 
 async def _refused(cache: AsyncSessionClient, token: str, began: float) -> float:
-    while await cache.validate(token):  # noqa: ASYNC110  nothing else tells when it is refused
-        # All are asked in one thread: asked more often, they would keep it from the events.
+    while await cache.validate(token):  # noqa: ASYNC110  there is no event for when the token is refused
+        # All near caches are asked in one thread: asking more often would keep it from handling the events.
         await asyncio.sleep(0.002)
     return time.perf_counter() - began
 

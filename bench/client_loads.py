@@ -1,4 +1,4 @@
-"""What the Python client is compared in: loads in this process, one caller, many tasks or many threads."""
+"""Loads that compare the Python client with others, in this process: one caller, many tasks or many threads."""
 
 import asyncio
 import itertools
@@ -10,32 +10,32 @@ from dataclasses import dataclass, field
 from bench.http2 import LoadError
 
 _TURN = 64
-"""After so many answers a task lets others run: answers of a near cache come without a wait."""
+"""After this many answers a task lets others run: answers from a near cache come without a wait."""
 
 
 @dataclass(frozen=True)
 class Taken:
-    """How long each of the calls took."""
+    """How long each call took, in seconds."""
 
     seconds: float
     latencies: Sequence[float] = field(repr=False)
-    """Not in the repr. asyncio makes one of what a task has returned, which of a million takes longer than they did."""
+    """Not in the repr: asyncio builds that of a task's result. For a million calls it takes longer than they did."""
 
 
 def in_turn(ask: Callable[[str], object], tokens: Sequence[str], seconds: float) -> Taken:
-    """Asks one after the other. Raises LoadError if an answer is not true."""
+    """Asks one question after the other. Raises LoadError if an answer is not true."""
     return Taken(*_asked(ask, tokens, seconds))
 
 
 def in_threads(ask: Callable[[str], object], tokens: Sequence[str], seconds: float, *, callers: int) -> Taken:
-    """Asks in so many threads at once."""
+    """Asks in this many threads at once."""
     parts: list[list[float]] = []
     failures: list[BaseException] = []
 
     def caller() -> None:
         try:
             parts.append(_asked(ask, tokens, seconds)[1])
-        except BaseException as error:  # noqa: BLE001  told below, in the thread that measures
+        except BaseException as error:  # noqa: BLE001  raised below, in the thread that measures
             failures.append(error)
 
     began = time.perf_counter()
@@ -52,7 +52,7 @@ def in_threads(ask: Callable[[str], object], tokens: Sequence[str], seconds: flo
 async def in_tasks(
     ask: Callable[[str], Awaitable[object]], tokens: Sequence[str], seconds: float, *, callers: int
 ) -> Taken:
-    """Asks in so many tasks at once."""
+    """Asks in this many tasks at once."""
     latencies: list[float] = []
     began = time.perf_counter()
     next_token = itertools.cycle(tokens).__next__

@@ -1,8 +1,8 @@
 """A gRPC load generator: a closed loop of unary calls over a few HTTP/2 connections, in one thread.
 
-It exists because a gRPC client in Python costs more than the server it would load, so that one could not saturate the
-other from the next core. Only a message that passes the caller's check counts as an answer. Whatever else comes back
-ends the run with an error: a failed call is cheaper than a good one and would flatter the server.
+It exists because a gRPC client in Python costs more than the server it would load, so it could not saturate a server
+from one other core. Only a message that passes the caller's check counts as an answer. Any other response ends the run
+with an error: a failed call is cheaper than a good one and would flatter the server.
 """
 
 import selectors
@@ -17,25 +17,25 @@ from bench.http2 import OPEN, SILENCE_SECONDS, Access, Call, Connection, LoadErr
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What to ask, again and again, and how to tell a good answer."""
+    """The requests to send, again and again, and how to recognise a good answer."""
 
     method: str
     """The path of the method: `/package.Service/Method`."""
     requests: Sequence[bytes]
     """Serialised messages, sent in turn."""
     check: Callable[[bytes], bool]
-    """Says whether a serialised response is the one expected."""
+    """Returns whether a serialised response is the expected one."""
     once: bool = False
     """Each request can be sent only once: the run ends with the last of them, even if there is time left."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What came of one run."""
+    """The result of one run."""
 
     seconds: float
     latencies: Sequence[float]
-    """Seconds from the sending of a request to its answer, one for each call, ascending."""
+    """Seconds from sending a request to its answer, one for each call, ascending."""
 
 
 class Client:
@@ -60,7 +60,7 @@ class Client:
         return self._finish(run)
 
     def run_during(self, event: Load, load: Load, *, streams: int) -> Answers:
-        """Runs `load` for as long as one more caller takes for all calls of `event`, one after the other."""
+        """Runs `load` while one more caller makes all calls of `event`, one after the other."""
         another = _Connection(self._port, self._selector, self._access)
         try:
             run = _Run(load, inf)
@@ -91,7 +91,7 @@ class Client:
 
 
 class _Run:
-    """What the connections have in common while one load runs."""
+    """The state that all connections share while one load runs."""
 
     def __init__(self, load: Load, seconds: float) -> None:
         self.load = load
@@ -103,7 +103,7 @@ class _Run:
 
 
 class _Connection(Connection):
-    """A connection on which each answer is followed by the next call."""
+    """A connection that sends another call after each answer."""
 
     def __init__(self, port: int, selector: selectors.BaseSelector, access: Access) -> None:
         super().__init__(port, selector, access)

@@ -1,7 +1,7 @@
 """`python -m bench door`: what a validation costs on a service that knows its callers, tells what it does and encrypts.
 
-All servers are up at the same time, on one core, over the same sessions in one store, and take turns. Each row has all
-that the row above it has, and one thing more; but in the last one a certificate stands in for the key.
+All servers run at the same time, on one core, over the same sessions in one store, and take turns. Each row has
+everything that the row above it has, and one thing more; but in the last row a certificate replaces the key.
 """
 
 import secrets
@@ -35,7 +35,7 @@ _CLIENT_NAME = "bench.test"
 class _Door:
     name: str
     settings: Mapping[str, str] = field(default_factory=dict)
-    """Environment variables of the server, beside the store's."""
+    """Environment variables of the server, in addition to the store's."""
     access: Access = OPEN
     watched: bool = True
     """Whether it has metrics and audit."""
@@ -47,7 +47,7 @@ class _Door:
 
 
 def compare_doors(plan: Plan, *, progress: Callable[[str], None]) -> Results:
-    """Measures one validation a call by 64 callers, from an open server in clear to mutual TLS."""
+    """Measures one validation a call by 64 callers, from an open server without TLS to one with mutual TLS."""
     cores = find_cores()
     with temporary_store(core=cores.load) as store, tempfile.TemporaryDirectory() as directory:
         progress("creating sessions")

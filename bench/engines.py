@@ -1,8 +1,8 @@
 """`python -m bench engines`: which grpcio, which event loop, which way of registering handlers costs least.
 
 An empty handler on grpc.aio, in throw-away environments of several grpcio versions. A generated `add_…_to_server` adds
-a generic handler and then registers each method besides; the servers here do the second half for no service, for the
-services beside ours only (health and reflection, whose packages offer nothing else), or for all.
+a generic handler and then also registers each method. The servers here do the second step for no service, only for the
+services beside ours (health and reflection, whose packages offer nothing else), or for all.
 """
 
 import platform
@@ -27,13 +27,13 @@ EMPTY_LOAD = Load("/bench.Empty/Method0", [bytes(77)], bytes(EMPTY_RESPONSE_BYTE
 
 
 def empty_handler(name: str, *options: str, python: str = sys.executable) -> Contestant:
-    """Describes grpc.aio with nothing behind it."""
+    """Describes grpc.aio with an empty handler."""
     command = [python, str(_SERVERS / "empty.py"), "--response-bytes", str(EMPTY_RESPONSE_BYTES), *options]
     return Contestant(command, [Row(name, EMPTY_LOAD)])
 
 
 def empty_engine(name: str) -> Contestant:
-    """Describes catraca's own engine with nothing behind it."""
+    """Describes catraca's own engine with an empty handler."""
     command = [sys.executable, str(_SERVERS / "empty_engine.py"), EMPTY_LOAD.method, str(EMPTY_RESPONSE_BYTES)]
     return Contestant(command, [Row(name, EMPTY_LOAD)])
 
@@ -72,7 +72,7 @@ def compare_engines(
     }
     cores = find_cores()
     tables, measurements = [], []
-    # Each comparison for itself: the closer in time, the less drift between what is compared.
+    # Each comparison by itself: the closer in time rows are measured, the less drift there is between them.
     for title, contestants in comparisons.items():
         tables.append(Table(title, [row.name for contestant in contestants for row in contestant.rows]))
         measurements += measure([[each] for each in contestants], plan, cores=cores, progress=progress)
@@ -80,7 +80,7 @@ def compare_engines(
 
 
 def _environment(work: Path, base: str, grpcio: str) -> str:
-    """Makes an environment with one grpcio and returns its interpreter."""
+    """Creates an environment with one grpcio and returns its interpreter."""
     home = work / f"python{_version(base)}-grpcio{grpcio}"
     python = str(home / "bin" / "python")
     uv = [sys.executable, "-m", "uv", "--quiet"]

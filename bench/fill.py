@@ -1,6 +1,6 @@
-"""Fills an embedded store with sessions by the server's own store layer, so that what is there is what logins leave.
+"""Fills an embedded store with sessions through the server's own store layer, so that it holds what logins leave.
 
-Without the rest of the server, which would take several times as long.
+The rest of the server is left out: with it, this would take several times as long.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from catraca_server.store.keys import Keys
 from catraca_server.store.sessions import RedisSessionStore
 from catraca_server.store.user_index import RedisUserIndex
 
-# One login at a time each; over two links, so that the store has work while the replies of the other are read.
+# Each link has one login at a time. There are two, so that the store has work while replies on the other are read.
 _WRITERS = 200
 _LINKS = 2
 
@@ -39,20 +39,20 @@ _KEYS = Keys()
 
 @dataclass(frozen=True)
 class Filled:
-    """What was written. Bytes are of the store's memory, per session."""
+    """The sessions that were written. Bytes are of the store's memory, per session."""
 
     tokens: Sequence[str]
-    """Of some of the sessions, spread evenly over all."""
+    """The tokens of some sessions, spread evenly over all."""
     seconds: float
     used_bytes: float
-    """By how much its used memory has grown."""
+    """The growth of the store's used memory."""
     record_bytes: float
-    """Of that, what MEMORY USAGE says of the session's key; and below, of its user's index. The rest finds them."""
+    """Of that, the MEMORY USAGE of the session's key; and below, of its user's index. The rest is for finding keys."""
     index_bytes: float
 
 
 def fill(data_dir: Path, sessions: int, *, users: int, sample: int, progress: Callable[[int], None]) -> Filled:
-    """Has users log in, one after the other and `sessions` times in all, and tells `progress` how many have."""
+    """Logs users in, one after the other and `sessions` times in all, and reports their number to `progress`."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_fill(data_dir, sessions, users, sample, progress))
 
@@ -82,7 +82,7 @@ async def _fill(data_dir: Path, sessions: int, users: int, sample: int, progress
 async def _log_in(
     url: StoreUrl, sessions: int, users: int, step: int, progress: Callable[[int], None]
 ) -> Sequence[tuple[str, Session]]:
-    """Writes the sessions, and returns one of every `step` with its token."""
+    """Writes the sessions. Returns one of every `step`, with its token."""
     tokens = Tokens(secrets.token_bytes)
     numbers = iter(range(sessions))
     some: list[tuple[str, Session]] = []
@@ -122,7 +122,7 @@ def _session(tokens: Tokens, token: str, user: int) -> Session:
 
 
 async def _write(link: Server, session: Session) -> None:
-    """Does what a login does once there is room for it; see `catraca_server.operations.users`."""
+    """Does the part of a login after room was made for it; see `catraca_server.operations.users`."""
     store, index = RedisSessionStore(link, _KEYS, has_pexpiretime=True), RedisUserIndex(link, _KEYS)
     call = Call(deadline=inf)
     reservation = await index.reserve(session, limit=0, evict_oldest=False, call=call)

@@ -1,7 +1,7 @@
 """Just enough HTTP/2 (RFC 9113) for unary gRPC calls, for load generators that must cost next to nothing.
 
-Requests are prebuilt bytes, response headers are not decoded. What answers mean, and what to ask next, is for the
-classes that derive from `Connection`.
+Requests are prebuilt bytes, response headers are not decoded. Subclasses of `Connection` decide what answers mean, and
+what to ask next.
 """
 
 import selectors
@@ -27,25 +27,25 @@ _MESSAGE_HEADER = struct.Struct(">BL")
 
 _DEFAULT_WINDOW = 65_535
 _LARGEST_WINDOW = 2**31 - 1
-_LARGEST_FRAME = 16_384  # what every peer must accept; few ask for more
+_LARGEST_FRAME = 16_384  # what every peer must accept; few allow more
 
 SILENCE_SECONDS = 10.0
-"""After so long without an answer a run gives up."""
+"""How long a run waits for an answer before it gives up."""
 
 
 class LoadError(Exception):
-    """The server did not answer, or answered something else than it was asked for."""
+    """The server did not answer, or gave a wrong answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How a server is called. By default in clear and without a key."""
+    """How a server is called. By default without TLS and without a key."""
 
     tls: ssl.SSLContext | None = None
     api_key: str = ""
 
     def connect(self, port: int) -> socket.socket:
-        """Connects, with the handshake done."""
+        """Returns a connected socket, after the TLS handshake if there is one."""
         plain = socket.create_connection(("127.0.0.1", port))
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         plain.settimeout(SILENCE_SECONDS)
@@ -68,7 +68,7 @@ class Call:
         self.response = bytearray()
 
     def message(self) -> bytes | None:
-        """Returns the message that was answered, if there is a whole one and nothing else."""
+        """Returns the message of the answer, if that is one whole message and nothing else."""
         if not self.response or self.response[0] or len(self.response) != 5 + int.from_bytes(self.response[1:5]):
             return None
         return bytes(self.response[5:])
@@ -85,14 +85,14 @@ class Connection:
         self.most_streams = 0
         """How many calls the server allows at a time."""
         self.received_at = 0.0
-        """When what is being read came in."""
+        """When the data that is being read came in."""
         self._next_stream = 1
         self._window = _DEFAULT_WINDOW
         self._stream_window = _DEFAULT_WINDOW
         self._received = 0
         self._unread = b""
         self._blocked = False
-        # Our own windows are opened so wide that only the connection's ever needs a refill.
+        # Our own windows are so large that only the connection's ever needs a refill.
         self._outgoing = bytearray(_PREFACE)
         self._send(_SETTINGS, 0, 0, _SETTING.pack(_SETTING_INITIAL_WINDOW_SIZE, _LARGEST_WINDOW))
         self._send(_WINDOW_UPDATE, 0, 0, (_LARGEST_WINDOW - _DEFAULT_WINDOW).to_bytes(4))
@@ -104,11 +104,11 @@ class Connection:
         self.flush()
 
     def on_answer(self, stream: int, call: Call, trailers: bytes) -> None:
-        """Takes the end of a call, which is no longer in flight."""
+        """Handles the end of a call, which is no longer in flight."""
         raise NotImplementedError
 
     def on_reset(self, stream: int, call: Call, code: int) -> None:
-        """Takes the server's refusal to go on with a call, which is no longer in flight."""
+        """Handles the server's reset of a call, which is no longer in flight."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ class Connection:
         self._socket.close()
 
     def open(self, headers: bytes, request: bytes, since: float) -> int:
-        """Begins a call, for which its caller waits since then, and returns its stream; `flush` sends it."""
+        """Begins a call and returns its stream; `flush` sends it. `since` is when its caller began to wait."""
         stream = self._next_stream
         self._next_stream += 2
         call = self.calls[stream] = Call(request, self._stream_window, since)
@@ -134,7 +134,7 @@ class Connection:
         return stream
 
     def send_message(self, stream: int, message: bytes) -> None:
-        """Sends a request of such a call, which must be a short one; the windows of those are not watched."""
+        """Sends a request of such a call. It must be short: the flow control windows of these calls are not watched."""
         self._send(_DATA, 0, stream, framed(message))
 
     def cancel(self, stream: int) -> None:
@@ -143,7 +143,7 @@ class Connection:
         self._send(_RST_STREAM, 0, stream, _CANCEL)
 
     def flush(self) -> None:
-        """Sends as much as the socket takes; the rest goes when it takes more."""
+        """Sends as much as the socket takes; the rest is sent when it takes more."""
         if not self._outgoing:
             return
         try:
@@ -159,7 +159,7 @@ class Connection:
             self._selector.modify(self._socket, wanted, self)
 
     def on_ready(self, events: int) -> None:
-        """Does what the socket is ready for."""
+        """Reads or sends, as the socket is ready for it."""
         if events & selectors.EVENT_READ:
             self._receive()
         self.flush()
@@ -182,7 +182,7 @@ class Connection:
 
     def _receive(self) -> None:
         try:
-            # Over TLS that is one record, the most there can be in it; of what is left the selector tells.
+            # Over TLS this reads one record, however large; the selector reports what is left.
             received = self._socket.recv(1 << 18)
         except ssl.SSLWantReadError:  # a part of a record
             return
@@ -207,7 +207,7 @@ class Connection:
         if kind in {_DATA, _HEADERS}:
             if kind == _DATA:
                 self._on_data(stream, flags, payload)
-            # Of a call that was given up the rest may still come.
+            # The rest of a call that was given up may still come.
             if flags & _END_STREAM and (call := self.calls.pop(stream, None)):
                 self.on_answer(stream, call, payload)
         elif kind == _WINDOW_UPDATE:
@@ -220,7 +220,7 @@ class Connection:
             raise LoadError(f"the server closes the connection: {payload[8:]!r}")
         elif kind == _RST_STREAM and (call := self.calls.pop(stream, None)):
             self.on_reset(stream, call, int.from_bytes(payload))
-        # What is left carries nothing we need: CONTINUATION, PRIORITY, acknowledgements, unknown kinds.
+        # All other frames carry nothing we need: CONTINUATION, PRIORITY, acknowledgements, unknown types.
 
     def _on_data(self, stream: int, flags: int, payload: bytes) -> None:
         self._received += len(payload)
@@ -260,14 +260,14 @@ class Connection:
 
 
 def framed(message: bytes) -> bytes:
-    """Returns a serialised message as gRPC has it in a body."""
+    """Returns a serialised message with gRPC's framing."""
     return _MESSAGE_HEADER.pack(0, len(message)) + message
 
 
 def header_block(method: str, port: int, *, timeout: str, access: Access = OPEN) -> bytes:
-    """Writes the request headers in HPACK (RFC 7541), nothing indexed, so that they can be used for any call.
+    """Returns the request headers in HPACK (RFC 7541), not indexed, so that they can be used for any call.
 
-    Clients send a deadline with each call, so a load does too; `timeout` is as gRPC has it: `10S`, `250m`.
+    Clients send a deadline with each call, so a load does too; `timeout` is in gRPC's format: `10S`, `250m`.
     """
     fields = {
         ":path": method,

@@ -1,7 +1,7 @@
 """`python -m bench life`: what every other RPC costs beside a validation, and what a user with 10,000 sessions costs.
 
-Revoking uses sessions up, rotating changes their tokens, logging in adds to them. So the sessions are made once, and
-before each run the store gets all of them back as they were made, and no run finds what another has left.
+Revoking uses sessions up, rotating changes their tokens, logging in adds sessions. So the sessions are created once,
+and all of them are restored before each run: no run finds what another has left.
 """
 
 from collections.abc import Callable, Sequence
@@ -55,10 +55,10 @@ _HEAVY = 10_000
 _PAGES = (50, 500)
 _VALIDATED = 1_000
 
-# Who validates meanwhile: a few, whose calls show even a short wait, and as many as keep the server busy.
+# The callers that validate meanwhile: a few, whose calls show even a short wait, or enough to keep the server busy.
 _CALLERS = (4, 64)
 
-# Copies all of this database, with what is left of each key's life, into database 0.
+# Copies all of this database into database 0, with the remaining time to live of each key.
 _COPY = "for _, key in ipairs(redis.call('KEYS', '*')) do redis.call('COPY', key, key, 'DB', 0) end return 0"
 
 
@@ -68,9 +68,9 @@ class _Stock:
 
     store: Store
     sessions: Sequence[CreateSessionResponse]
-    """Of the users with a few each."""
+    """The sessions of the users that have a few each."""
     page_tokens: dict[int, list[str]]
-    """What leads through all pages of the heavy user, for each size of page."""
+    """The page tokens for all pages of the heavy user, by page size."""
 
     @property
     def validated(self) -> list[str]:
@@ -78,7 +78,7 @@ class _Stock:
         return [session.token for session in self.sessions[:_VALIDATED]]
 
     def restore(self, client: Client) -> None:
-        """Puts all sessions back, those that get validated with activity written down just now, as in busy use."""
+        """Restores all sessions. Those to be validated have recorded activity just now, as in busy use."""
         with connect(self.store.url) as store:
             store.flushdb()
         with connect(self.store.database(1)) as store:
@@ -110,9 +110,9 @@ def _page(size: int, token: str) -> ListSessionsRequest:
 
 
 def compare_life(plan: Plan, *, other: Checkout | None, progress: Callable[[str], None]) -> Results:
-    """Measures every RPC of a session's life, and a user with many sessions and those who validate meanwhile.
+    """Measures every RPC of a session's life, a user with many sessions, and callers that validate meanwhile.
 
-    If there is another checkout, it makes the sessions: a new version reads what the one before has written.
+    If there is another checkout, it creates the sessions: a new version must read the records of the one before.
     """
     checkouts = [other, THIS] if other else [THIS]
     cores = find_cores()
@@ -189,7 +189,7 @@ def _each_rpc(stock: _Stock) -> list[Row]:
             UpdateSessionResponse,
             lambda response: response.session.attributes["device"] == "tablet",
         ),
-        # Once each: a token that was rotated already would be answered from its grace, with nothing written.
+        # Once each: a second rotation of a token would be answered within its grace, and write nothing.
         "RotateSession": asking(
             [RotateSessionRequest(token=each.token) for each in sessions],
             RotateSessionResponse,

@@ -1,4 +1,4 @@
-"""Measures every contestant once a round, round after round, so that what drifts drifts for all of them."""
+"""Measures every contestant once a round, round after round, so that drift affects all of them."""
 
 import re
 import time
@@ -26,7 +26,7 @@ class Row:
     items: int = 1
     """How many validations or sessions a call is about."""
     prepare: Callable[[Client], None] = lambda _: None
-    """Restores, before each run, what the run before has changed."""
+    """Called before each run, to restore what the run before has changed."""
     event: Load | None = None
     """Measure while one more caller makes these calls, one after the other. None: for as long as the plan says."""
     access: Access = OPEN
@@ -34,16 +34,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A server, started anew for each round, and what to measure of it."""
+    """A server, started anew for each round, and the rows to measure of it."""
 
     command: Sequence[str]
     rows: Sequence[Row]
     environment: Mapping[str, str] = field(default_factory=dict)
-    """What it gets beside the bench's own environment."""
+    """Its environment variables, in addition to the bench's own."""
 
 
 Group = Sequence[Contestant]
-"""Contestants that are up at the same time and take turns, row by row: the closer in time, the less drift between."""
+"""Contestants that run at the same time and take turns, row by row, so that there is little drift between them."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Plan:
     warm_up_seconds: float
     seconds: float
     only: str = ""
-    """A regular expression: of the rows, only those whose name it is found in."""
+    """A regular expression: only rows whose name it matches somewhere are measured."""
 
     def has(self, row: Row) -> bool:
         """Whether the row is to be measured."""
@@ -63,7 +63,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one row did in one round."""
+    """The measurements of one row in one round."""
 
     row: str
     round: int
@@ -73,13 +73,13 @@ class Measurement:
     p99_seconds: float
     slowest_seconds: float
     server_cpu_seconds: float
-    """Of the server in these `seconds`, its child processes included."""
+    """CPU seconds of the server in these `seconds`, including its child processes."""
     load_cpu_seconds: float
-    """The same of the load generator. If it is close to `seconds`, it was measured and not the server."""
+    """The same for the load generator. If it is close to `seconds`, the load generator was measured, not the server."""
     store_cpu_seconds: float
-    """The same of the store."""
+    """The same for the store."""
     other_cpu_seconds: float
-    """The same of all else on the machine: the noise."""
+    """The same for all other processes of the machine: the noise."""
 
     @property
     def rate(self) -> float:
@@ -94,7 +94,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Spread:
-    """The middle of what the rounds gave, and the extremes."""
+    """The median of the rounds, and the extremes."""
 
     median: float
     low: float
@@ -115,7 +115,7 @@ def measure(
     store: Running | None = None,
     progress: Callable[[str], None],
 ) -> list[Measurement]:
-    """Takes all rounds. Raises LoadError when a single call fails."""
+    """Measures all rounds. Raises LoadError if a single call fails."""
     pin(cores.load)
     wanted = [
         [replace(each, rows=rows) for each in group if (rows := [row for row in each.rows if plan.has(row)])]
@@ -124,7 +124,7 @@ def measure(
     measurements = []
     for number in range(1, plan.rounds + 1):
         for group in wanted:
-            # Every other round the other way round, so that nobody always comes first.
+            # Every other round in reverse order, so that no contestant always comes first.
             turns = group if number % 2 else group[::-1]
             with ExitStack() as stack:
                 servers = [
@@ -140,7 +140,7 @@ def measure(
 
 
 def measure_row(row: Row, number: int, plan: Plan, server: Server, store: Running | None) -> Measurement:
-    """Takes one round of one row. Raises LoadError when a single call fails."""
+    """Measures one row in one round. Raises LoadError if a single call fails."""
 
     def cpu_seconds() -> tuple[float, float, float]:
         return server.cpu_seconds(), time.process_time(), store.cpu_seconds() if store else 0.0
@@ -172,6 +172,6 @@ def measure_row(row: Row, number: int, plan: Plan, server: Server, store: Runnin
 
 
 def idle_seconds() -> float:
-    """Returns for how long the machine's cores, added up, have had nothing to do."""
+    """Returns the idle time of all cores of the machine, added up."""
     times = psutil.cpu_times()
     return float(times.idle + getattr(times, "iowait", 0.0))

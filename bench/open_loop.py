@@ -1,10 +1,10 @@
-"""A gRPC load generator: an open loop: calls come at a rate, whatever becomes of those before them.
+"""A gRPC load generator with an open loop: calls come at a fixed rate, whatever happens to earlier calls.
 
 A closed loop slows down with the server and so never asks more of it than it can do. Here every call has a time at
 which its caller begins to wait, and is counted from that time on, even if this process gets to it late. Callers
 wait until their deadline and then give up, telling the server (RST_STREAM). They are well-behaved, as gRPC clients
-are: a connection has no more calls in flight than the server allows. What is more is held back, first come, first
-served, and may reach its deadline without ever being sent.
+are: a connection has no more calls in flight than the server allows. Further calls are held back, first come, first
+served, and may reach their deadlines without ever being sent.
 """
 
 import selectors
@@ -27,7 +27,7 @@ _STEP_MS = 10
 
 
 class Fate(Enum):
-    """What can become of a call."""
+    """How a call can end."""
 
     GOOD = "good"
     REFUSED = "refused"
@@ -41,38 +41,38 @@ class Fate(Enum):
 
 
 class Outcomes:
-    """What became of the calls of one run, in the order in which they ended."""
+    """How the calls of one run ended, in the order of their ends."""
 
     def __init__(self) -> None:
         self.begin = self.end = perf_counter()
-        """When the first call was due, and when one more than the last would have been."""
+        """When the first call was due, and when the call after the last would have been."""
         self.late_seconds = 0.0
-        """How long after a call was due it was begun, at most. If this is much, the load was not the one asked for."""
+        """The longest delay from when a call was due until it began. If it is long, the load was not as intended."""
         self._times = {fate: (array("d"), array("d")) for fate in Fate}
         self._refusals = array("d")
 
     def add(self, fate: Fate, since: float, until: float) -> None:
-        """Takes a call that ended."""
+        """Adds a call that has ended."""
         starts, ends = self._times[fate]
         starts.append(since)
         ends.append(until)
 
     def add_refusal(self, sent: float, until: float) -> None:
-        """Takes how long the server took to refuse a call, which is added as well."""
+        """Adds how long the server took to refuse a call. The call itself must be added as well."""
         self._refusals.append(until - sent)
 
     def refusals(self) -> list[float]:
-        """Returns how long the server took to refuse those that it refused, ascending, from when they were sent."""
+        """Returns how long the server took to refuse calls, from when they were sent, ascending."""
         return sorted(self._refusals)
 
     def count(self, *fates: Fate) -> int:
-        """Returns how many ended so, or how many there were."""
+        """Returns how many calls ended this way, or how many there were."""
         return sum(len(self._times[fate][0]) for fate in fates or Fate)
 
     def seconds(self, fate: Fate, *, skip: float = 0.0) -> list[float]:
         """Returns how long callers waited for this end, ascending.
 
-        Only calls that ended while the load went on count, and none of its first `skip` seconds.
+        Only calls that ended during the load count, and none from its first `skip` seconds.
         """
         first, last = self.begin + skip, self.end
         times = zip(*self._times[fate], strict=True)
@@ -88,7 +88,7 @@ class Outcomes:
 
 
 class Callers:
-    """Connections to one server, over which callers come who wait for `timeout_seconds`."""
+    """Connections to one server, with callers that wait for `timeout_seconds`."""
 
     def __init__(self, port: int, load: Load, *, connections: int, timeout_seconds: float) -> None:
         self._selector = selectors.DefaultSelector()
@@ -109,9 +109,9 @@ class Callers:
         self._selector.close()
 
     def run(self, rate: float, seconds: float, *, watch: Callable[[], None] = lambda: None) -> Outcomes:
-        """Has `rate` callers a second come for `seconds`, and waits until the last has an answer or has given up.
+        """Adds `rate` callers a second for `seconds`, and waits until the last has an answer or has given up.
 
-        `watch` is called about ten times a second, also while the last ones wait.
+        `watch` is called about ten times a second, also while the last callers wait.
         """
         outcomes = Outcomes()
         outcomes.end += seconds
@@ -150,19 +150,19 @@ class _Connection(Connection):
         self._timeout_seconds = timeout_seconds
         self._held: deque[tuple[float, bytes]] = deque()
         self._sent: deque[tuple[float, int]] = deque()
-        """The calls in flight and those that have ended lately, oldest first."""
+        """The calls in flight and those that have ended recently, oldest first."""
 
     @property
     def busy(self) -> bool:
-        """Whether anybody waits."""
+        """Whether any caller waits."""
         return bool(self.calls or self._held)
 
     def take(self, request: bytes, since: float) -> None:
-        """Has a caller come, after all others on this connection."""
+        """Adds a caller, after all others on this connection."""
         self._held.append((since, request))
 
     def turn(self, now: float) -> None:
-        """Gives up the calls whose deadline has come, and sends what may be sent."""
+        """Gives up the calls whose deadlines have come, and sends those that the limit allows."""
         overdue = now - self._timeout_seconds
         while self._sent and self._sent[0][0] <= overdue:
             since, stream = self._sent.popleft()
@@ -179,7 +179,7 @@ class _Connection(Connection):
         self.flush()
 
     def on_answer(self, stream: int, call: Call, trailers: bytes) -> None:
-        # Beside an error status grpc.aio may send an empty message. Errors of catraca have details.
+        # With an error status grpc.aio may send an empty message. Errors of catraca have details.
         message = None if b"grpc-status-details-bin" in trailers else call.message()
         if message is not None and not self._load.check(message):
             raise LoadError(f"{self._load.method}: not the answer expected: {message[:200]!r}")

@@ -1,8 +1,8 @@
-"""`python -m bench overload`: what becomes of calls when more come than can be answered, and what afterwards.
+"""`python -m bench overload`: what happens to calls when more come than can be answered, and afterwards.
 
 An open loop (see `open_loop`) offers half of the capacity, all of it, and more. Each row has a server of its own, so
-that its memory tells of this load alone. The server has half a core, and a process that spins has the other half. So
-five times the capacity is a load that one core can generate.
+that its memory shows this load alone. The server has half a core, and a process that spins has the other half. So one
+core can generate five times the capacity.
 """
 
 import sys
@@ -25,14 +25,14 @@ from bench.store import Store, temporary_store
 _SESSIONS = 1_000
 _TIMEOUT_SECONDS = 1.0
 
-# In its first second a load meets a server whose queues are empty.
+# In the first second of a load, the queues of the server are still empty.
 _SKIPPED_SECONDS = 1.0
 
-# The probe that tells whether all is as before: calls a second, and how long it may take until it is.
+# The probe that shows whether the server has recovered: its calls a second, and how long that may take.
 _PROBES_PER_SECOND = 100
 _RECOVERY_TIMEOUT_SECONDS = 30
 
-# This much is normal: a shared machine takes that long for itself now and then.
+# This much is normal: a shared machine stalls for that long now and then.
 _NORMAL_SECONDS = 0.02
 
 
@@ -44,13 +44,13 @@ class _Offer:
     limit: int
     """Calls that a connection may have in flight."""
     multiple: float
-    """Of the capacity."""
+    """The load, as a multiple of the capacity."""
     seconds: float
 
 
 @dataclass(frozen=True)
 class _Row:
-    """What came of an offer."""
+    """The result of an offer."""
 
     name: str
     connections: int
@@ -59,29 +59,29 @@ class _Row:
     offered: float
     """Calls a second."""
     goodput: float
-    """Good answers within the deadline, a second."""
+    """Good answers within the deadline, per second."""
     of_peak: float
     good_p50_seconds: float | None
     good_p99_seconds: float | None
     calls: Mapping[str, int]
-    """How many ended how; see `Fate`."""
+    """How many calls ended in each way; see `Fate`."""
     refused_p50_seconds: float | None
     refused_p99_seconds: float | None
     memory_before_bytes: int
     memory_most_bytes: int
     memory_after_bytes: int
     normal_p99_seconds: float
-    """Of the probe, before."""
+    """The p99 of the probe, before."""
     recovery_seconds: float | None
-    """From when the last caller has gone until the probe's p99 is normal again; None: not in time."""
+    """From when the last caller has left until the probe's p99 is normal again; None: not in time."""
     late_seconds: float
-    """How late the load generator was at most."""
+    """How late the load generator began a call, at most."""
     load_cpu_share: float
     """CPU seconds of the load generator per second."""
 
 
 def compare_overload(*, quick: bool, progress: Callable[[str], None]) -> Results:
-    """Finds the capacity and offers multiples of it over a few and over many connections."""
+    """Finds the capacity, and offers multiples of it over a few and over many connections."""
     cores = find_cores()
     offers = _offers(quick=quick)
     pin(cores.load)
@@ -111,7 +111,7 @@ def compare_overload(*, quick: bool, progress: Callable[[str], None]) -> Results
 
 
 def _offers(*, quick: bool) -> Sequence[_Offer]:
-    # The default, and limits that make about as many calls on more connections.
+    # The default, and limits that allow about as many calls on more connections.
     limits = [(8, 250), (32, 100), (100, 40)]
     if quick:
         return [_Offer(connections, limit, 5, 3) for connections, limit in limits]
@@ -127,7 +127,7 @@ def _name(offer: _Offer) -> str:
 
 
 def _capacity(store: Store, cores: Cores, load: Load) -> float:
-    """Returns the most validations a second, in a closed loop: of a few short runs, as anything else makes it less."""
+    """Returns the most validations a second of a few short closed loops: other load on the machine only lowers it."""
     with (
         serving(THIS.serve(store.url), core=cores.server) as server,
         closing(Client(server.port, connections=8)) as client,
@@ -180,7 +180,7 @@ def _measure(store: Store, cores: Cores, load: Load, offer: _Offer, capacity: fl
 
 
 def _recovery(port: int, load: Load, normal: float) -> float | None:
-    """Connects and calls at a low rate until a second of calls has a normal p99; returns how long that took to come."""
+    """Connects and calls at a low rate until a second of calls has a normal p99. Returns how long that took."""
     start = perf_counter()
     calls: list[tuple[float, bool]] = []
     with closing(Callers(port, load, connections=1, timeout_seconds=_TIMEOUT_SECONDS)) as probe:

@@ -24,13 +24,13 @@ def build_peer(workdir: Path, *, progress: Callable[[str], None]) -> Path:
     """Returns the peer's program. Raises PeerUnavailable.
 
     Everything happens in a copy: the stubs are generated from protos/ each time, so that they cannot be stale, and the
-    script that writes activity down is the server's own. For newer versions, `go get` them in the copy, then take its
-    go.mod and go.sum.
+    script that records activity is the server's own. For newer versions, `go get` them in the copy, then use its go.mod
+    and go.sum.
     """
     go = shutil.which("go")
     if go is None:
         raise PeerUnavailable("Go is not installed")
-    # Of the bench's own environment, which need not be on PATH.
+    # In the bench's own environment, which need not be on PATH.
     buf = shutil.which("buf", path=str(Path(sys.executable).parent)) or shutil.which("buf")
     if buf is None:
         raise PeerUnavailable("buf is not installed")
@@ -40,7 +40,7 @@ def build_peer(workdir: Path, *, progress: Callable[[str], None]) -> Path:
     shutil.copytree(_SOURCE, copy)
     shutil.copy(_TOUCH_SCRIPT, copy)
     (copy / "bin").mkdir()
-    # Without asking git for a revision: the copy is in no repository, or in one that has nothing to do with it.
+    # Do not ask git for a revision: the copy is in no repository, or in an unrelated one.
     build = [go, "build", "-buildvcs=false", "-o"]
     _run([*build, "bin/", *_PLUGINS], copy)
     _run([buf, "generate", "--template", "buf.gen.yaml", str(_ROOT / "protos")], copy)

@@ -1,4 +1,4 @@
-"""Whether the Go peer answers what catraca answers: it is a peer only if it does the same work."""
+"""Checks that the Go peer answers as catraca does: it is a peer only if it does the same work."""
 
 import secrets
 import time
@@ -30,7 +30,7 @@ _TOUCH_DUE_SECONDS = 0.2
 
 
 def check_peer(program: Path, kinds: Sequence[str], store: Store, checkout: Checkout, *, core: int | None) -> None:
-    """Raises LoadError if one of the peer's kinds answers something else than catraca."""
+    """Raises LoadError if one kind of the peer does not answer as catraca does."""
     with _client(checkout.serve(store.url), core) as catraca:
         for kind in kinds:
             with _client([str(program), kind, store.url.socket_path], core) as peer:
@@ -74,7 +74,7 @@ def _validate(client: Client, request: ValidateSessionRequest) -> ValidateSessio
 
 
 def _expect_same(expected: ValidateSessionResponse, answer: ValidateSessionResponse, kind: str) -> None:
-    # It shrinks with the time that is left.
+    # The cache TTL shrinks with the time that is left.
     if expected.HasField("cache_ttl") != answer.HasField("cache_ttl"):
         raise LoadError(f"{kind} does not tell for how long its answer may be reused")
     expected.ClearField("cache_ttl")

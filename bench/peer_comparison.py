@@ -1,6 +1,6 @@
 """`python -m bench peers`: catraca beside what an expert would write in Go, and beside empty handlers.
 
-All of them are up at the same time, on one core, over the same sessions in one store, and take turns.
+All of them run at the same time, on one core, over the same sessions in one store, and take turns.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,17 +22,17 @@ from bench.validation import SESSIONS, batch_row, tutorial
 _BATCHES = (100, 1_000)
 
 _SHAPES = 3
-"""Rows of each contestant that are not batches."""
+"""The rows of each contestant that are not batches."""
 
-# What the peer can be, and what its rows are called.
+# The kinds of the peer, and the names of their rows.
 _KINDS = {"go-redis": "Go, go-redis", "rueidis": "Go, rueidis"}
 
 
 def compare_peers(plan: Plan, *, workdir: Path, other: Checkout | None, progress: Callable[[str], None]) -> Results:
-    """Measures one validation a call, and batches of catraca beside the peer one by one.
+    """Measures one validation a call, and catraca's batches against single calls of the peer.
 
     The callers are 64 on 4 connections, one alone, and 64 on a connection each.
-    If there is another checkout, it makes the sessions, and is measured as well.
+    If there is another checkout, it creates the sessions and is measured as well.
     """
     cores = find_cores()
     notes = []
@@ -69,7 +69,7 @@ def _shapes(name: str, load: Load) -> list[Row]:
 
 
 def _go_peer(program: Path, store: Store, load: Load) -> list[Contestant]:
-    # One core, and told so: catraca's server is one process as well.
+    # Go is told that it has one core: catraca's server is one process as well.
     environment = {"GOMAXPROCS": "1"}
     return [
         Contestant([str(program), kind, store.url.socket_path], _shapes(name, load), environment)

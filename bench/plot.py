@@ -8,7 +8,7 @@ from bench.report import Results
 
 def plot(results: Results, file: Path) -> None:
     """Draws what each row costs, one panel for each table."""
-    # Imported so because it is installed for `make bench` only: type checking must do without it.
+    # Imported here because it is installed for `make bench` only: type checking must work without it.
     figure_module = importlib.import_module("matplotlib.figure")
     heights = [len(table.rows) for table in results.tables]
     figure = figure_module.Figure(figsize=(10, 1.2 * len(heights) + 0.35 * sum(heights)), layout="constrained")

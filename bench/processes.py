@@ -1,4 +1,4 @@
-"""Processes beside the bench: started, kept on a core, their CPU time read, and stopped whatever happens."""
+"""Starts processes beside the bench, keeps them on a core, reads their CPU time, and stops them in any case."""
 
 import os
 import re
@@ -24,12 +24,12 @@ _T = TypeVar("_T")
 
 
 class StartError(Exception):
-    """A process did not come up."""
+    """A process did not start."""
 
 
 @dataclass(frozen=True)
 class Cores:
-    """Which core each side is kept on, so that neither takes the other's time; None where that cannot be done."""
+    """The core that each side is pinned to, so that neither takes the other's time; None if pinning is impossible."""
 
     load: int | None
     server: int | None
@@ -41,10 +41,10 @@ class Running:
 
     popen: subprocess.Popen[bytes]
     log: Callable[[], str]
-    """What it has written to standard output and standard error."""
+    """Its standard output and standard error so far."""
 
     def cpu_seconds(self) -> float:
-        """Returns the user and system time, until now, of the process and those it has started."""
+        """Returns the user and system time so far of the process and of those it has started."""
         return sum(times.user + times.system for times in (each.cpu_times() for each in _family(self.popen)))
 
     def memory_bytes(self) -> list[int]:
@@ -52,7 +52,7 @@ class Running:
         return [each.memory_info().rss for each in _family(self.popen)]
 
     def wait_for(self, sign: Callable[[], _T | None], timeout_seconds: float = _START_TIMEOUT_SECONDS) -> _T:
-        """Returns the sign that it is ready. Raises StartError if it ends before that or takes too long."""
+        """Returns the match that shows it is ready. Raises StartError if it ends before that or takes too long."""
         deadline = time.monotonic() + timeout_seconds
         while not (seen := sign()):
             if self.popen.poll() is not None:
@@ -69,11 +69,11 @@ class Server(Running):
 
     port: int
     start_seconds: float
-    """From its start until it listened."""
+    """The time from its start until it listened."""
 
 
 def find_cores() -> Cores:
-    """Chooses among the cores this process may use; where there is only one, both sides share it."""
+    """Chooses among the cores that this process may use; if there is only one, both sides share it."""
     if sys.platform != "linux":
         return Cores(None, None)
     usable = sorted(os.sched_getaffinity(0))
@@ -81,7 +81,7 @@ def find_cores() -> Cores:
 
 
 def pin(core: int | None) -> None:
-    """Keeps this process on one core, with the threads that it has, gRPC's among them, and all that it starts."""
+    """Pins this process to one core, with all its threads, including gRPC's, and every process that it starts."""
     if sys.platform == "linux" and core is not None:
         for thread in Path("/proc/self/task").iterdir():
             os.sched_setaffinity(int(thread.name), {core})
@@ -89,13 +89,13 @@ def pin(core: int | None) -> None:
 
 @contextmanager
 def _pinned(core: int | None) -> Iterator[None]:
-    """Has what is started in the block begin on a core: to pin it later would miss the threads that it has by then."""
+    """Starts the processes of the block on a core: pinning them later would miss threads that they have by then."""
     if sys.platform != "linux":
         yield
         return
     own = os.sched_getaffinity(0)
     if core is not None:
-        # Of this thread alone, from which the process that it starts has it.
+        # This pins only this thread. A process that the thread starts inherits that.
         os.sched_setaffinity(0, {core})
     try:
         yield
@@ -108,7 +108,7 @@ def running(
     command: Sequence[str], *, core: int | None, environment: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[Running]:
     """Runs a command on a core for as long as the block lasts; `environment` adds to this process's own."""
-    # A file and not a pipe: nobody would read the pipe during a measurement, and a full one stops its writer.
+    # A file, not a pipe: a pipe would not be read during a measurement, and a full one blocks its writer.
     with tempfile.TemporaryFile() as log:
         with _pinned(core):
             popen = subprocess.Popen(

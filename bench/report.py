@@ -1,4 +1,4 @@
-"""What is made of measurements: tables to read, and a file with every number in it."""
+"""Reports on measurements: tables to read, and a file with every number."""
 
 import json
 import platform
@@ -24,7 +24,7 @@ class Column:
     value: Callable[[Measurement], float]
     form: str
     compared: bool = False
-    """As a multiple of that of the row to compare with, round by round."""
+    """As a multiple of the base row's value, round by round."""
 
 
 COST = Column("CPU µs each", lambda each: each.cpu_seconds_each * 1e6, "{:,.1f}")
@@ -39,34 +39,34 @@ SECONDS = Column("seconds", lambda each: each.seconds, "{:.2f}")
 
 
 def rate(items: str) -> Column:
-    """How many of them a second."""
+    """How many of the unit a second."""
     return Column(f"{items}/s", lambda each: each.rate, "{:,.0f}")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows to be read side by side."""
+    """Rows to compare."""
 
     title: str
     rows: Sequence[str]
     columns: Sequence[Column] = (rate("validations"), COST, P50, P99, RATE_COMPARED, COST_COMPARED)
     plotted: Column = COST
     bases: Mapping[str, str] = field(default_factory=dict)
-    """What rows are compared with, where it is not the first row."""
+    """The row that others are compared with, if it is not the first one."""
 
     def base(self, row: str) -> str:
-        """Returns the row that this one is compared with; itself, if others are compared with it."""
+        """Returns the row that this one is compared with: the base of the table, which for the base is itself."""
         return self.bases.get(row, row if row in self.bases.values() else self.rows[0])
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """Rows that were measured once, each being some dataclass, and what is shown of them."""
+    """Rows that were measured once, each one a dataclass, and the columns to show of them."""
 
     title: str
     rows: Sequence[Any]
     columns: Mapping[str, Callable[[Any], str]]
-    """What stands under each heading; the first one is the row's name."""
+    """The function that gives the text under each heading; the first one is the row's name."""
     note: str = ""
 
     def text(self) -> str:
@@ -89,10 +89,10 @@ class Results:
     measurements: Sequence[Measurement]
     sheets: Sequence[Sheet] = ()
     notes: Sequence[str] = ()
-    """What else a reader has to know: what could not be measured, and why."""
+    """What else a reader must know: which rows could not be measured, and why."""
 
     def __add__(self, other: "Results") -> "Results":
-        """Returns both, as one run."""
+        """Returns both runs as one."""
         return replace(
             self,
             tables=[*self.tables, *other.tables],
@@ -102,7 +102,7 @@ class Results:
         )
 
     def without_missing(self) -> "Results":
-        """Returns the tables with those rows only that were measured."""
+        """Returns the tables with only the rows that were measured."""
         measured = {each.row for each in self.measurements}
         tables = [
             replace(
@@ -115,7 +115,7 @@ class Results:
         return replace(self, tables=[table for table in tables if table.rows])
 
     def spread(self, row: str, column: Column, base: str) -> Spread:
-        """Summarises one value of a row over the rounds; if it is compared, with that of `base`, round by round."""
+        """Summarises one value of a row over the rounds. A ratio is to the value of `base`, round by round."""
         values = [column.value(each) for each in self._of(row)]
         if not column.compared:
             return Spread.of(values)
@@ -125,7 +125,7 @@ class Results:
         return [each for each in self.measurements if each.row == row]
 
     def text(self) -> str:
-        """Shows the tables, and how far they can be trusted."""
+        """Shows the tables, and how much noise there was."""
         notes = ["\n".join([*([self._noise()] if self.measurements else []), *self.notes])]
         sheets = [sheet.text() for sheet in self.sheets]
         return "\n\n".join(filter(None, [*(self._table(table) for table in self.tables), *notes, *sheets]))

@@ -1,6 +1,6 @@
 """`python -m bench revocations`: from the acknowledgement of a revocation until near caches have dropped the answer.
 
-All near caches are in one process and one event loop, so the last of them waits for all others to be served.
+All near caches are in one process and one event loop, so the last one waits until all others are served.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ class Lags:
     seconds: Sequence[float]
 
     def line(self) -> str:
-        """Returns its percentiles."""
+        """Returns the percentiles of the delays."""
         parts = ", ".join(f"{name} {self._at(part) * 1e3:.1f}" for name, part in (("p50", 0.5), ("p99", 0.99)))
         return f"{self.name}: {parts}, longest {self.seconds[-1] * 1e3:.1f} ms, of {len(self.seconds):,}"
 
@@ -37,7 +37,7 @@ class Lags:
 
 
 def measure_revocations(*, quick: bool, progress: Callable[[str], None]) -> Sequence[Lags]:
-    """Measures it for revocations by the server that the near caches watch, and by another."""
+    """Measures revocations by the server that the near caches watch, and by another server."""
     cores = find_cores()
     with ExitStack() as stack:
         store = stack.enter_context(temporary_store(core=cores.server))
@@ -53,12 +53,12 @@ def measure_revocations(*, quick: bool, progress: Callable[[str], None]) -> Sequ
 
 
 def plot_revocations(found: Sequence[Lags], file: Path) -> None:
-    """Draws which part of the near caches has dropped the answer by when."""
+    """Draws the part of near caches that have dropped the answer, over time."""
     figure = importlib.import_module("matplotlib.figure").Figure(figsize=(8, 4), layout="constrained")
     panel = figure.subplots()
     for lags in found:
         count = len(lags.seconds)
-        # A point for each percent, and the last: all of them would be a file of megabytes.
+        # A point for each percent, and the last one: all points would make a file of megabytes.
         chosen = [count * percent // 200 for percent in range(200)] + [count - 1]
         panel.plot([lags.seconds[at] * 1e3 for at in chosen], [(at + 1) / count for at in chosen], label=lags.name)
     panel.set_xlabel("ms after the revocation was acknowledged")

@@ -1,7 +1,7 @@
 """`python -m bench scale`: a thousand sessions in the store, a hundred thousand, a million.
 
-Each number of sessions is in an embedded store of its own, as it comes with `catraca serve`. All servers are up at the
-same time, so that rounds can be interleaved without loading a million sessions for each.
+Each number of sessions has an embedded store of its own, as in `catraca serve`. All servers run at the same time, so
+that rounds can be interleaved without loading a million sessions for each.
 """
 
 import tempfile
@@ -20,15 +20,15 @@ from bench.report import COST, P50, P50_COMPARED, P99, P99_COMPARED, Results, Sh
 from bench.sessions import batched_validations, single_validations
 from catraca_server.redis.url import StoreUrl
 
-# Sessions, and their users.
+# Numbers of sessions, and of their users.
 _Scale = tuple[int, int]
 _SCALES: Sequence[_Scale] = ((1_000, 1_000), (100_000, 100_000), (1_000_000, 1_000_000), (1_000_000, 200_000))
 _QUICK_SCALES: Sequence[_Scale] = ((1_000, 1_000), (10_000, 10_000), (50_000, 50_000), (50_000, 10_000))
 
-# This many of the sessions are validated in turn. Their activity is written down just before.
+# This many sessions are validated in turn. Their activity is recorded just before.
 _VALIDATED = 10_000
 
-# Callers at the same time: some, but not so many that they wait for each other more than for their answers.
+# Concurrent callers: not so many that they wait more for each other than for their answers.
 _CONNECTIONS, _STREAMS = 4, 2
 
 _LOAD_TIMEOUT_SECONDS = 300.0
@@ -36,7 +36,7 @@ _LOAD_TIMEOUT_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class _Size:
-    """What this many sessions take."""
+    """The cost of this many sessions."""
 
     name: str
     sessions: int
@@ -46,7 +46,7 @@ class _Size:
     fill_seconds: float
     disk_bytes: int
     start_seconds: float
-    """Until the server listened, the store having loaded everything."""
+    """How long the server took to listen, with everything loaded by the store."""
     server_memory_bytes: int
     """Resident after the measurement, as is the store's."""
     store_memory_bytes: int
@@ -58,7 +58,7 @@ def compare_scale(plan: Plan, *, quick: bool, progress: Callable[[str], None]) -
     scales = _QUICK_SCALES if quick else _SCALES
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
         data_dirs = {scale: Path(directory, _name(scale)) for scale in scales}
-        # On all cores: it is pinned only after that, and those it starts are not pinned either.
+        # On all cores: this process is pinned only after that, and processes that it starts now are not pinned either.
         filled = {scale: _filled(data_dir, scale, progress) for scale, data_dir in data_dirs.items()}
         disk_bytes = {scale: _bytes_in(data_dir) for scale, data_dir in data_dirs.items()}
         pin(cores.load)
@@ -109,7 +109,7 @@ def _bytes_in(data_dir: Path) -> int:
 
 def _row(scale: _Scale, tokens: Sequence[str]) -> Row:
     def write_activity(client: Client) -> None:
-        # Those whose activity is due cost a write, and the more sessions there are the more would be due.
+        # A session whose touch is due costs a write, and among more sessions more touches would be due.
         client.run(batched_validations(tokens, min(len(tokens), 1_000), once=True), streams=1, seconds=inf)
 
     return Row(

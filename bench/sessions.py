@@ -1,4 +1,4 @@
-"""What comparisons of catraca have in common: sessions to ask about, and how to ask."""
+"""What all comparisons of catraca share: sessions to ask about, and how to ask."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -32,7 +32,7 @@ def asking(
     *,
     once: bool = False,
 ) -> Load:
-    """Describes calls of the RPC that has these requests and these responses."""
+    """Describes calls of the RPC with this request type and this response type."""
     method = response_type.DESCRIPTOR.name.removesuffix("Response")
     serialized = [request.SerializeToString() for request in requests]
     return Load(f"{_SERVICE}/{method}", serialized, lambda body: check(response_type.FromString(body)), once)
@@ -44,7 +44,7 @@ def login(user_id: str) -> CreateSessionRequest:
 
 
 def log_in(count: int, checkout: Checkout, store_url: StoreUrl, *, core: int | None) -> Sequence[CreateSessionResponse]:
-    """Has this many users log in, once each."""
+    """Logs in this many users, once each."""
     logins = [login(f"user-{number}") for number in range(count)]
     with (
         serving(checkout.serve(store_url), core=core) as server,

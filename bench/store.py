@@ -17,14 +17,14 @@ from catraca_server.redis.url import StoreUrl
 
 @dataclass(frozen=True)
 class Store:
-    """A store that is up."""
+    """A running store."""
 
     running: Running
     url: StoreUrl
     version: str
 
     def database(self, number: int) -> StoreUrl:
-        """Returns the URL of another of its databases than the first."""
+        """Returns the URL of one of its other databases."""
         return StoreUrl.parse(f"{self.url}?db={number}")
 
 

@@ -18,7 +18,7 @@ from bench.store import Store, connect, temporary_store
 from catraca.v1.session_service_pb2 import CreateSessionResponse
 
 SESSIONS = 1_000
-"""The validations are spread over this many."""
+"""The validations are spread over this many sessions."""
 
 _TUTORIAL = Path(__file__).parent / "servers" / "tutorial.py"
 
@@ -29,7 +29,7 @@ _STREAMS = {1: 16, 10: 16, 100: 4, 1_000: 1}
 def compare_validations(plan: Plan, *, other: Checkout | None, progress: Callable[[str], None]) -> Results:
     """Measures single and batched validations of good tokens, spread over many sessions.
 
-    If there is another checkout, it makes the sessions: a new version reads what the one before has written.
+    If there is another checkout, it creates the sessions: a new version must read the records of the one before.
     """
     cores = find_cores()
     checkouts = [other, THIS] if other else [THIS]
@@ -56,12 +56,12 @@ def compare_validations(plan: Plan, *, other: Checkout | None, progress: Callabl
 
 
 def batch_row(tokens: Sequence[str], size: int) -> Row:
-    """Describes calls with so many tokens each."""
+    """Describes calls with this many tokens each."""
     return Row(f"catraca, {size:,} in a call", batched_validations(tokens, size), streams=_STREAMS[size], items=size)
 
 
 def tutorial(store: Store, sessions: Sequence[CreateSessionResponse], rows: Sequence[Row]) -> Contestant:
-    """Describes the tutorial answer, and puts these sessions into the store as it has them."""
+    """Describes the tutorial answer, and writes these sessions to the store in its format."""
     with connect(store.url) as client:
         for created in sessions:
             session = created.session

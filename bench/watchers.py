@@ -1,8 +1,8 @@
-"""What it costs a server that many near caches watch it: at rest, and while sessions end.
+"""What many watching near caches cost a server: at rest, and while sessions end.
 
 The watchers are connections of this process which read and ping as near caches do, and do nothing else: as many real
-clients would need more cores than there are. One real client is beside them. Ends come into the feed as another server
-appends them, so that the watched server's CPU is that of watching alone.
+clients would need more cores than there are. One real client is beside them. Ends are appended to the feed as another
+server would append them, so that the watched server's CPU is that of watching alone.
 """
 
 import selectors
@@ -41,7 +41,7 @@ _START = pb.WatchSessionsRequest(
 
 @dataclass(frozen=True)
 class Watched:
-    """One rate."""
+    """The measurements at one rate."""
 
     per_second: int
     server_cores: float
@@ -49,7 +49,7 @@ class Watched:
     load_cores: float
     appended_per_second: float
     received: float
-    """Of the events appended, the part that a watcher got in the time."""
+    """The part of the appended events that a watcher received in time."""
     resets: int
 
 
@@ -105,7 +105,7 @@ class _Ends:
         self._began = time.perf_counter()
 
     def go_on(self) -> None:
-        """Appends what is due."""
+        """Appends the ends that are due."""
         due = int((time.perf_counter() - self._began) * self.per_second) - self.appended
         for _ in range(due):
             end = ("REVOKED", "REQUEST", f"{self.appended:022d}", "12345")
@@ -114,7 +114,7 @@ class _Ends:
 
 
 def measure_watchers(*, seconds: float, progress: Callable[[str], None]) -> Sheet:
-    """Measures each rate for so long."""
+    """Measures each rate for `seconds`."""
     cores = find_cores()
     found: list[Watched] = []
     with ExitStack() as stack:
@@ -135,7 +135,7 @@ def measure_watchers(*, seconds: float, progress: Callable[[str], None]) -> Shee
     return _sheet(found)
 
 
-def _measured(  # noqa: PLR0917  each is another thing, and there is one caller
+def _measured(  # noqa: PLR0917  all differ, and there is one caller
     server: Server,
     client_cpu_seconds: Callable[[], float],
     watchers: Sequence[_Watcher],
@@ -165,7 +165,7 @@ def _measured(  # noqa: PLR0917  each is another thing, and there is one caller
 
 
 def _run(watchers: Sequence[_Watcher], selector: selectors.BaseSelector, ends: _Ends, seconds: float) -> None:
-    """Reads what comes, pings each watch every so often, and has sessions end."""
+    """Reads all messages, pings each watch regularly, and makes sessions end."""
     until = time.perf_counter() + seconds
     turn, next_ping = 0, time.perf_counter()
     while (now := time.perf_counter()) < until:

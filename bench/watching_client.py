@@ -9,7 +9,7 @@ from catraca import AsyncSessionClient
 async def _watch(target: str) -> None:
     async with AsyncSessionClient(target, near_cache=True, timeout=10) as sessions:
         await sessions.validate("an-unknown-token")
-        while not (stats := sessions.near_cache_stats()) or not stats.watching:  # noqa: ASYNC110  nothing else tells
+        while not (stats := sessions.near_cache_stats()) or not stats.watching:  # noqa: ASYNC110  no event for it
             await asyncio.sleep(0.05)
         print("watching", flush=True)
         await asyncio.Event().wait()

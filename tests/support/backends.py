@@ -44,7 +44,7 @@ class Backend:
     """A store that tests can inspect and move through time."""
 
     has_info = True
-    """Whether it tells its replication id."""
+    """Whether its INFO gives a replication id."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -66,7 +66,7 @@ class Backend:
 
     @asynccontextmanager
     async def link(self) -> AsyncIterator[Link]:
-        """Opens a link to it, as a server has one."""
+        """Opens a link to it, as a server does."""
         url = StoreUrl.parse(self.url)
         async with open_link(url, timeout_seconds=STORE_TIMEOUT_SECONDS, on_change=lambda _: None) as (link, _):
             yield link
@@ -84,7 +84,7 @@ class Backend:
     async def keys(self) -> dict[str, int]:
         """Returns every key with its PTTL: milliseconds, or -1 without an expiry."""
         ttls = {name.decode(): await self.command("PTTL", name) for name in sorted(await self.command("KEYS", "*"))}
-        # -2: it expired meanwhile.
+        # -2: the key has expired meanwhile.
         return {name: ttl for name, ttl in ttls.items() if ttl != -2}
 
     async def travel(self, milliseconds: int) -> None:
@@ -95,7 +95,7 @@ class Backend:
         for key in await self.command("KEYS", "*session*:*"):
             expiry = await self.command("PEXPIRETIME", key)
             if expiry < 0:
-                continue  # It expired meanwhile.
+                continue  # The key has expired meanwhile.
             if key.startswith(b"session:"):
                 data = await self.command("GET", key)
                 if data is None:

@@ -25,7 +25,7 @@ class Caller:
         return call
 
     async def list_sessions(self, *positional: Any, **named: Any) -> list[Session]:
-        """Lists to the end."""
+        """Returns all sessions of the listing."""
         if isinstance(self.client, SessionClient):
             listing = self.client.list_sessions(*positional, **named)
             return await asyncio.to_thread(list, listing)

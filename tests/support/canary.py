@@ -1,4 +1,4 @@
-"""Canaries: secrets that are marked, what a service and its clients put out, and a search for the one in the other."""
+"""Canaries: marked secrets, the outputs of a service and its clients, and a search for the secrets in the outputs."""
 
 import re
 import secrets
@@ -21,29 +21,29 @@ BROUGHT = f"{MARK}-brought-{secrets.token_hex(16)}"
 MADE_UP_KEY = f"ctrk_{MARK}{secrets.token_hex(32)}"
 
 _MINTED = re.compile(r"ctrk?_[0-9A-Za-z]{71}")
-"""Any token or key, also one that no test knows."""
+"""Matches any token or key, even one that no test knows."""
 
 
 @dataclass
 class Outputs:
-    """All that was put out, by where it was found, and all that is secret."""
+    """All outputs, by where they were found, and all secrets."""
 
     texts: dict[str, str] = field(default_factory=dict)
     secrets: list[str] = field(default_factory=lambda: [PEPPER, PASSWORD, BROUGHT, MADE_UP_KEY])
 
     def add(self, where: str, *what: object) -> None:
-        """Takes an output: text, bytes, or something whose `str` and `repr` are."""
+        """Adds an output: text, bytes, or an object, of which `str` and `repr` are added."""
         texts = [each.decode(errors="replace") if isinstance(each, bytes) else f"{each}\n{each!r}" for each in what]
         self.texts[where] = self.texts.get(where, "") + "\n".join(texts)
 
     def keep_secret(self, token: str) -> str:
-        """Adds a token or a key, whole and only its secret."""
+        """Adds a token or a key, both the whole and its secret part."""
         secret = token[token.index("_") + 1 + 22 : -6]
         self.secrets += [token, secret]
         return token
 
     def found(self, *more: str, but_for: tuple[str, ...] = ()) -> list[tuple[str, str]]:
-        """Returns which secrets are where."""
+        """Returns which secrets were found, and where."""
         return [
             (where, secret)
             for where, text in self.texts.items()
@@ -64,7 +64,7 @@ class Canary:
     stub: SessionServiceStub
 
     def call(self, method: str, request: Message, **metadata: str) -> Any:
-        """Calls, notes the metadata and what fails, and returns the response or the error."""
+        """Makes a call, adds its metadata and its error to the outputs, and returns the response or the error."""
         sent = {"authorization": f"Bearer {self.key}", "x-request-id": BROUGHT * 2, "traceparent": BROUGHT, **metadata}
         try:
             response, call = getattr(self.stub, method).with_call(

@@ -1,4 +1,4 @@
-"""Certificates for tests: an authority of their own, and what it has signed."""
+"""Certificates for tests: an authority of their own, and the certificates that it signs."""
 
 import ipaddress
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class Authority:
         name: str = "client",
         lives: timedelta = timedelta(days=1),
     ) -> Issued:
-        """Issues a certificate for a caller, with these names in it; it ends so long from now."""
+        """Issues a certificate for a caller, with these names in it; it expires after this time."""
         names: list[x509.GeneralName] = []
         if uri:
             names.append(x509.UniformResourceIdentifier(uri))
@@ -64,7 +64,7 @@ class Authority:
         return self._issue(name, names, lives=lives)
 
     def channel_credentials(self, client: Issued | None = None) -> grpc.ChannelCredentials:
-        """Returns what to connect with: this authority, and a client's certificate if there is one."""
+        """Returns the credentials to connect with: this authority, and a client's certificate if there is one."""
         if client is None:
             return grpc.ssl_channel_credentials(self.pem)
         return grpc.ssl_channel_credentials(self.pem, client.key, client.certificate)

@@ -11,7 +11,7 @@ _PRIMARIES = 3
 _OPTIONS = (
     "cluster-enabled yes",
     f"cluster-node-timeout {NODE_TIMEOUT_MS}",
-    # A replica that was away for long may take over, too.
+    # A replica that was away for a long time may also take over.
     "cluster-replica-validity-factor 0",
     # Each primary keeps its own replica, so that a healed cluster is as before.
     "cluster-allow-replica-migration no",
@@ -28,7 +28,7 @@ class NodeView:
     flags: frozenset[str]
     primary_id: str
     epoch: int
-    """Of two nodes that claim a slot, the one with the higher epoch has it."""
+    """If two nodes claim a slot, the one with the higher epoch has it."""
     slots: frozenset[tuple[int, int]]
     """Ranges, ends included."""
     moving: frozenset[int]
@@ -127,7 +127,7 @@ class Cluster(Nodes[DataNode]):
         def ends_moves() -> bool:
             views = [(node, self._own(node)) for node in self.nodes]
             for node, own in views:
-                # A replica is told by its primary, and refuses to be told by anybody else.
+                # A replica learns this from its primary, and refuses it from any other node.
                 for slot in own.moving if "master" in own.flags else ():
                     node.command("CLUSTER SETSLOT", slot, "STABLE")
             return not any(own.moving for _, own in views)
@@ -194,12 +194,12 @@ class Move:
         self._cluster = cluster
 
     def begin(self) -> None:
-        """From now on the source redirects to the target what it does not have."""
+        """Makes the source redirect requests for keys that it does not have to the target."""
         self.target.command("CLUSTER SETSLOT", self.slot, "IMPORTING", self._cluster._own(self.source).node_id)
         self.source.command("CLUSTER SETSLOT", self.slot, "MIGRATING", self._cluster._own(self.target).node_id)
 
     def move_keys(self, *keys: str | bytes) -> None:
-        """Moves these keys, or all that the source has in the slot."""
+        """Moves these keys, or all keys that the source has in the slot."""
         chosen = keys or self.source.command("CLUSTER", "GETKEYSINSLOT", self.slot, 10_000)
         if chosen:
             auth = ("AUTH", self._cluster.password) if self._cluster.password else ()

@@ -18,11 +18,11 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer, metrics_service_pb2
     def __init__(self) -> None:
         self.requests: list[Any] = []
         self.authorizations: set[str | None] = set()
-        """What came with them as `authorization`."""
+        """The `authorization` metadata of the requests."""
         self.port = 0
 
     def Export(self, request: Any, context: Any) -> Any:  # noqa: N802  as the protocol has it
-        """Takes either."""
+        """Receives traces or metrics."""
         self.requests.append(request)
         self.authorizations.add(dict(context.invocation_metadata()).get("authorization"))
         if isinstance(request, trace_service_pb2.ExportTraceServiceRequest):
@@ -31,7 +31,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer, metrics_service_pb2
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a service has to be told, to send here, and soon."""
+        """The environment variables that make a service send here, and soon."""
         return {
             "CATRACA_OTEL": "true",
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self.port}",
@@ -56,7 +56,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer, metrics_service_pb2
         ]
 
     def resources(self) -> list[dict[str, Any]]:
-        """Returns who has sent, for each request."""
+        """Returns the sender of each request."""
         found = []
         for request in tuple(self.requests):
             traces = isinstance(request, trace_service_pb2.ExportTraceServiceRequest)
@@ -65,7 +65,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer, metrics_service_pb2
         return found
 
     def last_metrics(self) -> dict[str, Any]:
-        """Returns the metrics of the last request, by their names."""
+        """Returns the metrics of the last request, by name."""
         for request in reversed(tuple(self.requests)):
             if isinstance(request, metrics_service_pb2.ExportMetricsServiceRequest):
                 (resource,) = request.resource_metrics

@@ -1,4 +1,4 @@
-"""Calling a gRPC server by reflection alone, as people do: with grpcurl or with `buf curl`."""
+"""Calls a gRPC server with only reflection to go by, as people do: with grpcurl or `buf curl`."""
 
 import base64
 import json
@@ -37,7 +37,7 @@ class Curl(ABC):
 
     @property
     def why_missing(self) -> str:
-        """Why it cannot be used; empty if it can."""
+        """Why the program cannot be used; empty if it can."""
         return "" if self.program else f"no {self.name}: see tools/optional.sh"
 
     @abstractmethod
@@ -110,7 +110,7 @@ class BufCurl(Curl):
         return self._output(*self._ARGS, "--list-services", f"http://{target}").split()
 
     def documentation(self, target: str, symbol: str) -> str:
-        """Puts together what grpcurl would show: the comments, from the file that reflection has for the symbol."""
+        """Assembles what grpcurl would show: the comments, from the file that reflection returns for the symbol."""
         response = self.call(target, _REFLECT, {"file_containing_symbol": symbol})
         packed = response.json["fileDescriptorResponse"]["fileDescriptorProto"]
         files = [FileDescriptorProto.FromString(base64.b64decode(each)) for each in packed]

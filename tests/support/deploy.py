@@ -1,4 +1,4 @@
-"""What deploy/ holds, as data."""
+"""The files of deploy/, as data."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ def files() -> list[Path]:
 
 
 def objects_of(text: str) -> Objects:
-    """Returns Kubernetes objects by their kind."""
+    """Returns Kubernetes objects by kind."""
     objects = [each for each in yaml.safe_load_all(text) if each is not None]
     by_kind = {each["kind"]: each for each in objects}
     assert len(by_kind) == len(objects)
@@ -70,7 +70,7 @@ def mounts(service: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def unit() -> dict[str, list[str]]:
-    """Returns what the systemd unit sets, each value in a list."""
+    """Returns the settings of the systemd unit, each value in a list."""
     found: dict[str, list[str]] = {}
     for line in UNIT.read_text().splitlines():
         if match := re.fullmatch(r"(\w+)=(.*)", line):

@@ -1,4 +1,4 @@
-"""The files of a service that knows its callers: certificates and the callers file."""
+"""The files of a service that authenticates its callers: certificates and the callers file."""
 
 import secrets
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ CA = Authority()
 
 
 class Door:
-    """The files of a service that knows its callers."""
+    """The files of a service that authenticates its callers."""
 
     def __init__(self, directory: Path) -> None:
         self.callers, self.ca = directory / "callers", directory / "ca.crt"

@@ -52,7 +52,7 @@ class Served:
         return stub(**how)
 
     async def has_taken(self, slots: int) -> None:
-        """Waits until so many slots are held."""
+        """Waits until this many slots are held."""
 
         async def are_taken() -> bool:
             return self.server.slots.taken == slots
@@ -73,14 +73,14 @@ async def serving(
     channel_credentials: grpc.ChannelCredentials | None = None,
     channel_options: Sequence[tuple[str, Any]] = (),
 ) -> AsyncIterator[Served]:
-    """Serves methods of `/test.Service/…`. Calls hold their slots for long unless told otherwise."""
+    """Serves methods of `/test.Service/…`. By default calls may hold their slots for a long time."""
     server = Server(
         (*OPTIONS, *options), slots=slots, slot_hold_limit_seconds=slot_hold_limit_seconds, observer=observer
     )
     server.add_methods({f"/test.Service/{name}": method for name, method in methods.items()})
     port = server.listen("127.0.0.1:0", credentials)
     server.start()
-    # Each test has connections of its own, and may receive as much as it sends.
+    # Each test has its own connections, and may receive as much as it sends.
     how = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1), *channel_options)
     try:
         async with _channel(f"127.0.0.1:{port}", channel_credentials, how) as channel:
@@ -98,17 +98,17 @@ def _channel(
 
 
 class Desk:
-    """Handlers whose calls stay until they are let go."""
+    """Handlers whose calls stay open until they are released."""
 
     def __init__(self) -> None:
         self.inside = 0
-        """Calls that have come in and are still there, streams not counted."""
+        """Calls that have come in and are still open, without streams."""
         self.cancelled = 0
         """Calls whose handler was cancelled."""
         self.open = asyncio.Event()
 
     async def stay(self, call: UnaryCall) -> bytes:
-        """Stays."""
+        """Stays open."""
         self.inside += 1
         try:
             await self.open.wait()
@@ -120,7 +120,7 @@ class Desk:
         return call.request
 
     async def watch(self, stream: Stream) -> None:
-        """Says that it has begun, and stays."""
+        """Sends that it has begun, and stays open."""
         try:
             await stream.send(b"watching")
             await self.open.wait()
@@ -129,7 +129,7 @@ class Desk:
             raise
 
     async def has_inside(self, count: int) -> None:
-        """Waits until so many calls have come in."""
+        """Waits until this many calls have come in."""
 
         async def are_inside() -> bool:
             return self.inside == count
@@ -137,7 +137,7 @@ class Desk:
         await eventually_async(are_inside, f"{count} calls are in")
 
     async def has_cancelled(self, count: int) -> None:
-        """Waits until so many handlers have been cancelled."""
+        """Waits until this many handlers have been cancelled."""
 
         async def are_cancelled() -> bool:
             return self.cancelled == count
@@ -153,7 +153,7 @@ class Pile:
         self.method = BatchMethod(self.calls.extend)
 
     async def has(self, count: int) -> list[UnaryCall]:
-        """Waits until there are so many calls."""
+        """Waits until there are this many calls."""
 
         async def are_there() -> bool:
             return len(self.calls) >= count
@@ -180,13 +180,13 @@ async def echo_each(stream: Stream) -> None:
 
 
 def unary(channel: grpc.aio.Channel, path: str, request: bytes, **how: Any) -> Any:
-    """Begins a unary call on a channel of the test's own."""
+    """Begins a unary call on the test's own channel."""
     stub: Any = channel.unary_unary(path)
     return stub(request, **how)
 
 
 async def end_of(call: Any) -> Ended:
-    """Waits for the end of a call, whichever."""
+    """Waits for the end of a call, with any status."""
     return Ended(await call.code(), await call.details() or "", as_dict(await call.trailing_metadata()))
 
 

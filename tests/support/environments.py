@@ -28,7 +28,7 @@ class Environment:
         assert done.returncode == 0, done.stderr
 
     def why_no_index(self) -> str:
-        """Why nothing can be installed from the index; empty if something can."""
+        """Why packages cannot be installed from the index; empty if they can."""
         done = self._install("--dry-run", _SMALL_PACKAGE)
         return "" if done.returncode == 0 else f"no package index: {done.stderr.strip().splitlines()[-1]}"
 
@@ -43,12 +43,12 @@ class Environment:
             text=True,
             timeout=_INSTALL_TIMEOUT_SECONDS,
             check=False,
-            # Outside the checkout, which must not be imported.
+            # Outside the checkout, so that this is not imported.
             cwd=self.python.parent,
         )
 
     def versions(self) -> dict[str, str]:
-        """Returns what is installed."""
+        """Returns the installed packages."""
         code = "import importlib.metadata as m; [print(d.name, d.version) for d in m.distributions()]"
         return dict(line.split() for line in self.run("-c", code).stdout.splitlines())
 

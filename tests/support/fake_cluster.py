@@ -18,7 +18,7 @@ from catraca_server.redis.url import Address, StoreUrl
 
 
 class FakeCluster:
-    """Nodes that do what a test says. By default all have the same view of the slots."""
+    """Nodes whose behaviour a test defines. By default all have the same view of the slots."""
 
     def __init__(self, directory: Path, *names: str) -> None:
         self.nodes = {name: FakeRedis(directory / name, self._replying(name)) for name in names}
@@ -27,7 +27,7 @@ class FakeCluster:
         self.default = ""
         """The reply to CLUSTER NODES."""
         self.views: dict[str, str] = {}
-        """The replies of nodes with another view, by name."""
+        """The replies of nodes with a different view, by node name."""
         self.reply_of: Callable[[str, list[bytes]], bytes | None] = reply_with_name
         """Returns the reply of a node to any other command."""
         self.stalled = ""

@@ -59,7 +59,7 @@ class FakeRedis:
 
     @property
     def connections(self) -> int:
-        """How many are connected now."""
+        """How many clients are connected now."""
         return len(self._tasks)
 
     async def __aenter__(self) -> Self:

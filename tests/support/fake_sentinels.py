@@ -25,12 +25,12 @@ class View:
     epoch: int
     name: str
     master: str = ""
-    """The primary in its reply to SENTINEL MASTER, if that is another."""
+    """The primary in its reply to SENTINEL MASTER, if that is a different one."""
 
 
 @dataclass
 class Fakes:
-    """Three Sentinels and some servers, which do what a test says."""
+    """Three Sentinels and some servers, whose behaviour a test defines."""
 
     directory: Path
     servers: dict[str, FakeRedis] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Fakes:
             yield FakeLink(server, changes)
 
     def connections(self) -> dict[str, int]:
-        """Returns how many connections there are to which server."""
+        """Returns how many connections there are to each server."""
         return {name: fake.connections for name, fake in self.servers.items() if fake.connections}
 
     def _server(self, name: str) -> Callable[[list[bytes]], bytes | None]:
@@ -128,7 +128,7 @@ class FakeLink:
         return found.decode()
 
     async def comes_from(self, name: str) -> None:
-        """Waits until the reply comes from a certain server."""
+        """Waits until the reply comes from this server."""
 
         async def is_there() -> bool:
             with contextlib.suppress(StoreUnavailable):

@@ -1,4 +1,4 @@
-"""A service of sessions in memory, with a feed to watch. It does what a test has it do, and counts what it is asked."""
+"""A service of sessions in memory, with a feed to watch. A test defines how it behaves; it counts what it is asked."""
 
 import itertools
 import sys
@@ -32,7 +32,7 @@ class FakeService(session_service_pb2_grpc.SessionServiceServicer):
         self.batches = 0
         """How many calls were BatchValidateSessions."""
         self.deadlines: list[float] = []
-        """What time each call of validations had left when it came."""
+        """How much time each call of validations had left when it came."""
         self.starts: list[pb.WatchStart] = []
         """How each watch began."""
         self.pings = 0
@@ -91,14 +91,14 @@ class FakeService(session_service_pb2_grpc.SessionServiceServicer):
             self._news.notify_all()
 
     def reset(self, reason: pb.WatchResetReason.ValueType = pb.WATCH_RESET_REASON_TRIMMED) -> None:
-        """Tells all watches that events may have been missed."""
+        """Sends all watches a reset: events may have been missed."""
         with self._news:
             reset = pb.WatchReset(cursor=f"e-{len(self._feed) + 1}", reason=reason)
             self._feed.append(pb.WatchSessionsResponse(reset=reset))
             self._news.notify_all()
 
     def end_watches(self) -> None:
-        """Ends all watches, as a server does that stops."""
+        """Ends all watches, as a server does when it stops."""
         with self._news:
             self._lost |= self._watches
             self._news.notify_all()
@@ -121,7 +121,7 @@ class FakeService(session_service_pb2_grpc.SessionServiceServicer):
         return pb.BatchValidateSessionsResponse(responses=self._answer(list(request.requests), context))
 
     def RevokeSession(self, request: pb.RevokeSessionRequest, context: Any) -> pb.RevokeSessionResponse:  # noqa: N802
-        """Ends a session, and writes no event, which a client that ended it itself must not depend on."""
+        """Ends a session without an event: a client that has ended a session itself must not depend on the event."""
         del context
         ended = [
             token
@@ -152,7 +152,7 @@ class FakeService(session_service_pb2_grpc.SessionServiceServicer):
         return pb.UpdateSessionResponse(session=request.session)
 
     def RotateSession(self, request: pb.RotateSessionRequest, context: Any) -> pb.RotateSessionResponse:  # noqa: N802
-        """Replaces a token, with a grace of nothing and without an event."""
+        """Replaces a token, without a grace and without an event."""
         del context
         session = self.sessions.pop(request.token)
         token = f"{request.token}+"
@@ -208,7 +208,7 @@ class FakeService(session_service_pb2_grpc.SessionServiceServicer):
     def _answer(self, requests: list[pb.ValidateSessionRequest], context: Any) -> list[pb.ValidateSessionResponse]:
         self.asked.append(requests)
         self.deadlines.append(context.time_remaining())
-        # What the store says is read before the test holds the answer up.
+        # The session is looked up before the test delays the answer.
         responses = [self._validate(each) for each in requests]
         self.gate(requests)
         if self.status is not None:
@@ -239,7 +239,7 @@ class FakeService(session_service_pb2_grpc.SessionServiceServicer):
         return pb.ValidateSessionResponse(valid=True, session=session, cache_ttl=self.cache_ttl)
 
     def wait_for_pings(self, more: int) -> None:
-        """Returns once so many more pings have come."""
+        """Returns once this many more pings have come."""
         enough = self.pings + more
         eventually(lambda: self.pings >= enough, f"{more} pings")
 

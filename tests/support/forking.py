@@ -1,4 +1,4 @@
-"""Programs that fork while clients are in some state: `python forking.py STATE TARGET`. Run by test_fork.py.
+"""Programs that fork while clients are in a certain state: `python forking.py STATE TARGET`. Run by test_fork.py.
 
 Each forks several times and has every child call the service, with the client it inherited and with new ones. It fails,
 saying how, if a child does not end as it should within its time, or burns a core, or if a call of the parent fails.
@@ -24,14 +24,14 @@ from catraca import AsyncSessionClient, SessionClient, errors
 
 FORKS = 8
 CHILD_SECONDS = 20.0
-"""After which a child counts as hanging."""
+"""The time after which a child counts as hanging."""
 CORE_SECONDS = 3.0
-"""Of processor time that a child may take, connecting and all."""
+"""How much processor time a child may take, including connecting."""
 AT_ONCE_SECONDS = 1.0
-"""Within which a child is told that it cannot make calls."""
+"""How soon a child must get the error that it cannot make calls."""
 
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"
-"""What an HTTP/2 server says first."""
+"""The first bytes that an HTTP/2 server sends."""
 
 Body = Callable[[], None]
 
@@ -116,7 +116,7 @@ class Program:
     def threads_that_call(
         self, call: Callable[[int], object] | None = None, *, threads_count: int = 6
     ) -> Iterator[None]:
-        """Threads call all the time, log in unless told otherwise; no call of theirs may fail."""
+        """Threads make calls all the time, by default logins; none of these calls may fail."""
         failures: list[Exception] = []
         over = threading.Event()
         calls = [0] * threads_count
@@ -129,7 +129,7 @@ class Program:
                     else:
                         call(number)
                     calls[number] += 1
-                except Exception as error:  # noqa: BLE001  all are told below
+                except Exception as error:  # noqa: BLE001  all are reported below
                     failures.append(error)
 
         threads = [threading.Thread(target=go_on, args=(number,)) for number in range(len(calls))]
@@ -163,7 +163,7 @@ def fresh(program: Program) -> None:
 
 
 def used(program: Program) -> None:
-    """Clients that were used, are idle, and whose errors somebody keeps."""
+    """Clients that were used, are idle, and whose errors are kept by the program."""
     program.calls()
     kept: list[BaseException] = []
     for _ in range(FORKS):
@@ -221,7 +221,7 @@ def program_calls(target: str) -> None:
 
 
 def a_call_that_lasts(program: Program) -> None:
-    """A call that gets no answer: the fork waits a moment for it and then ends it, and the child works."""
+    """A call that gets no answer: the fork waits a moment for the call and then ends it, and the child works."""
     with call_without_answer(says=SETTINGS) as ended:
         fork(program.child_calls)
         until(lambda: bool(ended))
@@ -230,7 +230,7 @@ def a_call_that_lasts(program: Program) -> None:
 
 
 def connecting(program: Program) -> None:
-    """A server that takes the connection and says nothing: gRPC goes on trying for 20 s, so the child is told."""
+    """A server that accepts the connection and sends nothing: gRPC tries for 20 s, so the child gets the error."""
     with call_without_answer(says=b"") as ended:
         fork(program.child_is_told)
         until(lambda: bool(ended))
@@ -240,7 +240,7 @@ def connecting(program: Program) -> None:
 
 @contextmanager
 def call_without_answer(*, says: bytes) -> Iterator[list[str]]:
-    """A thread makes a call to a server that says this and no more. Yields how the call ended, once it has."""
+    """A thread makes a call to a server that sends only this. Yields how the call ended, once it has."""
     ended: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
         lasting = SessionClient(f"127.0.0.1:{listener.getsockname()[1]}", timeout=60)
@@ -272,7 +272,7 @@ def inside_a_loop(program: Program) -> None:
 
 
 def inside_a_busy_loop(program: Program) -> None:
-    """A client with calls under way in the event loop that the forking code runs in: they go on, the child is told."""
+    """A client with calls in flight in the forking code's event loop: they go on, and the child gets the error."""
 
     async def run() -> None:
         token = (await program.aio.create("12345")).token
@@ -286,12 +286,12 @@ def inside_a_busy_loop(program: Program) -> None:
             assert all(await asyncio.gather(*shared))
 
     asyncio.run(run())
-    # With the calls, what stood in the way has gone.
+    # The calls have ended, and nothing prevents a fork any more.
     fork(program.child_calls)
 
 
 def a_loop_elsewhere(program: Program) -> None:
-    """A client of an event loop in another thread: it goes on, the child is told."""
+    """A client of an event loop in another thread: it goes on, and the child gets the error."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -313,7 +313,7 @@ def a_loop_elsewhere(program: Program) -> None:
 
 
 def another_library(program: Program) -> None:
-    """A channel of somebody else, in use: nobody can tell what the child would find, so it is told."""
+    """A channel of other code, in use: its state in the child is unknown, so the child gets the error."""
     with grpc.insecure_channel(program.target) as channel:
         over = threading.Event()
         check: Callable[..., bytes] = channel.unary_unary("/grpc.health.v1.Health/Check")
@@ -334,7 +334,7 @@ def another_library(program: Program) -> None:
 
 
 def no_hooks(program: Program) -> None:
-    """A fork that Python is not told of, as of a server written in C, while clients are connected."""
+    """A fork that Python does not notice, as by a server written in C, while clients are connected."""
     program.calls()
     libc = ctypes.PyDLL(None)
     for _ in range(FORKS):

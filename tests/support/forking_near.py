@@ -13,7 +13,7 @@ from catraca import SessionClient
 
 TOKEN = "a-token-that-is-known"
 AT_ONCE_SECONDS = 0.6
-"""Less than a fork that waits for gRPC in vain, which takes a second."""
+"""Less than the second that a fork takes if it waits for gRPC in vain."""
 
 
 def hits(sessions: SessionClient) -> int:
@@ -30,7 +30,7 @@ def until_hit(sessions: SessionClient) -> None:
 
 
 def child(sessions: SessionClient) -> None:
-    """The inherited client watches for itself, and ends well."""
+    """The inherited client opens a watch of its own, and the child ends well."""
     stats = sessions.near_cache_stats()
     assert stats is not None
     assert not stats.entries, "a child begins with nothing"
@@ -51,7 +51,7 @@ def main(target: str) -> None:
             try:
                 assert sessions.validate(TOKEN)
                 assert not sessions.validate("a-token-that-is-unknown")
-            except Exception as error:  # noqa: BLE001  all are told below
+            except Exception as error:  # noqa: BLE001  all are reported below
                 failures.append(error)
 
     threads = [threading.Thread(target=go_on) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""A process that does random things to sessions and writes down what it did: `python history_client.py JSON`.
+"""A process that makes random calls about sessions and logs what it did: `python history_client.py JSON`.
 
 All such processes of a run share a pool, a file of sessions, so that each has answers about sessions that others end.
 SIGTERM ends it, SIGUSR1 stalls its main thread (of an async client: its event loop), and SIGUSR2 forks it.
@@ -28,7 +28,7 @@ from catraca._lease import Lease
 from catraca._near_cache import NearAnswers
 
 WINDOW_SECONDS = 14.0
-"""Sessions are of interest for so long: well past the bound after the end of most."""
+"""How long sessions are of interest: well past the bound after the end of most."""
 _USERS = 300
 _WORKERS = 3
 _PAUSE_SECONDS = 0.004
@@ -45,7 +45,7 @@ def now() -> float:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a process is told."""
+    """The instructions for a process."""
 
     target: str
     log: str
@@ -55,7 +55,7 @@ class Plan:
     """sync or async"""
     near: bool = True
     jumps: bool = False
-    """Whether the wall clock jumps by up to an hour at every look."""
+    """Whether the wall clock jumps by up to an hour at every reading."""
     broken: str = ""
     """"lease": its lease never ends; "events": it takes no events. Such a client must be caught."""
     watches_only: bool = False
@@ -73,7 +73,7 @@ class Known:
 
 
 class Pool:
-    """The sessions of the last seconds, by whomever they were created."""
+    """The sessions of the last seconds, of all processes."""
 
     def __init__(self, file: Path) -> None:
         self._descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT)
@@ -84,7 +84,7 @@ class Pool:
         self._dead: set[str] = set()
 
     def add(self, known: Known) -> None:
-        """Tells all processes of a session."""
+        """Adds a session, for all processes."""
         line = json.dumps([known.session_id, known.user_id, known.token, known.since]) + "\n"
         os.write(self._descriptor, line.encode())
 
@@ -92,7 +92,7 @@ class Pool:
         """Returns a session, mostly one that was alive when it was last looked at."""
         with self._lock:
             self._read()
-            # Those found valid before, because of these there may be an answer near.
+            # Sessions that were found valid before: the near cache may have answers about them.
             known = dice.choice(self._valid if self._valid and dice.random() < 0.8 else self._known or [None])
             for _ in range(20):
                 if known is None or known.token not in self._dead or dice.random() < 0.1:
@@ -101,12 +101,12 @@ class Pool:
             return known
 
     def valid(self, known: Known) -> None:
-        """Takes note that a session was found valid."""
+        """Notes that a session was found valid."""
         with self._lock:
             self._valid.append(known)
 
     def refused(self, token: str) -> None:
-        """Takes note that a session was refused."""
+        """Notes that a session was refused."""
         self._dead.add(token)
 
     def _read(self) -> None:
@@ -119,7 +119,7 @@ class Pool:
 
 
 class Caller:
-    """Decides what to do next, and writes down what came of it. All threads or tasks of a process share one."""
+    """Decides what to do next, and records the results. All threads or tasks of a process share one."""
 
     def __init__(self, plan: Plan, name: str, seed: int) -> None:
         self.plan = plan
@@ -250,7 +250,7 @@ class SyncProcess:
         self._client = SessionClient(caller.plan.target, timeout=_TIMEOUT_SECONDS, near_cache=caller.plan.near)
 
     def run(self) -> None:
-        """Runs until it is told to end."""
+        """Runs until SIGTERM."""
         signal.signal(signal.SIGUSR2, lambda *_: setattr(self, "_forks", True))
         while not self._caller.over.is_set():
             threads = [threading.Thread(target=run_sync, args=(self._client, self._caller)) for _ in range(_WORKERS)]
@@ -284,7 +284,7 @@ class SyncProcess:
 
 
 async def run_loop(caller: Caller) -> None:
-    """Runs an async client until it is told to end."""
+    """Runs an async client until SIGTERM."""
     client = AsyncSessionClient(caller.plan.target, timeout=_TIMEOUT_SECONDS, near_cache=caller.plan.near)
     async with client, asyncio.TaskGroup() as tasks:
         for _ in range(_WORKERS):
@@ -292,13 +292,13 @@ async def run_loop(caller: Caller) -> None:
 
 
 def handle_signals(end: Callable[[], None]) -> None:
-    """Has SIGTERM end it and SIGUSR1 stall it."""
+    """Makes SIGTERM end it and SIGUSR1 stall it."""
     signal.signal(signal.SIGTERM, lambda *_: end())
     signal.signal(signal.SIGUSR1, lambda *_: time.sleep(random.uniform(1, 7)))  # noqa: S311  no secret
 
 
 def jumping(right: Callable[[], float]) -> Callable[[], float]:
-    """Returns a wall clock that jumps by up to an hour at every look.
+    """Returns a wall clock that jumps by up to an hour at every reading.
 
     Not for gRPC, which compares what it reads in Python with what it reads in C.
     """

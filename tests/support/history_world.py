@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class ClientProcess:
-    """A process that does random things to sessions."""
+    """A process that makes random calls about sessions."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -54,7 +54,7 @@ class ClientProcess:
             os.killpg(self.process.pid, number)
 
     def stop(self) -> str:
-        """Ends it; returns what it has written to stderr."""
+        """Ends it. Returns its stderr."""
         self.signal(signal.SIGCONT)
         self.process.terminate()
         try:
@@ -123,7 +123,7 @@ class World:
         return ServeProcess(settings).start()
 
     def history(self) -> History:
-        """Returns what all clients have written."""
+        """Returns the records of all clients."""
         files = sorted(self._directory.glob("log-*"))
         return History((each for file in files for each in read(file)), grace_seconds=GRACE_SECONDS)
 
@@ -151,7 +151,7 @@ class World:
 
 
 Fault = Callable[[World, float], Awaitable[None]]
-"""What befalls a world; most faults last for some seconds."""
+"""The faults of a world; most last for some seconds."""
 
 
 async def stop_client(world: World, seconds: float) -> None:
@@ -163,7 +163,7 @@ async def stop_client(world: World, seconds: float) -> None:
 
 
 async def stop_server(world: World, seconds: float) -> None:
-    """A server is stopped; its clients hear of nothing, and no connection is closed."""
+    """A server is stopped; its clients get no events, and no connection is closed."""
     server = world.dice.choice(world.servers)
     os.killpg(server.pid, signal.SIGSTOP)
     await asyncio.sleep(seconds)
@@ -214,7 +214,7 @@ async def kill_store(world: World, seconds: float) -> None:
 
 
 async def stop_store(world: World, seconds: float) -> None:
-    """The store is stopped: nobody can prove anything."""
+    """The store is stopped: no server can prove anything."""
     store = world.store.primary if isinstance(world.store, Sentinels) else world.store
     store.pause()
     # Sentinels give a primary up after a second. One that returns then does not know yet that it has been replaced.
@@ -233,7 +233,7 @@ async def kill_connections(world: World, seconds: float) -> None:
 
 
 async def half_open(world: World, seconds: float) -> None:
-    """Nothing gets through between a client and its server, and neither is told; then the connection breaks."""
+    """Nothing gets through between a client and its server, and neither notices; then the connection breaks."""
     world.proxy.hold()
     await asyncio.sleep(seconds)
     world.proxy.reset()
@@ -241,7 +241,7 @@ async def half_open(world: World, seconds: float) -> None:
 
 
 async def stall(world: World, seconds: float) -> None:
-    """The event loop of a client stands still."""
+    """The event loop of a client is blocked."""
     loops = [each for each in world.clients if each.plan.kind == "async"]
     world.dice.choice(loops).signal(signal.SIGUSR1)
     await asyncio.sleep(seconds)
@@ -255,7 +255,7 @@ async def fork(world: World, seconds: float) -> None:
 
 
 async def consume_slowly(world: World, seconds: float) -> None:
-    """Somebody watches, and reads nothing."""
+    """A caller watches, and reads nothing."""
     async with grpc.aio.insecure_channel(world.servers[0].target) as channel:
         call = pb_grpc.SessionServiceStub(channel).WatchSessions()
         await call.write(pb.WatchSessionsRequest(start=pb.WatchStart()))
@@ -284,7 +284,7 @@ FAULTS: Sequence[Fault] = (
 
 
 async def befall(world: World, faults: Sequence[Fault], pause_seconds: float) -> None:
-    """Has one fault after the other, each for up to seven seconds, and peace between them."""
+    """Injects one fault after the other, each for up to seven seconds, with pauses between them."""
     for fault in faults:
         seconds = world.dice.uniform(1, 7)
         logger.info("%s for %.1f s", fault.__name__, seconds)

@@ -15,7 +15,7 @@ from catraca_server.domain.call import Caller
 
 @dataclass(eq=False)
 class Incoming:
-    """A call, and what it was answered with."""
+    """A call, and its answers."""
 
     request: bytes
     deadline: float = math.inf
@@ -46,7 +46,7 @@ class Incoming:
 
 
 def validation(token: str, *, user_id: str = "", skip_touch: bool = False, within: float = math.inf) -> Incoming:
-    """Returns a call; `within` so many seconds it has to be answered."""
+    """Returns a call that must be answered `within` this many seconds."""
     request = pb.ValidateSessionRequest(token=token, user_id=user_id, skip_touch=skip_touch)
     return Incoming(request.SerializeToString(), asyncio.get_running_loop().time() + within)
 
@@ -57,5 +57,5 @@ def batches_over(operations: Operations, *, store_timeout_seconds: float = STORE
 
 
 async def answered(operations: Operations, *calls: Incoming) -> None:
-    """Has calls answered that came together."""
+    """Makes the handler answer calls that came together."""
     await batches_over(operations).answer(calls)

@@ -1,4 +1,4 @@
-"""The service inside the test's own process, where its log and its tasks can be looked at."""
+"""The service inside the test's own process, where its log and its tasks can be inspected."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,4 +1,4 @@
-"""Load on a service: callers that validate live sessions all the time, and what became of every call.
+"""Load on a service: callers that validate live sessions all the time, and the outcome of every call.
 
 What they call is up to the test: the operations in this process, stubs without any retry, or the bundled client.
 """
@@ -29,12 +29,12 @@ OWN_CONNECTIONS = (*_core.CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)
 """Options with which each client of a process has a connection of its own; by default they share one."""
 
 CALL_TIMEOUT_SECONDS = 20.0
-"""So much more than the store has that only a server that does not respond runs into it."""
+"""Far longer than the store timeout, so that only a server that does not respond exceeds it."""
 
 _PAUSE_SECONDS = 0.002
 _WIRE_PAUSE_SECONDS = 0.005
 _PAUSE_AFTER_FAILURE_SECONDS = 0.01
-"""Nobody is served by a loop that does nothing but fail."""
+"""The pause after a failure: a busy loop of failures helps no test."""
 
 
 class CallFailed(Exception):
@@ -67,7 +67,7 @@ class Outcome:
 
 
 class Outcomes:
-    """What came of calls, in the order in which they ended."""
+    """The outcomes of calls, in the order in which they ended."""
 
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
@@ -81,7 +81,7 @@ class Outcomes:
         return [each for each in self.outcomes if each.status != OK and (not tokens or each.token in tokens)]
 
     def slowest_seconds(self) -> float:
-        """Returns how long the slowest call took, whatever came of it."""
+        """Returns how long the slowest call took, whatever its outcome."""
         return max(each.seconds for each in self.outcomes)
 
 
@@ -122,7 +122,7 @@ class Load(Outcomes):
         return min((each.ended for each in self.outcomes if each.status == OK and each.began >= moment), default=None)
 
     async def go_on(self, times: int = 20) -> None:
-        """Returns once each session was validated so many more times, and each life lived once more."""
+        """Returns once each session was validated this many more times, and each life was lived once more."""
         begun, at, lived = time.monotonic(), len(self.outcomes), self._lived
 
         async def is_validated() -> bool:

@@ -1,4 +1,4 @@
-"""The page of metrics, as Prometheus reads it."""
+"""The metrics page, as Prometheus reads it."""
 
 import re
 import socket
@@ -8,7 +8,7 @@ _SAMPLE = re.compile(r"([a-z_]+)(?:\{((?:[a-z_]+=\"[^\"\\\n]*\",?)*)\})? (\S+)")
 
 
 def free_port() -> int:
-    """Returns a port that nobody uses at the moment."""
+    """Returns a port that is not in use at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,8 +1,8 @@
 """A mixed load over the wire: all operations by many callers, every response checked against the promises.
 
-Each caller has users of its own and does one thing after the other to their sessions, so that it knows what these must
-be; meanwhile all callers validate each other's. A call that was unavailable may have been done or not: a session whose
-end is unknown may be valid or not until its end is acknowledged.
+Each caller has users of its own and changes their sessions one call at a time, so that it knows what these must be;
+meanwhile all callers validate each other's sessions. A call that failed with UNAVAILABLE may have been done or not: a
+session whose end is unknown may be valid or not until its end is acknowledged.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ class MixedLoad(Outcomes):
         self._callers = [Caller(self, number, {**_WEIGHTS, **weights}) for number in range(callers)]
 
     async def go_on(self, operations: int = 200) -> None:
-        """Returns after so many more operations that were OK."""
+        """Returns after this many more operations that were OK."""
         goal = self.count(OK) + operations
 
         async def is_reached() -> bool:
@@ -150,10 +150,10 @@ class Caller:
         self._own: list[Known] = []
 
     async def run(self) -> None:
-        """Goes on until told to stop."""
+        """Goes on until the load is stopped."""
         while not self._load.stopping:
             (operation,) = self._dice.choices(list(self._weights), list(self._weights.values()))
-            with contextlib.suppress(errors.CatracaError):  # It has been written down.
+            with contextlib.suppress(errors.CatracaError):  # It has been recorded.
                 await getattr(self, operation)()
             await asyncio.sleep(_PAUSE_SECONDS)
 
@@ -169,7 +169,7 @@ class Caller:
         self._load.sessions.append(known)
 
     async def validate(self) -> None:
-        """Validates one token or a batch, of anybody, half of them from among its own that should be valid."""
+        """Validates one token or a batch, of any caller, half of them its own ones that should be valid."""
         pools = [pool for pool in (self._load.sessions, self._alive()) if pool]
         count = self._dice.choice((1, _BATCH)) if pools else 0
         chosen = [each for _ in range(count) if (each := self._dice.choice(self._dice.choice(pools))).usable]
@@ -184,7 +184,7 @@ class Caller:
             self._load.check(known, before, validation.session)
 
     async def update(self) -> None:
-        """Counts one up."""
+        """Raises the `STEP` of a session by one."""
         for known in self._one_of(self._alive()):
             known.updates_begun += 1
             call = self._client.update(known.session_id, set_attributes={STEP: str(known.updates_begun)})

@@ -1,4 +1,4 @@
-"""The near cache's own code, or that of the service it is played against, or either with a rule removed."""
+"""The code of the near cache, or of the modelled service, or either with a rule removed."""
 
 import random
 from collections.abc import Callable, Iterable
@@ -12,14 +12,14 @@ from catraca import _lease, _near_cache, _watching
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What makes the parts of a near cache."""
+    """The functions that create the parts of a near cache."""
 
     near_answers: Callable[[int, Callable[[], float]], _near_cache.NearAnswers]
     watch: Callable[[_near_cache.NearAnswers, Callable[[], float], random.Random], _watching.Watch]
 
 
 Change = tuple[str, str, str]
-"""A module, a piece of its code, which must be there once, and what to have instead."""
+"""A module, a piece of its code, which must occur once, and its replacement."""
 
 
 def rules(*changes: Change) -> Rules:

@@ -72,14 +72,14 @@ class World:
         self.clients = [Client(self, number) for number in range(clients)]
         self.hits = 0
         self.held_up = False
-        """Whether a thread stands still in the middle of a lookup."""
+        """Whether a thread is stalled in the middle of a lookup."""
 
     def after(self, seconds: float, step: _Step) -> None:
-        """Has something happen later."""
+        """Schedules something for later."""
         heapq.heappush(self._steps, (self.now + seconds, next(self._order), step))
 
     def advance(self, seconds: float) -> None:
-        """Lets time pass, and what happens meanwhile happen."""
+        """Lets time pass, and runs what is scheduled for it."""
         until = self.now + seconds
         while self._steps and self._steps[0][0] <= until:
             self.now, _, step = heapq.heappop(self._steps)
@@ -92,7 +92,7 @@ class World:
             each.begin()
         self.feed_server.read()
         if self.chance.random() < 0.2:
-            # Nothing but failovers, so that what one does is not undone by something else at once.
+            # Only failovers, so that nothing else undoes the effect of one at once.
             for number in range(4):
                 self.after(self.chance.uniform(0.15, 0.25) * seconds * (number + 0.5), self.fail_over)
         else:
@@ -107,7 +107,7 @@ class World:
         return draw * 0.05 if draw < 0.9 else self.chance.uniform(0, 12) if draw < 0.98 else self.chance.uniform(0, 0.5)
 
     def change(self) -> None:
-        """Somebody ends or changes sessions: the store first, then the feed, then the acknowledgement."""
+        """A caller ends or changes sessions: the store first, then the feed, then the acknowledgement."""
         store, at = self.store, self.chance.randrange(TOKENS)
         draw = self.chance.random()
         if draw < 0.35:
@@ -125,7 +125,7 @@ class World:
         self.after(self.chance.expovariate(0.7), self.change)
 
     def revive(self, at: int) -> None:
-        """Somebody logs in: a session for one that has ended, perhaps."""
+        """A user logs in: perhaps in place of a session that has ended."""
         self.store.sessions[at].alive = True
         self.ended.pop(at, None)
 
@@ -149,7 +149,7 @@ class World:
 
         def acknowledge() -> None:
             if store is not self.store:
-                return  # the failover came first: nobody was told that it is done
+                return  # the failover came first: this was never acknowledged
             for at in ats:
                 if kind == events.SESSION_EVENT_TYPE_REVOKED and not store.sessions[at].alive:
                     self.ended.setdefault(at, self.now)
@@ -171,7 +171,7 @@ class World:
             self.after(self.chance.uniform(0, DETECTION_SECONDS / 2), self.revoke_one)
 
     def revoke_one(self) -> None:
-        """Somebody ends a session, and all ask about it."""
+        """A caller ends a session, and all clients ask about it."""
         at = self.chance.randrange(TOKENS)
         self._write(self.store, [at], events.SESSION_EVENT_TYPE_REVOKED)
         for each in self.clients:
@@ -189,7 +189,7 @@ class Server:
         self.streams: list[Stream] = []
 
     def notice(self) -> None:
-        """It learns of the new primary: events may have been missed, so everybody who watches is told."""
+        """It learns of the new primary: events may have been missed, so every watch gets a reset."""
         self.store, self.position, self.read_at = self._world.store, 0, self._world.now
         for stream in self.streams:
             stream.reset(pb.WATCH_RESET_REASON_EPOCH_CHANGED)
@@ -323,9 +323,9 @@ class Client:
         self._pinged: dict[int, float] = {}
         self._proven_until = 0.0
         self._own: dict[int, tuple[float, float]] = {}
-        """Which sessions this client has ended itself: when anybody heard of it first, and when this client did."""
+        """The sessions that this client has ended itself: when any client first knew, and when this client did."""
         self._fetched: dict[int, tuple[Validation, float, float]] = {}
-        """When each answer was asked for, and until when it may be given again."""
+        """When each answer was asked for, and until when it may be reused."""
 
     def clock(self) -> float:
         """Its clock, which only measures durations."""

@@ -17,7 +17,7 @@ from tests.support.waiting import TIMEOUT_SECONDS, eventually
 HOST = "127.0.0.1"
 
 NODE_TIMEOUT_MS = 1000
-"""Silence after which the others count a node as lost; a shorter one may be a slow machine."""
+"""After this much silence the others count a node as lost; shorter silences may be a slow machine's."""
 
 _BUS = 10_000
 """How much higher the port of the cluster bus is."""

@@ -1,4 +1,4 @@
-"""What deploy/observability holds, as data: panels, rules, and the metrics that their expressions name."""
+"""The files of deploy/observability, as data: panels, rules, and the metrics that their expressions name."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,19 +13,19 @@ ALERTS = DIRECTORY / "alerts.yaml"
 ALERTS_TEST = Path(__file__).with_name("alerts_test.yaml")
 
 _GRAFANA = {"$__rate_interval": "5m", "$instance": "any"}
-"""What Grafana puts in before Prometheus sees an expression."""
+"""What Grafana substitutes before Prometheus sees an expression."""
 
 
 class Use(NamedTuple):
-    """A metric in an expression, and what it has to have there."""
+    """A metric in an expression, and what the expression needs of it."""
 
     metric: str
     labels: frozenset[str]
-    """Those that are chosen by, grouped by or matched on."""
+    """The labels that the expression selects by, groups by or matches on."""
     values: tuple[tuple[str, str], ...]
     """Each label with a value that the expression names, but for the targets of Prometheus."""
     function: str
-    """What is made of it first; empty if it is taken as it is."""
+    """The function that is applied to it first; empty if there is none."""
 
 
 def dashboard() -> Mapping[str, Any]:
@@ -78,7 +78,7 @@ def _uses(node: promql.Expr, labels: frozenset[str], function: str) -> Iterator[
 
 
 def _grouped(node: promql.AggregateExpr, labels: frozenset[str]) -> frozenset[str]:
-    """Returns the labels that are to be there below an aggregation; above it there are only those that it keeps."""
+    """Returns the labels that are needed below an aggregation; above it there are only those that it keeps."""
     if node.modifier is None:
         kept: set[str] = set()
     else:

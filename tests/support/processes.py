@@ -22,7 +22,8 @@ def store_processes(data_dir: Path) -> list[psutil.Process]:
 def has_written(data_dir: Path, token: str) -> bool:
     """Whether the store has written the session of a minted token to its file.
 
-    On a slow disk it answers up to two seconds before it does. What is killed in between has lost it, as documented.
+    On a slow disk it answers up to two seconds before it writes. If it is killed in between, the session is lost, as
+    documented.
     """
     # The key of its record: its user's index names the id before.
     key = f"session:{token[4:26]}".encode()

@@ -25,7 +25,7 @@ class Breach(Enum):
     OUTDATED = auto()
     """A response did not have what an acknowledged update had written."""
     FAILED = auto()
-    """A status that no fault of a store excuses."""
+    """A status that no fault of the store excuses."""
 
 
 class Fate(Enum):
@@ -57,7 +57,7 @@ class Known:
 
 
 def breach_in(found: Session | None, known: Known, before: Known) -> Breach | None:
-    """Returns which promise a response breaks, by what is known now and what was known before the call."""
+    """Returns which promise a response breaks, given what is known now and what was known before the call."""
     if found is None:
         return Breach.LOST if known.fate is Fate.ALIVE else None
     if (found.user_id, found.session_id) != (known.user_id, known.session_id):

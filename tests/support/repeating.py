@@ -18,7 +18,7 @@ class Repeated:
     failures: list[CatracaError] = field(default_factory=list)
 
     async def go_on(self, times: int = 3) -> None:
-        """Returns when it has been made so many times more."""
+        """Returns when the call was made this many more times."""
         enough = self.done + times
 
         async def is_enough() -> bool:

@@ -20,10 +20,10 @@ _PERIODS_MS = {
     "ASK-PERIOD": 200,
     # A primary that was replaced becomes a replica four of these after its return.
     "PUBLISH-PERIOD": 250,
-    # For this long a sentinel that was suspended does nothing; the default is half a minute.
+    # How long a sentinel does nothing after it was suspended; the default is half a minute.
     "TILT-PERIOD": 1000,
 }
-"""How often a sentinel does what; the defaults are up to twenty times as long."""
+"""The periods of a sentinel; the defaults are up to twenty times as long."""
 
 
 class SentinelNode(Node):
@@ -115,7 +115,7 @@ class Sentinels(Nodes[Node]):
         return self.primary
 
     def fail_over(self) -> DataNode:
-        """Has the sentinels make another node the primary; returns it."""
+        """Makes the sentinels choose another primary; returns it."""
         old = self.primary
 
         def is_accepted() -> bool:

@@ -1,4 +1,4 @@
-"""What clients did, written down by themselves, and which promises of near caches it breaks.
+"""What clients did, as they recorded it, and which promises of near caches it breaks.
 
 Begin and end are by a clock that all processes of a machine share. When an answer was decided is not known: between the
 two. So an answer breaks a promise only if its call *began* too late. A process that was stopped in a call proves
@@ -14,7 +14,7 @@ from math import inf
 from pathlib import Path
 
 BOUND_SECONDS = 5.0
-"""For so long after the acknowledgement of a revocation a near cache may give the old answer."""
+"""How long after the acknowledgement of a revocation a near cache may still give the old answer."""
 
 OK, BEGUN, UNAVAILABLE, REUSED = "ok", "begun", "unavailable", "reused"
 GONE = ("invalid", REUSED)
@@ -70,7 +70,7 @@ class Breach(Enum):
     ROTATED = auto()
     """Valid by a token whose grace and bound were over."""
     LOST = auto()
-    """Denied, although nobody had begun to end the session."""
+    """Denied, although no call that ends the session had begun."""
     FAILED = auto()
     """Neither an answer nor Unavailable."""
 
@@ -94,7 +94,7 @@ class _Fate:
     ended: float = inf
     """When its end was acknowledged."""
     may_have_ended: float = inf
-    """When somebody began what may have ended it."""
+    """When a call began that may have ended it."""
     own: dict[str, list[Record]] = field(default_factory=lambda: defaultdict(list))
     """By client: its acknowledged revocations of it."""
 
@@ -146,7 +146,7 @@ class History:
         for each in self.records:
             if each.session_id:
                 fate = self._fates[each.session_id]
-                # Every record knows it: that of the creation may be missing while clients still write.
+                # Every record has it: the record of the creation may be missing while clients still write.
                 fate.user_id = each.user_id
                 if each.operation == "create" and each.result == OK:
                     fate.created = each.ended
@@ -164,7 +164,7 @@ class History:
             elif each.operation == "rotate":
                 self._take_rotation(each)
             if each.result == REUSED:
-                # Its session has just been revoked, by whoever presented the token.
+                # Its session has just been revoked, by the client that presented the token.
                 fate = self._fates[each.session_id]
                 fate.ended = min(fate.ended, each.ended)
 

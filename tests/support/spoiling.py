@@ -28,6 +28,6 @@ async def login(sessions: AsyncSessionClient, user_id: str = "12345") -> Login:
 
 
 def records(valkey: Valkey) -> dict[bytes, bytes]:
-    """Returns what is under the keys of sessions, without tombstones."""
+    """Returns the values of session keys, without tombstones."""
     held = {key: valkey.command("GET", key) for key in valkey.command("KEYS", "session:*")}
     return {key: record for key, record in held.items() if not is_tombstone(record)}

@@ -10,7 +10,7 @@ from tests.support.waiting import TIMEOUT_SECONDS
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 GROWTH_MAX_BYTES = 64 << 20
-"""For thousands of connections, which cost some kilobytes each; far below what a leak of each frame would be."""
+"""Room for thousands of connections, of some kilobytes each; far less than a leak of each frame would take."""
 
 
 async def is_served(target: str, credentials: grpc.ChannelCredentials | None = None) -> bool:

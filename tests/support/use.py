@@ -1,4 +1,4 @@
-"""What a process uses, for tests that nothing grows."""
+"""What a process uses, for tests that check that nothing grows."""
 
 import gc
 import re
@@ -11,7 +11,7 @@ from tests.support.service import ServeProcess
 from tests.support.waiting import eventually
 
 COUNTING = {"PYTHONPATH": str(Path(__file__).with_name("counting"))}
-"""The environment in which a server tells how many objects it has."""
+"""The environment in which a server reports how many objects it has."""
 
 _OBJECTS = re.compile(r"objects: (\d+)\n")
 
@@ -24,7 +24,7 @@ class Use:
     descriptors: int
     threads: int
     objects: int
-    """That Python's garbage collector knows of."""
+    """The objects that Python's garbage collector tracks."""
 
 
 def own_use() -> Use:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 TIMEOUT_SECONDS = 20.0
-"""After this, what a test waits for is taken not to happen; far more than even a slow machine needs."""
+"""How long a test waits before it fails; far longer than even a slow machine needs."""
 
 _POLL_SECONDS = 0.01
 

@@ -76,7 +76,7 @@ def rotate(stub: SessionServiceStub, token: str) -> pb.RotateSessionResponse:
 
 
 def change(session_id: str, *paths: str, **fields: Any) -> pb.UpdateSessionRequest:
-    """Returns a request to write those of these fields that the paths name."""
+    """Returns an update request with these fields, of which only those that the paths name are written."""
     request = pb.UpdateSessionRequest(session=session_pb2.Session(session_id=session_id, **fields))
     request.update_mask.paths.extend(paths)
     return request
