@@ -26,6 +26,10 @@ Tag = Callable[[Any], None]
 _EVENTS_A_TURN = 512
 """After this many events the loop may do other things."""
 
+_EMPTY_POLLS = 2
+"""After this many in a row the turn ends. A poll that reads from a connection brings nothing itself: the next one brings
+the calls that were read. Ending at the first one would hand over the calls of many connections one by one."""
+
 _EXIT_CHECK_SECONDS = 0.2
 """How often the waiting thread checks whether the interpreter is about to exit; the core wakes it as often anyway."""
 
@@ -158,16 +162,18 @@ class Completions:
 
     def _handle(self, event: Any) -> int:
         """Handles this event, if any, and all others that are ready. Returns how many."""
-        poll, handled = self.queue.poll, 0
-        if event is None:
-            event = poll(0)
-        while (tag := event.tag) is not None:
-            self.due -= 1
-            handled += 1
-            tag(event)
-            if handled >= _EVENTS_A_TURN:
-                break
-            event = poll(0)
+        poll, handled, empty_polls = self.queue.poll, 0, 0
+        while handled < _EVENTS_A_TURN and empty_polls < _EMPTY_POLLS:
+            if event is None:
+                event = poll(0)
+            if (tag := event.tag) is None:
+                empty_polls += 1
+            else:
+                empty_polls = 0
+                self.due -= 1
+                handled += 1
+                tag(event)
+            event = None
         return handled
 
     def _let_thread_poll(self) -> None:
