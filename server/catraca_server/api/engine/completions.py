@@ -27,8 +27,8 @@ _EVENTS_A_TURN = 512
 """After this many events the loop may do other things."""
 
 _EMPTY_POLLS = 2
-"""After this many in a row the turn ends. A poll that reads from a connection brings nothing itself: the next one brings
-the calls that were read. Ending at the first one would hand over the calls of many connections one by one."""
+"""After this many in a row the turn ends. A poll that reads from a connection brings nothing: the next one brings the
+calls that were read. Ending at the first one would hand over the calls of many connections one by one."""
 
 _EXIT_CHECK_SECONDS = 0.2
 """How often the waiting thread checks whether the interpreter is about to exit; the core wakes it as often anyway."""
