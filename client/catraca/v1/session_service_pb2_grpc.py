@@ -40,7 +40,8 @@ class SessionServiceStub(object):
     `ErrorReason`; INVALID_ARGUMENT also carries a `google.rpc.BadRequest` that
     names the fields. UNAVAILABLE always means "unknown, retry", never "invalid":
     the server could not ask the store, and does not guess.
-    - Writes. An error from a write means "unknown": repeating the call is safe.
+    - Writes. An error from a write means "unknown": repeating the call is safe,
+    for RotateSession within the grace of the old token.
     - Sizes. A request of more than 8 MiB is refused with RESOURCE_EXHAUSTED before
     it is read.
     - Time. Only the store's clock decides when a session ends.
@@ -119,7 +120,8 @@ class SessionServiceServicer(object):
     `ErrorReason`; INVALID_ARGUMENT also carries a `google.rpc.BadRequest` that
     names the fields. UNAVAILABLE always means "unknown, retry", never "invalid":
     the server could not ask the store, and does not guess.
-    - Writes. An error from a write means "unknown": repeating the call is safe.
+    - Writes. An error from a write means "unknown": repeating the call is safe,
+    for RotateSession within the grace of the old token.
     - Sizes. A request of more than 8 MiB is refused with RESOURCE_EXHAUSTED before
     it is read.
     - Time. Only the store's clock decides when a session ends.
@@ -407,7 +409,8 @@ class SessionService(object):
     `ErrorReason`; INVALID_ARGUMENT also carries a `google.rpc.BadRequest` that
     names the fields. UNAVAILABLE always means "unknown, retry", never "invalid":
     the server could not ask the store, and does not guess.
-    - Writes. An error from a write means "unknown": repeating the call is safe.
+    - Writes. An error from a write means "unknown": repeating the call is safe,
+    for RotateSession within the grace of the old token.
     - Sizes. A request of more than 8 MiB is refused with RESOURCE_EXHAUSTED before
     it is read.
     - Time. Only the store's clock decides when a session ends.

@@ -41,7 +41,8 @@ class SessionServiceStub:
       `ErrorReason`; INVALID_ARGUMENT also carries a `google.rpc.BadRequest` that
       names the fields. UNAVAILABLE always means "unknown, retry", never "invalid":
       the server could not ask the store, and does not guess.
-    - Writes. An error from a write means "unknown": repeating the call is safe.
+    - Writes. An error from a write means "unknown": repeating the call is safe,
+      for RotateSession within the grace of the old token.
     - Sizes. A request of more than 8 MiB is refused with RESOURCE_EXHAUSTED before
       it is read.
     - Time. Only the store's clock decides when a session ends.
@@ -234,7 +235,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
       `ErrorReason`; INVALID_ARGUMENT also carries a `google.rpc.BadRequest` that
       names the fields. UNAVAILABLE always means "unknown, retry", never "invalid":
       the server could not ask the store, and does not guess.
-    - Writes. An error from a write means "unknown": repeating the call is safe.
+    - Writes. An error from a write means "unknown": repeating the call is safe,
+      for RotateSession within the grace of the old token.
     - Sizes. A request of more than 8 MiB is refused with RESOURCE_EXHAUSTED before
       it is read.
     - Time. Only the store's clock decides when a session ends.
@@ -423,7 +425,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
       `ErrorReason`; INVALID_ARGUMENT also carries a `google.rpc.BadRequest` that
       names the fields. UNAVAILABLE always means "unknown, retry", never "invalid":
       the server could not ask the store, and does not guess.
-    - Writes. An error from a write means "unknown": repeating the call is safe.
+    - Writes. An error from a write means "unknown": repeating the call is safe,
+      for RotateSession within the grace of the old token.
     - Sizes. A request of more than 8 MiB is refused with RESOURCE_EXHAUSTED before
       it is read.
     - Time. Only the store's clock decides when a session ends.
