@@ -32,6 +32,29 @@ async def test_a_batch_with_a_caller_who_has_left(caplog: pytest.LogCaptureFixtu
     assert not caplog.records
 
 
+async def test_a_batch_can_have_its_calls_watched() -> None:
+    """From then on `cancelled` says who has left, and the call no longer counts for its connection."""
+    pile = Pile()
+    async with serving({"Ask": pile.method}, [("grpc.max_concurrent_streams", 2)]) as served:
+        leaving, staying = served.unary("Ask", b"leaving"), served.unary("Ask", b"staying")
+        for call in await pile.has(2):
+            call.watch()
+            call.watch()
+        leaving.cancel()
+
+        async def has_left() -> bool:
+            return any(call.cancelled for call in pile.calls)
+
+        await eventually_async(has_left, "the handler sees it")
+        assert {call.request: call.cancelled for call in pile.calls} == {b"leaving": True, b"staying": False}
+        third = served.unary("Ask", b"third")
+        for call in await pile.has(3):
+            call.reply(call.request)
+            call.watch()
+        assert (await staying, await third) == (b"staying", b"third")
+        await served.has_taken(0)
+
+
 async def test_a_coroutine_is_cancelled() -> None:
     """When its caller leaves, and no other with it."""
     desk = Desk()

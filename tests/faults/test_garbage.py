@@ -167,6 +167,9 @@ class FakeCall:
         self.request = request
         self.answer: asyncio.Future[tuple[grpc.StatusCode, bytes]] = asyncio.get_running_loop().create_future()
 
+    def watch(self) -> None:
+        """Does nothing."""
+
     def reply(self, message: bytes) -> None:
         """Answers with a message."""
         self.answer.set_result((grpc.StatusCode.OK, message))

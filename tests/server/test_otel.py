@@ -4,6 +4,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import accumulate
@@ -169,6 +170,32 @@ async def test_the_sampler_of_the_environment_decides(
         assert tracing.started(b"/grpc.health.v1.Health/Check", ()) is None
     assert [span.name for span in collector.spans()] == [f"{SERVICE}/ValidateSession"] * expected
     assert len(spans_of(collector, unsampled)) == (sampler == "always_on")
+
+
+@dataclass
+class Served:
+    """A call of the engine."""
+
+    observed: object
+
+
+async def test_a_batch_is_traced_for_its_own_calls_only(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if it starts while another is being answered."""
+    for name, value in collector.environment.items():
+        monkeypatch.setenv(name, value)
+    seen: list[bool] = []
+    method = b"/catraca.v1.SessionService/ValidateSession"
+    async with otel.tracing(Metrics(method_types(), ()), METHOD_ROLES, {}) as tracing:
+        assert tracing is not None
+        inner = tracing.batch(lambda _: seen.append(tracing.is_asked_for()))
+
+        def answer(_: list[Served]) -> None:
+            seen.append(tracing.is_asked_for())
+            inner([Served(None)])
+            seen.append(tracing.is_asked_for())
+
+        tracing.batch(answer)([Served(tracing.started(method, ()))])
+    assert seen == [True, False, True]
 
 
 def test_calls_that_share_a_request_of_the_store_have_a_span_each(collector: Collector, own_valkey: Valkey) -> None:

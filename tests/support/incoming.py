@@ -21,7 +21,12 @@ class Incoming:
     deadline: float = math.inf
     caller: Caller | None = None
     metadata: Metadata = ()
+    watched: bool = False
     answers: list[pb.ValidateSessionResponse | Status] = field(default_factory=list)
+
+    def watch(self) -> None:
+        """Notes that it is watched."""
+        self.watched = True
 
     def reply(self, body: bytes) -> None:
         """Takes the response."""

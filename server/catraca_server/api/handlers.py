@@ -68,10 +68,15 @@ def session_service_methods(
         handler = _unary(request_type, rpc, store_timeout_seconds * exchanges)
         return UnaryMethod(handler if around is None else around.unary(handler))
 
-    batches = ValidationBatches(service.validating, store_timeout_seconds=store_timeout_seconds, audit=service.audit)
+    batches = ValidationBatches(
+        service.validating,
+        store_timeout_seconds=store_timeout_seconds,
+        audit=service.audit,
+        around=None if around is None else around.batch,
+    )
     methods: dict[str, Method] = {
         "CreateSession": unary(pb.CreateSessionRequest, service.create_session),
-        "ValidateSession": BatchMethod(batches.start if around is None else around.batch(batches.start)),
+        "ValidateSession": BatchMethod(batches.start),
         "BatchValidateSessions": unary(pb.BatchValidateSessionsRequest, service.batch_validate_sessions),
         "GetSession": unary(pb.GetSessionRequest, service.get_session),
         "ListSessions": unary(pb.ListSessionsRequest, service.list_sessions),

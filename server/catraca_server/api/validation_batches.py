@@ -11,7 +11,7 @@ each call cheaper: a batch costs about as much as five calls.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 from google.protobuf.message import DecodeError
 
@@ -34,9 +34,10 @@ _parse = pb.ValidateSessionRequest.FromString
 _LATE = status_of(StoreUnavailable("the deadline has passed", StoreProblem.NOT_IN_TIME))
 
 
-HOLD_SECONDS = 0.002
-"""How long calls wait for a batch before them. A store usually replies sooner. It may be slow, or only one of its
-servers, which must not delay the calls about sessions on the others."""
+SLOW_SECONDS = 0.005
+"""A batch that takes longer holds up no other: the store may be slow, or only one of its servers, which must not delay
+calls about sessions on the others. From then on its calls are watched: one whose caller leaves would otherwise count
+towards the limit of its connection until the store replies."""
 
 
 class IncomingCall(Protocol):
@@ -61,6 +62,9 @@ class IncomingCall(Protocol):
     def metadata(self) -> Metadata:
         """The metadata that the caller sent."""
 
+    def watch(self) -> None:
+        """Has the call notice, from now on, when its caller leaves."""
+
     def reply(self, message: bytes) -> None:
         """Sends the response."""
 
@@ -68,41 +72,51 @@ class IncomingCall(Protocol):
         """Sends an error status."""
 
 
+_Start: TypeAlias = Callable[[list[Any]], None]
+"""Starts a batch of calls."""
+
+
 class ValidationBatches:
     """Answers ValidateSession calls. The store has `store_timeout_seconds` for each of them.
 
-    `audit` counts the tokens that are not valid.
+    `audit` counts the tokens that are not valid. `around` puts something around the start of each batch, which gets its
+    calls.
     """
 
-    def __init__(self, validating: Validating, *, store_timeout_seconds: float, audit: Audit | None = None) -> None:
+    def __init__(
+        self,
+        validating: Validating,
+        *,
+        store_timeout_seconds: float,
+        audit: Audit | None = None,
+        around: Callable[[_Start], _Start] | None = None,
+    ) -> None:
         self._validating = validating
         self._audit = audit or NoAudit()
         self._store_timeout_seconds = store_timeout_seconds
+        self._start_batch = self._begin if around is None else around(self._begin)
         self._running: set[asyncio.Task[None]] = set()
         self._held: list[IncomingCall] = []
         self._asking: _Batch | None = None
         """The newest batch, while it waits for the store."""
-        self._hold_timer: asyncio.TimerHandle | None = None
 
     def start(self, calls: Sequence[IncomingCall]) -> None:
         """Answers each call, now or after the batch that waits for the store. Call it on the event loop."""
         self._held += calls
         if self._asking is None:
             self._start_held()
-        elif self._hold_timer is None:
-            self._hold_timer = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._start_held)
 
     def _start_held(self) -> None:
-        if self._hold_timer is not None:
-            self._hold_timer.cancel()
-            self._hold_timer = None
         calls, self._held = self._held, []
         for at in range(0, len(calls), BATCH_MAX_REQUESTS):
-            task = start_now(self.answer(calls[at : at + BATCH_MAX_REQUESTS]), name="validations")
-            if task is not None:
-                # The loop keeps only a weak reference.
-                self._running.add(task)
-                task.add_done_callback(self._running.discard)
+            self._start_batch(calls[at : at + BATCH_MAX_REQUESTS])
+
+    def _begin(self, calls: list[IncomingCall]) -> None:
+        task = start_now(self.answer(calls), name="validations")
+        if task is not None:
+            # The loop keeps only a weak reference.
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
 
     def _on_store_replied(self, batch: "_Batch") -> None:
         if self._asking is batch:
@@ -110,9 +124,16 @@ class ValidationBatches:
             if self._held:
                 self._start_held()
 
+    def _on_slow(self, batch: "_Batch") -> None:
+        for call in (*batch.calls, *self._held):
+            if call is not None:
+                call.watch()
+        self._on_store_replied(batch)
+
     async def answer(self, calls: Sequence[IncomingCall]) -> None:
         """Answers each call, in one batch."""
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         batch = self._asking = _Batch(now + self._store_timeout_seconds, self._audit, self._on_store_replied)
         requests = batch.requests
         for call in calls:
@@ -126,11 +147,13 @@ class ValidationBatches:
             else:
                 requests.append(request)
                 batch.calls.append(call)
+        slow = loop.call_later(SLOW_SECONDS, self._on_slow, batch)
         try:
             await self._validating.validate_each(requests, batch.latest_call(), batch)
         except Exception as error:  # noqa: BLE001  a defect: the calls without an answer fail with it
             batch.fail_rest(error)
         finally:
+            slow.cancel()
             # Also if there was nothing to ask.
             batch.store_replied()
 

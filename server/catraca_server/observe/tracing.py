@@ -121,9 +121,10 @@ class Tracing:
 
         def handle(calls: list[_Call]) -> None:
             recorded = [call.observed for call in calls if call.observed is not None]
-            if not recorded:
+            if not recorded and not _recorded.get():
                 handler(calls)
                 return
+            # Also without recorded calls: a batch may start while others are answered that have some.
             token = _recorded.set(recorded)
             try:
                 handler(calls)

@@ -62,7 +62,7 @@ def batches(store: SlowValidating) -> ValidationBatches:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No call is asked about before the store has replied to the batch before it."""
-    monkeypatch.setattr(validation_batches, "HOLD_SECONDS", 1_000)
+    monkeypatch.setattr(validation_batches, "SLOW_SECONDS", 1_000)
 
 
 async def answered(calls: Sequence[Incoming]) -> None:
@@ -97,14 +97,16 @@ async def test_calls_that_come_meanwhile_go_together(store: SlowValidating, batc
     assert store.asked == [2, 3, 1, 1], "no batch waits for the store, so this one need not wait"
     store.replies[3].set_result(None)
     await answered([alone])
+    assert not any(call.watched for call in (*calls, alone))
 
 
 async def test_a_slow_store_holds_no_call_for_long(store: SlowValidating, batches: ValidationBatches) -> None:
-    """They are asked about while older batches still wait."""
+    """They are asked about while older batches still wait, whose callers are watched from then on."""
     calls = [validation(f"a-token-brought-{number}") for number in range(3)]
     for number, call in enumerate(calls, 1):
         batches.start([call])
         await store.was_asked(*[1] * number)
+    assert all(call.watched for call in calls[:2])
     for reply in store.replies:
         reply.set_result(None)
     await answered(calls)
@@ -116,11 +118,11 @@ async def test_only_the_newest_batch_holds_calls(
 ) -> None:
     """The reply to an older batch starts nothing."""
     calls = [validation(f"a-token-brought-{number}") for number in range(3)]
-    monkeypatch.setattr(validation_batches, "HOLD_SECONDS", 0)
+    monkeypatch.setattr(validation_batches, "SLOW_SECONDS", 0)
     batches.start(calls[:1])
+    monkeypatch.setattr(validation_batches, "SLOW_SECONDS", 1_000)
     batches.start(calls[1:2])
     await store.was_asked(1, 1)
-    monkeypatch.setattr(validation_batches, "HOLD_SECONDS", 1_000)
     batches.start(calls[2:])
     store.replies[0].set_result(None)
     await answered(calls[:1])

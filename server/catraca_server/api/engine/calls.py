@@ -106,14 +106,20 @@ class Call:
         # Dropped as soon as the call is over. As long as it is kept, it counts as a stream of its connection.
         self._core = event.call
         self._ended_with = (0, "")
-        self._watched = watched
+        self._watched = False
         if watched:
-            completions.begin(self._core, (core.ReceiveCloseOnServerOperation(core.NO_FLAGS),), self._on_close)
+            self.watch()
 
     @property
     def observed(self) -> Any:
         """What the server's observer returned for it; None without an observer."""
         return self._slot.observed
+
+    def watch(self) -> None:
+        """Has the call notice, from now on, when its caller leaves."""
+        if self._core is not None and not self._watched and not self.answered:
+            self._watched = True
+            self._completions.begin(self._core, (core.ReceiveCloseOnServerOperation(core.NO_FLAGS),), self._on_close)
 
     def peer(self) -> str:
         """Returns where the call comes from, such as `ipv4:127.0.0.1:40312`; empty once the call is over."""

@@ -85,7 +85,8 @@ class BatchMethod(Method):
     """A unary method whose handler gets all calls that have come in together; there is no task or future for each call.
 
     The handler is a plain function. It must answer each call soon, by `reply` or `fail`; a forgotten call keeps its
-    caller waiting. The handler is not notified when a caller leaves, and an answer to such a caller is dropped.
+    caller waiting. An answer to a caller who has left is dropped. The call notices that only when it is answered, so
+    that a handler which takes longer after all should have it watched (`UnaryCall.watch`).
     """
 
     def __init__(self, handler: Callable[[list[UnaryCall]], None]) -> None:
