@@ -236,10 +236,10 @@ async def test_a_crowd_is_asked_for_in_several_requests(proxy: Proxy) -> None:
         calls = [validation(token) for _ in range(2_500)]
         batches.start(calls)
         await proxy.holding(b"GET")
-        assert (
-            running.multiplexer._waiting_commands + sum(each.count for each in running.multiplexer._in_flight) == 5_000
-        )
-        assert max(each.count for each in running.multiplexer._in_flight) == 2_000
+        exchange = running.multiplexer._exchange
+        assert exchange is not None
+        assert running.multiplexer.waiting_commands + exchange.commands == 5_000
+        assert max(each.count for each in exchange.requests) == 2_000
         proxy.release()
 
         async def are_answered() -> bool:

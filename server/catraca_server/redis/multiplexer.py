@@ -24,7 +24,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from itertools import chain
-from time import perf_counter
 from typing import Any
 
 from hiredis import pack_command
@@ -32,6 +31,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoPermissionError, RedisError
 
 from catraca_server.redis.errors import NotDurable, Overloaded, StoreProblem, StoreUnavailable
+from catraca_server.redis.exchange import Exchange
 from catraca_server.redis.failures import again, failure_of, failure_to_connect
 from catraca_server.redis.observer import NO_OBSERVER, StoreObserver
 from catraca_server.redis.pending import Deadlines, PendingRequest
@@ -75,9 +75,6 @@ REPEATS = 2
 WAIT_FRACTION = 0.4
 """How much of the timeout replicas have to acknowledge: a caller that waits for one batch is in time with the next."""
 
-_TIME = pack_command(("TIME",))
-_ROLE = pack_command(("ROLE",))
-
 
 class Multiplexer:
     """Executes commands for any number of callers over one connection.
@@ -97,29 +94,22 @@ class Multiplexer:
         observer: StoreObserver = NO_OBSERVER,
     ) -> None:
         self._observer = observer
-        self._sent_at = 0.0
-        self._commands = 0
-        """How many commands of callers are in flight."""
         self._connect = connect
         self._timeout_seconds = timeout_seconds
         self._on_change = on_change
         self._replica_acks = replica_acks
         wait: Command = ("WAIT", replica_acks, int(timeout_seconds * 1000 * WAIT_FRACTION))
-        self._wait = pack_command(wait)
+        self._wait = pack_command(wait) if replica_acks else b""
         self._role_due = True
         self._heartbeat: asyncio.TimerHandle | None = None
         self._role_refused = False
         self._waiting: deque[PendingRequest] = deque()
         self._waiting_commands = 0
-        self._in_flight: list[PendingRequest] = []
-        self._received: list[Any] = []
-        """The replies so far to the batch in flight, beginning with those to ROLE and TIME."""
-        self._asks_role = False
-        """Whether the batch in flight asks for the role."""
-        self._deadlines = Deadlines(lambda: chain(self._in_flight, self._waiting))
+        self._exchange: Exchange | None = None
+        """What is in flight; after the connection has failed, until the owner has dealt with it."""
+        self._deadlines = Deadlines(lambda: chain(self._exchange.requests if self._exchange else (), self._waiting))
         self._wire: Wire | None = None
         """The connection, while there is one and it is not in doubt."""
-        self._exchanging = False
         self._send_due = False
         self._broken: asyncio.Future[None]
         """Fails with the error that ends the connection; set while there is a connection."""
@@ -258,7 +248,7 @@ class Multiplexer:
     async def _serve(self, wire: Wire) -> None:
         """Uses the connection until an error ends it, and raises that error."""
         self._broken = asyncio.get_running_loop().create_future()
-        self._wire, self._exchanging = wire, False
+        self._wire = wire
         try:
             if self._waiting:
                 self._send()
@@ -268,22 +258,22 @@ class Multiplexer:
 
     def _send_soon(self) -> None:
         """Sends the waiting requests in the next turn of the loop, together with all others that come in this one."""
-        if self._wire is not None and not (self._send_due or self._exchanging):
+        if self._wire is not None and self._exchange is None and not self._send_due:
             self._send_due = True
             asyncio.get_running_loop().call_soon(self._send)
 
     def _send(self) -> None:
         self._send_due = False
         wire = self._wire
-        if wire is None or self._exchanging:
+        if wire is None or self._exchange is not None:
             return
         try:
             self._check_valid()
             # Notices a closed connection before anything is written, so that no request is lost with it.
             wire.check()
-            self._take()
-            if self._in_flight or self._role_due:
-                self._begin_exchange(wire)
+            requests = self._take()
+            if requests or self._role_due:
+                self._begin_exchange(wire, requests)
         except Exception as error:  # noqa: BLE001  whatever it is, the owner deals with it
             self._break(error)
 
@@ -293,79 +283,56 @@ class Multiplexer:
         if not self._broken.done():
             self._broken.set_exception(error)
 
-    def _take(self) -> None:
-        """Moves waiting requests into flight, up to the limit. Drops those whose callers no longer wait."""
+    def _take(self) -> list[PendingRequest]:
+        """Returns the requests to send next, up to the limit. Drops those whose callers no longer wait."""
+        taken: list[PendingRequest] = []
         commands = 0
         while self._waiting and (not commands or commands + self._waiting[0].count <= BATCH_LIMIT):
             request = self._waiting.popleft()
             self._waiting_commands -= request.count
             if not request.replies.done():
                 request.sent += 1
-                self._in_flight.append(request)
+                taken.append(request)
                 commands += request.count
+        return taken
 
-    def _begin_exchange(self, wire: Wire) -> None:
-        self._asks_role = self._role_due
-        packed = [_ROLE, _TIME] if self._asks_role else [_TIME]
-        packed += [request.packed for request in self._in_flight]
-        self._commands = sum([request.count for request in self._in_flight])
-        count = 1 + self._asks_role + self._commands
-        if self._waits():
-            packed.append(self._wait)
-            count += 1
-        self._exchanging = True
-        self._sent_at = perf_counter()
-        wire.begin(b"".join(packed), count, self._received, self._timeout_seconds, partial(self._end_exchange, wire))
+    def _begin_exchange(self, wire: Wire, requests: list[PendingRequest]) -> None:
+        exchange = self._exchange = Exchange(requests, asks_role=self._role_due, wait=self._wait)
+        on_done = partial(self._end_exchange, wire, exchange)
+        wire.begin(exchange.packed(), exchange.reply_count, exchange.received, self._timeout_seconds, on_done)
 
-    def _end_exchange(self, wire: Wire, fault: Exception | None) -> None:
+    def _end_exchange(self, wire: Wire, exchange: Exchange, fault: Exception | None) -> None:
         """Hands out the replies, and sends the requests that have arrived meanwhile."""
         if wire is not self._wire:
             return
-        self._exchanging = False
-        self._observer.exchanged(self._commands, perf_counter() - self._sent_at)
+        self._observer.exchanged(exchange.commands, exchange.seconds)
         if fault is not None:
             self._break(fault)
             return
         try:
             self._check_valid()
-            self._hand_out()
+            self._hand_out(exchange)
         except Exception as error:  # noqa: BLE001  whatever it is, the owner deals with it
             self._break(error)
         else:
+            self._exchange = None
             if self._waiting or self._invalidated is not None or self._role_due:
                 self._send()
 
-    def _hand_out(self) -> None:
-        too_few = self._too_few_replicas(self._received.pop()) if self._waits() else None
-        for request, replies in zip(self._in_flight, self._complete(), strict=True):
-            if too_few is None:
-                request.resolve(replies)
+    def _hand_out(self, exchange: Exchange) -> None:
+        too_few = exchange.waits and self._has_too_few(exchange.replicas())
+        self._check_role(exchange)
+        for request, replies in zip(exchange.requests, exchange.complete(self), strict=True):
+            if too_few:
+                request.fail(NotDurable("too few replicas acknowledged the write in time"))
             else:
-                request.fail(NotDurable(too_few.detail))
-        self._in_flight, self._received = [], []
+                request.resolve(replies)
 
-    def _waits(self) -> bool:
-        """Whether the batch in flight waits for replicas."""
-        return self._replica_acks > 0 and bool(self._in_flight)
-
-    def _complete(self) -> list[Replies]:
-        """Returns the replies to the first requests in flight, as far as all replies to a request have arrived."""
-        received, complete = self._received, []
-        at = 1 + self._asks_role
-        if len(received) >= at:
-            if self._asks_role:
-                self._check_role(received[0])
-            now_ms = _milliseconds(received[at - 1])
-            for request in self._in_flight:
-                if at + request.count > len(received):
-                    break
-                values = received[at : at + request.count]
-                complete.append(Replies(now_ms, values, self, repeated=request.sent > 1))
-                at += request.count
-        return complete
-
-    def _check_role(self, reply: Any) -> None:
+    def _check_role(self, exchange: Exchange) -> None:
         """Notices that a primary has become a replica: that may lag behind, but replies as if nothing had happened."""
+        if not exchange.asks_role or not exchange.received:
+            return
+        reply = exchange.received[0]
         if isinstance(reply, list) and reply[:1] != [b"master"]:
             raise StoreUnavailable("it is no longer a primary", StoreProblem.NOT_PRIMARY)
         if isinstance(reply, NoPermissionError) and not self._role_refused:
@@ -373,14 +340,11 @@ class Multiplexer:
             logger.warning("store refused ROLE: if it becomes a replica, that goes unnoticed: %s", described(reply))
         self._role_due = False
 
-    def _too_few_replicas(self, reply: Any) -> NotDurable | None:
-        """Reads the reply to WAIT: how many replicas have everything that was written before it."""
-        if not isinstance(reply, int):
-            raise StoreUnavailable("malformed WAIT reply", StoreProblem.MALFORMED_REPLY)
-        if reply >= self._replica_acks:
-            return None
-        self.log_throttled(f"too few replicas acknowledged a write in time: {reply} of {self._replica_acks}")
-        return NotDurable("too few replicas acknowledged the write in time")
+    def _has_too_few(self, replicas: int) -> bool:
+        if replicas >= self._replica_acks:
+            return False
+        self.log_throttled(f"too few replicas acknowledged a write in time: {replicas} of {self._replica_acks}")
+        return True
 
     def _check_valid(self) -> None:
         if self._invalidated is not None:
@@ -408,24 +372,21 @@ class Multiplexer:
 
     def _repeat_in_flight(self) -> None:
         """Puts the unanswered requests of a closed connection first in the queue for the next one."""
-        if not self._replica_acks:
+        exchange = self._exchange
+        if exchange is None:
+            return
+        if not exchange.waits:
             with contextlib.suppress(StoreUnavailable):
-                for request, replies in zip(self._in_flight, self._complete(), strict=False):
+                self._check_role(exchange)
+                for request, replies in zip(exchange.requests, exchange.complete(self), strict=False):
                     request.resolve(replies)
-        repeated = [request for request in self._in_flight if request.sent <= REPEATS and not request.replies.done()]
+        repeated = [request for request in exchange.requests if request.sent <= REPEATS and not request.replies.done()]
         self._waiting.extendleft(reversed(repeated))
         self._waiting_commands += sum(request.count for request in repeated)
-        self._in_flight = [request for request in self._in_flight if request.sent > REPEATS]
+        exchange.requests = [request for request in exchange.requests if request.sent > REPEATS]
 
     def _fail_in_flight(self, failure: StoreUnavailable) -> None:
-        for request in self._in_flight:
-            request.fail(again(failure))
-        self._in_flight, self._received = [], []
-
-
-def _milliseconds(reply: Any) -> int:
-    """Reads the reply to TIME."""
-    match reply:
-        case [bytes() as seconds, bytes() as microseconds] if seconds.isdigit() and microseconds.isdigit():
-            return int(seconds) * 1000 + int(microseconds) // 1000
-    raise StoreUnavailable("malformed TIME reply", StoreProblem.MALFORMED_REPLY)
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            for request in exchange.requests:
+                request.fail(again(failure))
