@@ -10,7 +10,7 @@ each call cheaper: a batch costs about as much as five calls.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from google.protobuf.message import DecodeError
@@ -36,8 +36,8 @@ _LATE = status_of(StoreUnavailable("the deadline has passed", StoreProblem.NOT_I
 
 SLOW_SECONDS = 0.005
 """A batch that takes longer holds up no other: the store may be slow, or only one of its servers, which must not delay
-calls about sessions on the others. From then on its calls are watched: one whose caller leaves would otherwise count
-towards the limit of its connection until the store replies."""
+calls about sessions on the others. From then on calls are watched, until a batch is quicker: a call whose caller leaves
+would otherwise count towards the limit of its connection until the store replies."""
 
 
 class IncomingCall(Protocol):
@@ -99,9 +99,13 @@ class ValidationBatches:
         self._held: list[IncomingCall] = []
         self._asking: _Batch | None = None
         """The newest batch, while it waits for the store."""
+        self._slow = False
+        """Whether the last batch was slow."""
 
     def start(self, calls: Sequence[IncomingCall]) -> None:
         """Answers each call, now or after the batch that waits for the store. Call it on the event loop."""
+        if self._slow:
+            _watch(calls)
         self._held += calls
         if self._asking is None:
             self._start_held()
@@ -125,9 +129,8 @@ class ValidationBatches:
                 self._start_held()
 
     def _on_slow(self, batch: "_Batch") -> None:
-        for call in (*batch.calls, *self._held):
-            if call is not None:
-                call.watch()
+        batch.slow = self._slow = True
+        _watch((*batch.calls, *self._held))
         self._on_store_replied(batch)
 
     async def answer(self, calls: Sequence[IncomingCall]) -> None:
@@ -154,8 +157,15 @@ class ValidationBatches:
             batch.fail_rest(error)
         finally:
             slow.cancel()
+            self._slow = batch.slow
             # Also if there was nothing to ask.
             batch.store_replied()
+
+
+def _watch(calls: Iterable[IncomingCall | None]) -> None:
+    for call in calls:
+        if call is not None:
+            call.watch()
 
 
 def _read(body: bytes) -> ValidationRequest:
@@ -176,6 +186,8 @@ class _Batch:
     def __init__(self, latest_deadline: float, audit: Audit, on_store_replied: "Callable[[_Batch], None]") -> None:
         self._audit = audit
         self._on_store_replied = on_store_replied
+        self.slow = False
+        """Whether it took longer than SLOW_SECONDS."""
         self.requests: list[ValidationRequest] = []
         self.calls: list[IncomingCall | None] = []
         """By the position of their requests. None: already answered."""

@@ -106,10 +106,32 @@ async def test_a_slow_store_holds_no_call_for_long(store: SlowValidating, batche
     for number, call in enumerate(calls, 1):
         batches.start([call])
         await store.was_asked(*[1] * number)
-    assert all(call.watched for call in calls[:2])
+    assert all(call.watched for call in calls)
     for reply in store.replies:
         reply.set_result(None)
     await answered(calls)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_calls_are_watched_until_a_batch_is_quick(
+    store: SlowValidating, batches: ValidationBatches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From their arrival on, while the store is slow."""
+    calls = [validation(f"a-token-brought-{number}") for number in range(4)]
+    monkeypatch.setattr(validation_batches, "SLOW_SECONDS", 0)
+    batches.start(calls[:1])
+    monkeypatch.setattr(validation_batches, "SLOW_SECONDS", 1_000)
+
+    async def is_watched() -> bool:
+        return calls[0].watched
+
+    await eventually_async(is_watched, "the first call is watched")
+    for number, call in enumerate(calls):
+        if number:
+            batches.start([call])
+        store.replies[number].set_result(None)
+        await answered([call])
+    assert [call.watched for call in calls] == [True, True, False, False]
 
 
 @pytest.mark.usefixtures("patient")
