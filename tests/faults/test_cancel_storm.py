@@ -24,7 +24,7 @@ from catraca import AsyncSessionClient
 from catraca.v1 import session_service_pb2 as pb
 from catraca.v1.session_service_pb2_grpc import SessionServiceStub
 
-CALLS = 200_000 if os.environ.get("CATRACA_TEST_LONG") else 20_000
+CALLS = 200_000 if os.environ.get("CATRACA_TEST_LONG") else 12_000
 IN_FLIGHT = 64
 USERS = 500
 CANCELLING = 0.45
