@@ -78,7 +78,7 @@ async def run_until_stopped(service: AbstractAsyncContextManager[str], announce:
 def _spare_what_lasts() -> None:
     """Keeps the garbage collector from looking at modules and all else that lasts as long as the process.
 
-    A full collection would stop all calls for some 50 ms, about once a second.
+    A full collection stops all calls. It takes 32 ms before a single call has come, and next to nothing after this.
     """
     gc.collect()
     gc.freeze()

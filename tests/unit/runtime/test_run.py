@@ -12,7 +12,7 @@ from catraca_server.runtime.run import run_until_stopped
 
 
 async def test_the_collector_is_spared_what_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once everything has started and before calls come: full collections would stop them for some 50 ms."""
+    """Once everything has started: full collections would stop calls for tens of milliseconds."""
     steps: list[str] = []
     monkeypatch.setattr(gc, "collect", lambda: steps.append("collected"))
     monkeypatch.setattr(gc, "freeze", lambda: steps.append("frozen"))
