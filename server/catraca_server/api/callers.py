@@ -7,6 +7,7 @@ key alone counts: a certificate does not make up for a key that was revoked.
 import asyncio
 import logging
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from math import inf
@@ -141,8 +142,14 @@ class CallerGuard:
                 await asyncio.sleep(CHECK_SECONDS)
                 try:
                     self.check()
-                except Exception:
-                    logger.exception("defect in checking the callers file; going on with the callers of before")
+                except Exception as error:  # noqa: BLE001  whatever it is, the file is checked again
+                    # Not what the exception says, which may quote the key of an open stream.
+                    where = "".join(traceback.format_tb(error.__traceback__))
+                    logger.error(  # noqa: TRY400  as above
+                        "defect in checking the callers file, the callers of before stay in force: %s\n%s",
+                        type(error).__name__,
+                        where,
+                    )
 
         task = asyncio.create_task(follow(), name="callers-file")
         try:

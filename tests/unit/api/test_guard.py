@@ -130,12 +130,14 @@ def test_a_certificate_ends_when_it_says(door: Door) -> None:
         assert [each.status.reason for each in ended] == ["UNAUTHENTICATED"]
 
 
-async def test_the_file_is_checked_again_after_a_defect(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise a key that is revoked later would go on working."""
+async def test_the_file_is_checked_again_after_a_defect(
+    door: Door, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Otherwise a key that is revoked later would go on working. What the exception says stays out of the log."""
     monkeypatch.setattr(callers, "CHECK_SECONDS", 0)
     key = door.new_key(Role.VALIDATE)
     guard, ended = guard_of(door), list[StatusError]()
-    check, failures = guard.check, [ZeroDivisionError()] * 3
+    check, failures = guard.check, [KeyError(key)] * 3
 
     def check_or_fail() -> None:
         if failures:
@@ -152,3 +154,5 @@ async def test_the_file_is_checked_again_after_a_defect(door: Door, monkeypatch:
 
             await eventually_async(has_ended, "the stream has ended")
     assert [each.status.reason for each in ended] == ["UNAUTHENTICATED"]
+    assert caplog.text.count("defect in checking the callers file") == 3
+    assert key not in caplog.text
