@@ -4,15 +4,15 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from catraca import _coalesce, _core
+from catraca import _coalesce, _core, _validations
 from catraca._channel_aio import AsyncChannel
 from catraca._flights import Flight, Flights, Key
 from catraca._model import Validation
 from catraca._near_cache import Clock, NearAnswers, NearCache, OwnChanges, settings_of, suspend_counting_clock
 from catraca._together_aio import AsyncTogether
+from catraca._validations import Answer
 from catraca._watch_aio import AsyncWatch
 from catraca.errors import Unavailable
-from catraca.v1 import session_service_pb2 as pb
 
 
 @dataclass(slots=True)
@@ -36,8 +36,7 @@ class AsyncAnswering(OwnChanges):
 
     async def validate(self, token: str, user_id: str | None, skip_touch: bool, timeout: float) -> Validation:
         """Returns the answer. Raises CatracaError."""
-        request = _core.validation(token, user_id=user_id, skip_touch=skip_touch)
-        return _core.read_validation(await self._ask(request, timeout))
+        return _validations.validation(await self._ask(token, user_id, skip_touch, timeout))
 
     async def close(self) -> None:
         """Fails the validations that have not left yet."""
@@ -53,9 +52,10 @@ class AsyncAnswering(OwnChanges):
             state = self._in_loop = _InLoop(loop, AsyncTogether(self._channel, loop))
         return state
 
-    async def _ask(self, request: pb.ValidateSessionRequest, timeout: float) -> pb.ValidateSessionResponse:
-        if not self._coalesce or _coalesce.is_refused(request):
-            call = _core.validate(request)
+    async def _ask(self, token: str, user_id: str | None, skip_touch: bool, timeout: float) -> Answer:
+        request = _validations.request(token, user_id=user_id, skip_touch=skip_touch)
+        if not self._coalesce or _coalesce.is_refused(token, user_id):
+            call = _validations.alone(request)
             return call.result(await self._channel.call(call, timeout))
         return await self._here().together.ask(request, timeout)
 
@@ -114,11 +114,10 @@ class _NearAnswering(AsyncAnswering):
 
     async def _fetch(self, key: Key, timeout: float) -> Validation:
         token, user_id, skip_touch = key
-        request = _core.validation(token, user_id=user_id, skip_touch=skip_touch)
         fill = self._answers.begin()
-        response = await self._ask(request, timeout)
-        validation = _core.read_validation(response)
-        self._answers.keep(token, fill, validation, _core.cache_ttl_seconds(response))
+        answer = await self._ask(token, user_id, skip_touch, timeout)
+        validation = _validations.validation(answer)
+        self._answers.keep(token, fill, validation, _validations.cache_ttl_seconds(answer))
         return validation
 
 

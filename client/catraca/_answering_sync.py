@@ -4,16 +4,16 @@ import threading
 import time
 from collections.abc import Iterable
 
-from catraca import _coalesce, _core
+from catraca import _coalesce, _core, _validations
 from catraca._channel_sync import SyncChannel
 from catraca._flights import Flight, Flights, Key
 from catraca._forks import WithoutConnection, forks
 from catraca._model import Validation
 from catraca._near_cache import Clock, NearAnswers, NearCache, OwnChanges, settings_of, suspend_counting_clock
 from catraca._together_sync import SyncTogether
+from catraca._validations import Answer
 from catraca._watch_sync import SyncWatch
 from catraca.errors import Unavailable
-from catraca.v1 import session_service_pb2 as pb
 
 
 class SyncAnswering(OwnChanges, WithoutConnection):
@@ -28,9 +28,7 @@ class SyncAnswering(OwnChanges, WithoutConnection):
 
     def validate(self, token: str, user_id: str | None, skip_touch: bool, timeout: float) -> Validation:
         """Returns the answer. Raises CatracaError."""
-        return _core.read_validation(
-            self._ask(_core.validation(token, user_id=user_id, skip_touch=skip_touch), timeout)
-        )
+        return _validations.validation(self._ask(token, user_id, skip_touch, timeout))
 
     def close(self) -> None:
         """Fails the validations that have not left yet."""
@@ -42,9 +40,10 @@ class SyncAnswering(OwnChanges, WithoutConnection):
         if self._together is not None:
             self._together.renew()
 
-    def _ask(self, request: pb.ValidateSessionRequest, timeout: float) -> pb.ValidateSessionResponse:
-        if self._together is None or _coalesce.is_refused(request):
-            call = _core.validate(request)
+    def _ask(self, token: str, user_id: str | None, skip_touch: bool, timeout: float) -> Answer:
+        request = _validations.request(token, user_id=user_id, skip_touch=skip_touch)
+        if self._together is None or _coalesce.is_refused(token, user_id):
+            call = _validations.alone(request)
             return call.result(self._channel.call(call, timeout))
         return self._together.ask(request, timeout)
 
@@ -107,11 +106,10 @@ class _NearAnswering(SyncAnswering):
 
     def _fetch(self, key: Key, timeout: float) -> Validation:
         token, user_id, skip_touch = key
-        request = _core.validation(token, user_id=user_id, skip_touch=skip_touch)
         fill = self._answers.begin()
-        response = self._ask(request, timeout)
-        validation = _core.read_validation(response)
-        self._answers.keep(token, fill, validation, _core.cache_ttl_seconds(response))
+        answer = self._ask(token, user_id, skip_touch, timeout)
+        validation = _validations.validation(answer)
+        self._answers.keep(token, fill, validation, _validations.cache_ttl_seconds(answer))
         return validation
 
 

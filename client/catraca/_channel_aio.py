@@ -30,7 +30,7 @@ class _Opened:
         """Begins a call."""
         # No variable may hold the stub: an error that a caller keeps would keep the channel open, and gRPC alive.
         return (self._stubs.get(call.path) or self._stub(call.path))(
-            call.request.SerializeToString(), timeout=timeout, metadata=self._access.metadata()
+            call.request, timeout=timeout, metadata=self._access.metadata()
         )
 
     def stream(self, path: str, requests: AsyncIterator[bytes]) -> Any:

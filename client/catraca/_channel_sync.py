@@ -38,7 +38,7 @@ class _Opened:
         """Makes a call and returns the answer's bytes."""
         stub = self._stubs.get(call.path) or self._stub(call.path)
         metadata = self._access.metadata()
-        answer: bytes = stub(call.request.SerializeToString(), timeout=timeout, metadata=metadata)
+        answer: bytes = stub(call.request, timeout=timeout, metadata=metadata)
         return answer
 
     def stream(self, path: str, requests: Iterator[bytes]) -> Any:

@@ -9,11 +9,12 @@ import copy
 import math
 import re
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
 from catraca.errors import CatracaError, FieldViolation, InvalidRequest
-from catraca.v1 import session_service_pb2 as pb
 
 MAX_CALLS = 1_000
 """What BatchValidateSessions takes."""
@@ -36,7 +37,7 @@ _FIELD = re.compile(r"requests\[(\d+)\]\.(.+)", re.DOTALL)
 class Waiting(Protocol):
     """A validation that somebody waits for."""
 
-    request: pb.ValidateSessionRequest
+    request: bytes
     deadline: float
     """When the caller stops waiting."""
 
@@ -107,6 +108,10 @@ class Departures(Generic[_Waiting]):
         """Returns the last of those that wait to leave, which usually has the latest deadline."""
         return next(reversed(self._waiting), None)
 
+    def all(self) -> Iterator[_Waiting]:
+        """Returns those that wait to leave, and those in calls under way."""
+        return chain(self._waiting, *(group.members for group in self.away))
+
     def close(self) -> list[_Waiting]:
         """Returns all that wait to leave. None of them will, and the groups that have left send nothing more."""
         for group in self.away:
@@ -123,7 +128,7 @@ class Departures(Generic[_Waiting]):
             if each.deadline <= now:
                 over.append(each)
                 continue
-            size += each.request.ByteSize() + _OVERHEAD_BYTES
+            size += len(each.request) + _OVERHEAD_BYTES
             if len(members) == MAX_CALLS or (members and size > MAX_BYTES):
                 break
             members.append(each)
@@ -132,14 +137,13 @@ class Departures(Generic[_Waiting]):
         return members
 
 
-def is_refused(request: pb.ValidateSessionRequest) -> bool:
+def is_refused(token: str, user_id: str | None) -> bool:
     """Whether a validation breaks a rule of the service: it has no token, or a user_id that no user can have.
 
     It is sent alone, because a batch is refused as a whole, and then everybody else in it is sent twice.
     """
-    if not request.token:
+    if not token:
         return True
-    user_id = request.user_id
     if not user_id:
         return False
     return len(user_id.encode()) > _USER_ID_MAX_BYTES or (

@@ -4,7 +4,7 @@ Both clients are thin shells over this. A new RPC is a function here and a line 
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
@@ -91,7 +91,7 @@ class Call(Generic[_Result]):
     """A call to be made: its path, its request, and how to read the answer."""
 
     path: str
-    request: Message
+    request: bytes
     response_type: type[Message]
     read: Callable[[Any], _Result]
 
@@ -100,7 +100,27 @@ class Call(Generic[_Result]):
         try:
             return self.read(self.response_type.FromString(answer))
         except (DecodeError, ValueError, OverflowError) as error:
-            raise _unreadable(self.path, error) from None
+            raise unreadable(self.path, error) from None
+
+
+def unreadable(path: str, error: Exception) -> UnexpectedAnswer:
+    """Returns the error for an answer that is no message, or has times outside the range of datetime."""
+    # Its bytes stay out of the error.
+    return UnexpectedAnswer(f"the answer to {path} cannot be read: {type(error).__name__}")
+
+
+def path(method: str) -> str:
+    """Returns the path of an RPC."""
+    return f"/{_SERVICE}/{method}"
+
+
+def build(message_type: type[_Built], **fields: Any) -> _Built:
+    """Returns a message. Raises InvalidRequest if a value is not valid Unicode text."""
+    try:
+        return message_type(**fields)
+    except UnicodeError:
+        # Text with lone surrogates, which no message can carry. The values stay out of the error.
+        raise InvalidRequest("a value is not valid Unicode text") from None
 
 
 def create(
@@ -112,7 +132,7 @@ def create(
     token: str | None,
 ) -> Call[Login]:
     """CreateSession."""
-    request = _build(
+    request = build(
         pb.CreateSessionRequest,
         user_id=user_id,
         ttl=_duration(ttl),
@@ -120,30 +140,7 @@ def create(
         attributes=attributes,
         token=token,
     )
-    return Call(_path("CreateSession"), request, pb.CreateSessionResponse, _model.read_login)
-
-
-def validation(token: str, *, user_id: str | None, skip_touch: bool) -> pb.ValidateSessionRequest:
-    """The request of one validation, which is sent alone or together with others."""
-    return _build(pb.ValidateSessionRequest, token=token, user_id=user_id, skip_touch=skip_touch)
-
-
-def validate(request: pb.ValidateSessionRequest) -> Call[pb.ValidateSessionResponse]:
-    """ValidateSession."""
-    return Call(_path("ValidateSession"), request, pb.ValidateSessionResponse, lambda response: response)
-
-
-def validate_together(requests: Sequence[pb.ValidateSessionRequest]) -> Call[Sequence[pb.ValidateSessionResponse]]:
-    """BatchValidateSessions, for callers who each read their own answer."""
-
-    def read(response: pb.BatchValidateSessionsResponse) -> Sequence[pb.ValidateSessionResponse]:
-        if len(response.responses) != len(requests):
-            raise ValueError("not one answer for each request")
-        # As a plain list, because each access to the message's own would create an object.
-        return list(response.responses)
-
-    request = pb.BatchValidateSessionsRequest(requests=requests)
-    return Call(_path("BatchValidateSessions"), request, pb.BatchValidateSessionsResponse, read)
+    return _call("CreateSession", request, pb.CreateSessionResponse, _model.read_login)
 
 
 def too_late(timeout: float, *, sent: bool) -> Unavailable:
@@ -153,38 +150,14 @@ def too_late(timeout: float, *, sent: bool) -> Unavailable:
     return Unavailable(f"not sent within {timeout:g} s, behind this client's other calls")
 
 
-def read_validation(response: pb.ValidateSessionResponse) -> Validation:
-    """Reads the answer to one validation. Raises UnexpectedAnswer if it cannot be read."""
-    try:
-        return _model.read_validation(response)
-    except (ValueError, OverflowError) as error:
-        raise _unreadable(_path("ValidateSession"), error) from None
-
-
-def cache_ttl_seconds(response: pb.ValidateSessionResponse) -> float:
-    """Returns how long a near cache may reuse an answer."""
-    return response.cache_ttl.seconds + response.cache_ttl.nanos / 1e9
-
-
-def validate_batch(tokens: Iterable[str], *, skip_touch: bool) -> Call[list[Validation]]:
-    """BatchValidateSessions."""
-    requests = [validation(token, user_id=None, skip_touch=skip_touch) for token in tokens]
-
-    def read(response: pb.BatchValidateSessionsResponse) -> list[Validation]:
-        return [_model.read_validation(each) for each in response.responses]
-
-    request = pb.BatchValidateSessionsRequest(requests=requests)
-    return Call(_path("BatchValidateSessions"), request, pb.BatchValidateSessionsResponse, read)
-
-
 def page(user_id: str, *, page_size: int, page_token: str) -> Call[tuple[list[Session], str]]:
     """ListSessions: the sessions of a page, and the token of the next page, which is empty at the end."""
 
     def read(response: pb.ListSessionsResponse) -> tuple[list[Session], str]:
         return [_model.read_session(each) for each in response.sessions], response.next_page_token
 
-    request = _build(pb.ListSessionsRequest, user_id=user_id, page_size=page_size, page_token=page_token)
-    return Call(_path("ListSessions"), request, pb.ListSessionsResponse, read)
+    request = build(pb.ListSessionsRequest, user_id=user_id, page_size=page_size, page_token=page_token)
+    return _call("ListSessions", request, pb.ListSessionsResponse, read)
 
 
 def update(
@@ -206,7 +179,7 @@ def update(
     ]
     if not paths:
         raise TypeError("update() takes at least one thing to update")
-    session = _build(
+    session = build(
         session_pb2.Session,
         session_id=session_id,
         etag=etag,
@@ -218,14 +191,14 @@ def update(
     def read(response: pb.UpdateSessionResponse) -> Session:
         return _model.read_session(response.session)
 
-    request = pb.UpdateSessionRequest(session=session, update_mask=_build(FieldMask, paths=paths))
-    return Call(_path("UpdateSession"), request, pb.UpdateSessionResponse, read)
+    request = pb.UpdateSessionRequest(session=session, update_mask=build(FieldMask, paths=paths))
+    return _call("UpdateSession", request, pb.UpdateSessionResponse, read)
 
 
 def rotate(token: str) -> Call[Rotation]:
     """RotateSession."""
-    request = _build(pb.RotateSessionRequest, token=token)
-    return Call(_path("RotateSession"), request, pb.RotateSessionResponse, _model.read_rotation)
+    request = build(pb.RotateSessionRequest, token=token)
+    return _call("RotateSession", request, pb.RotateSessionResponse, _model.read_rotation)
 
 
 def get(session_id: str) -> Call[Session]:
@@ -234,7 +207,7 @@ def get(session_id: str) -> Call[Session]:
     def read(response: pb.GetSessionResponse) -> Session:
         return _model.read_session(response.session)
 
-    return Call(_path("GetSession"), _build(pb.GetSessionRequest, session_id=session_id), pb.GetSessionResponse, read)
+    return _call("GetSession", build(pb.GetSessionRequest, session_id=session_id), pb.GetSessionResponse, read)
 
 
 def revoke(*, token: str | None, session_id: str | None) -> Call[bool]:
@@ -245,8 +218,8 @@ def revoke(*, token: str | None, session_id: str | None) -> Call[bool]:
     def read(response: pb.RevokeSessionResponse) -> bool:
         return response.revoked
 
-    request = _build(pb.RevokeSessionRequest, token=token, session_id=session_id)
-    return Call(_path("RevokeSession"), request, pb.RevokeSessionResponse, read)
+    request = build(pb.RevokeSessionRequest, token=token, session_id=session_id)
+    return _call("RevokeSession", request, pb.RevokeSessionResponse, read)
 
 
 def revoke_user_sessions(user_id: str, *, except_session_id: str | None) -> Call[int]:
@@ -255,8 +228,8 @@ def revoke_user_sessions(user_id: str, *, except_session_id: str | None) -> Call
     def read(response: pb.RevokeUserSessionsResponse) -> int:
         return response.revoked_count
 
-    request = _build(pb.RevokeUserSessionsRequest, user_id=user_id, except_session_id=except_session_id)
-    return Call(_path("RevokeUserSessions"), request, pb.RevokeUserSessionsResponse, read)
+    request = build(pb.RevokeUserSessionsRequest, user_id=user_id, except_session_id=except_session_id)
+    return _call("RevokeUserSessions", request, pb.RevokeUserSessionsResponse, read)
 
 
 def required(validation: Validation) -> Session:
@@ -267,13 +240,8 @@ def required(validation: Validation) -> Session:
     return validation.session
 
 
-def _unreadable(path: str, error: Exception) -> UnexpectedAnswer:
-    # Not a message, or one with times outside the range of datetime. Its bytes stay out of the error.
-    return UnexpectedAnswer(f"the answer to {path} cannot be read: {type(error).__name__}")
-
-
-def _path(method: str) -> str:
-    return f"/{_SERVICE}/{method}"
+def _call(method: str, request: Message, response_type: type[Message], read: Callable[[Any], _Result]) -> Call[_Result]:
+    return Call(path(method), request.SerializeToString(), response_type, read)
 
 
 def _duration(length: timedelta | None) -> Duration | None:
@@ -292,11 +260,3 @@ def _timestamp(moment: datetime | None) -> Timestamp | None:
     timestamp = Timestamp()
     timestamp.FromDatetime(moment)
     return timestamp
-
-
-def _build(message_type: type[_Built], **fields: Any) -> _Built:
-    try:
-        return message_type(**fields)
-    except UnicodeError:
-        # Text with lone surrogates, which no message can carry. The values stay out of the error.
-        raise InvalidRequest("a value is not valid Unicode text") from None

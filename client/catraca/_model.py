@@ -1,7 +1,7 @@
 """What callers get: plain frozen dataclasses, built from messages."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import NoReturn, Self
@@ -12,8 +12,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from catraca.v1 import session_pb2, session_service_pb2 as pb
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MEMO_SESSIONS = 1_000
-_MEMO_BYTES = 1_000
 
 
 class InvalidReason(Enum):
@@ -122,30 +120,6 @@ def read_session(message: session_pb2.Session) -> Session:
     )
 
 
-class _AnswersRead:
-    """Answers about sessions as they were last read. A session that has not changed is not read again.
-
-    Reading it takes ten times as long. Threads may share it: one that does not see another's entry reads the session
-    itself.
-    """
-
-    def __init__(self) -> None:
-        self._young: dict[bytes, Validation] = {}
-        self._old: dict[bytes, Validation] = {}
-
-    def read(self, message: session_pb2.Session) -> Validation:
-        """Returns "valid" with the session in a message."""
-        written = message.SerializeToString()
-        validation = self._young.get(written)
-        if validation is None:
-            validation = self._old.get(written) or Validation(session=read_session(message), reason=None)
-            if len(written) <= _MEMO_BYTES:
-                if len(self._young) >= _MEMO_SESSIONS:
-                    self._old, self._young = self._young, {}
-                self._young[written] = validation
-        return validation
-
-
 # A third of the cost of ToDatetime and ToTimedelta, which would be most of the cost of reading a session.
 def _datetime(timestamp: Timestamp) -> datetime:
     return _EPOCH + timedelta(0, timestamp.seconds, timestamp.nanos // 1000)
@@ -167,18 +141,3 @@ def read_login(message: pb.CreateSessionResponse) -> Login:
 def read_rotation(message: pb.RotateSessionResponse) -> Rotation:
     """Returns the rotation in a message."""
     return Rotation(token=message.token, session=read_session(message.session))
-
-
-def read_validation(message: pb.ValidateSessionResponse) -> Validation:
-    """Returns the validation in a message. Whatever does not clearly say "valid" is not valid."""
-    if message.valid and message.HasField("session"):
-        validation = _answers_read.read(message.session)
-        return replace(validation, token_rotated=True) if message.token_rotated else validation
-    try:
-        reason = InvalidReason(message.invalid_reason)
-    except ValueError:
-        reason = InvalidReason.UNSPECIFIED
-    return Validation(session=None, reason=reason)
-
-
-_answers_read = _AnswersRead()

@@ -3,10 +3,10 @@
 import asyncio
 import math
 
-from catraca import _coalesce, _core
+from catraca import _coalesce, _core, _validations
 from catraca._channel_aio import AsyncChannel
+from catraca._validations import Answer
 from catraca.errors import CatracaError, Unavailable
-from catraca.v1 import session_service_pb2 as pb
 
 
 class _Waiting:
@@ -14,18 +14,19 @@ class _Waiting:
 
     __slots__ = ("deadline", "future", "request", "timeout")
 
-    def __init__(self, request: pb.ValidateSessionRequest, timeout: float, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, request: bytes, timeout: float, deadline: float, future: "asyncio.Future[Answer]") -> None:
         self.request = request
         self.timeout = timeout
-        self.deadline = loop.time() + timeout
-        self.future: asyncio.Future[pb.ValidateSessionResponse] = loop.create_future()
+        self.deadline = deadline
+        self.future = future
+        """Cancelled if the task has given up, or makes its own call."""
 
     def fail(self, error: CatracaError) -> None:
         """See `Waiting`."""
         if not self.future.done():  # it may have stopped waiting, by its deadline or a cancellation
             self.future.set_exception(error)
 
-    def tell(self, answer: pb.ValidateSessionResponse) -> None:
+    def tell(self, answer: Answer) -> None:
         """Hands the answer over, if the task still waits."""
         if not self.future.done():
             self.future.set_result(answer)
@@ -42,43 +43,46 @@ class AsyncTogether:
         self._loop = loop
         self._departures: _coalesce.Departures[_Waiting] = _coalesce.Departures()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._waiting: set[_Waiting] = set()
-        """Those whose deadlines are watched here: all that do not make their own call."""
-        self._deadline: asyncio.TimerHandle | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+        self._expires = math.inf
+        """When the first deadline passes that is watched here."""
         self._look: asyncio.TimerHandle | None = None
 
-    async def ask(self, request: pb.ValidateSessionRequest, timeout: float) -> pb.ValidateSessionResponse:
+    async def ask(self, request: bytes, timeout: float) -> Answer:
         """Returns the answer to a validation. Raises CatracaError."""
-        mine = _Waiting(request, timeout, self._loop)
+        now = self._loop.time()
+        mine = _Waiting(request, timeout, now + timeout, self._loop.create_future())
         self._departures.add(mine)
-        group = self._departures.next_group(self._loop.time())
-        if group is not None and group.members == [mine]:
-            return await self._alone(group, timeout)
-        self._send(group)
-        self._waiting.add(mine)
-        self._watch_deadline(mine.deadline)
-        self._watch_look()
+        group = self._departures.next_group(now)
+        if group is not None:
+            if group.members == [mine]:
+                return await self._alone(group, timeout)
+            self._send(group)
+        if mine.deadline < self._expires:
+            self._watch_deadline(mine.deadline)
+        if self._look is None:
+            self._watch_look()
         try:
             return await mine.future
-        finally:
-            self._waiting.discard(mine)
+        except asyncio.CancelledError:
             self._departures.remove(mine)
+            raise
 
     def close(self) -> None:
         """Fails the validations that have not left yet. Of those that have, none is sent again."""
         for each in self._departures.close():
             each.fail(Unavailable(_core.CLOSED))
 
-    async def _alone(self, group: _Group, timeout: float) -> pb.ValidateSessionResponse:
-        call = _core.validate(group.members[0].request)
+    async def _alone(self, group: _Group, timeout: float) -> Answer:
+        (mine,) = group.members
+        mine.future.cancel()
+        call = _validations.alone(mine.request)
         try:
             return call.result(await self._channel.call(call, timeout))
         finally:
             self._returned(group)
 
-    def _send(self, group: _Group | None) -> None:
-        if group is None:
-            return
+    def _send(self, group: _Group) -> None:
         task = self._loop.create_task(self._together(group))
         # The loop itself holds tasks weakly.
         self._tasks.add(task)
@@ -99,10 +103,10 @@ class AsyncTogether:
         timeout = max(max(each.deadline for each in members) - self._loop.time(), 0)
         try:
             if len(members) == 1:
-                alone = _core.validate(members[0].request)
+                alone = _validations.alone(members[0].request)
                 members[0].tell(alone.result(await self._channel.call(alone, timeout)))
                 return []
-            together = _core.validate_together([each.request for each in members])
+            together = _validations.together([each.request for each in members])
             answers = together.result(await self._channel.call(together, timeout))
         except CatracaError as error:
             return _coalesce.tell(error, members)
@@ -131,17 +135,17 @@ class AsyncTogether:
 
     def _watch_deadline(self, deadline: float) -> None:
         """Keeps one timer for all deadlines: most are met, and a timer for each would be the largest cost here."""
-        if self._deadline is not None:
-            if self._deadline.when() <= deadline:
-                return
-            self._deadline.cancel()
-        self._deadline = self._loop.call_at(deadline, self._expire)
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._expires = deadline
+        self._expiry = self._loop.call_at(deadline, self._expire)
 
     def _expire(self) -> None:
         now = self._loop.time()
-        self._deadline = None
-        for each in [each for each in self._waiting if each.deadline <= now]:
-            self._waiting.discard(each)
-            each.fail(_core.too_late(each.timeout, sent=not self._departures.remove(each)))
-        if self._waiting:
-            self._watch_deadline(min(each.deadline for each in self._waiting))
+        self._expiry, self._expires = None, math.inf
+        pending = [each for each in self._departures.all() if not each.future.done()]
+        for each in pending:
+            if each.deadline <= now:
+                each.fail(_core.too_late(each.timeout, sent=not self._departures.remove(each)))
+        if left := [each.deadline for each in pending if each.deadline > now]:
+            self._watch_deadline(min(left))

@@ -4,10 +4,10 @@ import threading
 import time
 from _thread import allocate_lock
 
-from catraca import _coalesce, _core
+from catraca import _coalesce, _core, _validations
 from catraca._channel_sync import SyncChannel
+from catraca._validations import Answer
 from catraca.errors import CatracaError, Unavailable
-from catraca.v1 import session_service_pb2 as pb
 
 _OVERSTAY_SECONDS = 0.010
 """By how much a thread that makes a call for others may overrun its own deadline for theirs."""
@@ -19,10 +19,10 @@ class _Waiting:
 
     __slots__ = ("answer", "bell", "deadline", "error", "group", "request")
 
-    def __init__(self, request: pb.ValidateSessionRequest, deadline: float) -> None:
+    def __init__(self, request: bytes, deadline: float) -> None:
         self.request = request
         self.deadline = deadline
-        self.answer: pb.ValidateSessionResponse | None = None
+        self.answer: Answer | None = None
         self.error: BaseException | None = None
         self.group: _coalesce.Group[_Waiting] | None = None
         """The group that this thread has to send. It is a member of that group."""
@@ -63,7 +63,7 @@ class SyncTogether:
         self._lock = threading.Lock()
         self._departures: _Departures = _coalesce.Departures()
 
-    def ask(self, request: pb.ValidateSessionRequest, timeout: float) -> pb.ValidateSessionResponse:
+    def ask(self, request: bytes, timeout: float) -> Answer:
         """Returns the answer to a validation. Raises CatracaError."""
         departures = self._departures
         mine = _Waiting(request, time.monotonic() + timeout)
@@ -138,10 +138,10 @@ class SyncTogether:
         timeout = max(max(each.deadline for each in members) - time.monotonic(), 0)
         try:
             if len(members) == 1:
-                alone = _core.validate(requests[0])
+                alone = _validations.alone(requests[0])
                 members[0].answer = alone.result(self._channel.call(alone, timeout))
                 return []
-            together = _core.validate_together(requests)
+            together = _validations.together(requests)
             answers = together.result(self._channel.call(together, timeout))
         except CatracaError as error:
             return _coalesce.tell(error, members)

@@ -8,7 +8,7 @@ from typing import Self, TypeVar
 
 import grpc
 
-from catraca import _core, _settings
+from catraca import _core, _settings, _validations
 from catraca._access import access_or_default
 from catraca._answering_aio import answering
 from catraca._channel_aio import AsyncChannel
@@ -95,7 +95,7 @@ class AsyncSessionClient:
         timeout: float | None = None,
     ) -> list[Validation]:
         """Validates 1 to 1,000 tokens in one call; the answers are in the order of the tokens."""
-        return await self._make(_core.validate_batch(tokens, skip_touch=skip_touch), timeout)
+        return await self._make(_validations.batch(tokens, skip_touch=skip_touch), timeout)
 
     async def require(
         self,

@@ -8,7 +8,7 @@ from typing import Self, TypeVar
 
 import grpc
 
-from catraca import _core, _settings
+from catraca import _core, _settings, _validations
 from catraca._access import access_or_default
 from catraca._answering_sync import answering
 from catraca._channel_sync import SyncChannel
@@ -134,7 +134,7 @@ class SessionClient:
         self, tokens: Iterable[str], *, skip_touch: bool = False, timeout: float | None = None
     ) -> list[Validation]:
         """Validates 1 to 1,000 tokens in one call; the answers are in the order of the tokens."""
-        return self._make(_core.validate_batch(tokens, skip_touch=skip_touch), timeout)
+        return self._make(_validations.batch(tokens, skip_touch=skip_touch), timeout)
 
     def require(self, token: str, *, user_id: str | None = None, timeout: float | None = None) -> Session:
         """Returns the session of a token that must be valid.

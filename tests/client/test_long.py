@@ -20,7 +20,7 @@ from tests.support.use import COUNTING, Use, own_use, use_of
 from tests.support.valkey import Valkey
 from tests.support.waiting import eventually_async
 
-from catraca import AsyncSessionClient, NearCache, SessionClient, _model, _watch_aio, _watch_sync
+from catraca import AsyncSessionClient, NearCache, SessionClient, _validations, _watch_aio, _watch_sync
 from catraca._near_cache import NearAnswers
 from catraca._watching import Watch
 from catraca.v1 import session_service_pb2 as pb
@@ -123,7 +123,7 @@ def soak(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> Soak:
     monkeypatch.setattr(NearAnswers, "opened", counted)
     monkeypatch.setattr(Watch, "ping", spoilt)
     # So that what clients keep of sessions is all there soon.
-    monkeypatch.setattr(_model, "_MEMO_SESSIONS", HOT)
+    monkeypatch.setattr(_validations, "_MEMO_SESSIONS", HOT)
     for module in (_watch_aio, _watch_sync):
         monkeypatch.setattr(module, "PING_SECONDS", 0.1)
     return made

@@ -11,13 +11,19 @@ from typing import Any, cast
 import pytest
 from tests.support.waiting import TIMEOUT_SECONDS, eventually
 
-from catraca import _coalesce, _core, _together_sync
+from catraca import _coalesce, _core, _together_sync, _validations
 from catraca._together_aio import AsyncTogether
 from catraca._together_sync import SyncTogether
+from catraca._validations import Answer
 from catraca.errors import FieldViolation, InvalidRequest, Unavailable
 from catraca.v1 import session_service_pb2 as pb
 
 Tokens = list[str]
+
+
+def asking_for(token: str) -> bytes:
+    """Returns the request for a token."""
+    return _validations.request(token, user_id=None, skip_touch=False)
 
 
 class Channel:
@@ -34,8 +40,12 @@ class Channel:
     def call(self, call: _core.Call[Any], timeout: float) -> bytes:
         """Makes a call."""
         del timeout
-        together = isinstance(call.request, pb.BatchValidateSessionsRequest)
-        requests: list[Any] = list(call.request.requests) if together else [call.request]  # type: ignore[attr-defined]  # of a batch
+        together = call.path.endswith("/BatchValidateSessions")
+        requests = (
+            list(pb.BatchValidateSessionsRequest.FromString(call.request).requests)
+            if together
+            else [pb.ValidateSessionRequest.FromString(call.request)]
+        )
         at = len(self.asked)
         go_on = self._go_on.setdefault(at, threading.Event())
         self.asked.append([each.token for each in requests])
@@ -45,6 +55,7 @@ class Channel:
             self.ends[at]()
         answers = [pb.ValidateSessionResponse() for _ in requests]
         for each, answer in zip(requests, answers, strict=True):
+            answer.valid = True
             answer.session.session_id = each.token
         if together:
             return pb.BatchValidateSessionsResponse(responses=answers).SerializeToString()
@@ -68,11 +79,11 @@ class Threads:
         self.departures = self.together._departures
         self._pool = pool
 
-    def ask(self, token: str, timeout: float = 30) -> Future[pb.ValidateSessionResponse]:
+    def ask(self, token: str, timeout: float = 30) -> Future[Answer]:
         """Has a thread ask."""
-        return self._pool.submit(self.together.ask, pb.ValidateSessionRequest(token=token), timeout)
+        return self._pool.submit(self.together.ask, asking_for(token), timeout)
 
-    def ask_in_turn(self, *tokens: str) -> list[Future[pb.ValidateSessionResponse]]:
+    def ask_in_turn(self, *tokens: str) -> list[Future[Answer]]:
         """Has a thread ask for each token, and returns once all wait to leave."""
         asked = []
         for token in tokens:
@@ -85,7 +96,7 @@ class Threads:
 
         def is_last() -> bool:
             last = self.departures.last()
-            return last is not None and last.request.token == token
+            return last is not None and last.request == asking_for(token)
 
         eventually(is_last, f"{token} waits")
 
@@ -105,9 +116,11 @@ def asking() -> Iterator[Threads]:
             threads.channel.let_all_go()
 
 
-def answered(future: Future[pb.ValidateSessionResponse]) -> str:
+def answered(future: Future[Answer]) -> str:
     """Returns whose answer a thread got."""
-    return future.result(TIMEOUT_SECONDS).session.session_id
+    session = _validations.validation(future.result(TIMEOUT_SECONDS)).session
+    assert session is not None
+    return session.session_id
 
 
 class Bell:
@@ -258,10 +271,10 @@ def test_an_interruption_of_a_thread_that_has_just_got_a_group(bells: list[Bell]
 def test_a_thread_that_gives_up_wakes_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may have been woken to look whether a group may leave, and no other thread was."""
     ring = _together_sync._Waiting.ring
-    rung: list[str] = []
+    rung: list[bytes] = []
 
     def recorded(self: _together_sync._Waiting) -> None:
-        rung.append(self.request.token)
+        rung.append(self.request)
         ring(self)
 
     with asking() as threads:
@@ -271,7 +284,7 @@ def test_a_thread_that_gives_up_wakes_the_next(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(_together_sync._Waiting, "ring", recorded)
         hasty = threads.ask("b", timeout=0.05)
         assert isinstance(hasty.exception(TIMEOUT_SECONDS), Unavailable)
-        assert rung == ["a"]
+        assert rung == [asking_for("a")]
 
 
 @pytest.mark.usefixtures("pairs")
@@ -309,12 +322,15 @@ async def test_a_task_that_closes_the_client_as_soon_as_it_has_its_answer() -> N
 
     together = AsyncTogether(cast("Any", SimpleNamespace(call=call)), asyncio.get_running_loop())
 
+    async def ask(token: str) -> Answer:
+        return await together.ask(asking_for(token), 30)
+
     async def ask_and_close() -> None:
-        await together.ask(pb.ValidateSessionRequest(token="first"), 30)
+        await ask("first")
         together.close()
 
     closing = asyncio.create_task(ask_and_close())
-    others = [asyncio.create_task(together.ask(pb.ValidateSessionRequest(token=token), 30)) for token in "ab"]
+    others = [asyncio.create_task(ask(token)) for token in "ab"]
     await asyncio.sleep(0)
     go_on.set()
     failures = await asyncio.gather(*others, return_exceptions=True)
