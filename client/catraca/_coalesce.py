@@ -1,7 +1,8 @@
 """Decides which validations are sent together, and leaves the sending to the shells.
 
-A validation leaves at once if no call is under way. Those that come while one is under way leave together when it
-returns. So the busier a client is, the more validations share a call, and an idle client makes none of them wait.
+A validation leaves at once if no call is under way. Those that come while one is under way leave together, when it
+returns or when they are as many as it has. So the busier a client is, the more validations share a call, and an idle
+client makes none of them wait.
 Nothing joins a call that has left, so every answer was read after it was asked for.
 """
 
@@ -23,9 +24,9 @@ MAX_BYTES = 7 << 20
 PATIENCE_SECONDS = 0.010
 """How long a call holds up those behind it. In a data centre a batch returns sooner; over a longer distance, or with a
 slow store, nobody waits longer than this for a call that is not their own."""
-ENOUGH = 128
-"""A group of this size does not wait to grow, because a call already costs each member little. It leaves while others
-are under way, so client and server work at the same time."""
+ENOUGH = 8
+"""A group of this size leaves beside the one call under way, if it is as large as that one: then the server works on
+one half of the validations while the client works on the other. In smaller groups the calls would cost too much."""
 CALLS_AWAY = 8
 """How many calls may be under way in parallel. A server that answers nothing gets no more than these."""
 
@@ -98,11 +99,14 @@ class Departures(Generic[_Waiting]):
 
     def next_look(self) -> float:
         """Returns when the next group may leave if no call returns before then."""
-        if not self.away:
+        away = self.away
+        if not away:
             return -math.inf
-        if len(self.away) >= CALLS_AWAY:
+        if len(away) >= CALLS_AWAY:
             return math.inf
-        return -math.inf if len(self._waiting) >= ENOUGH else self.away[-1].left_at + PATIENCE_SECONDS
+        if len(away) == 1 and len(self._waiting) >= max(ENOUGH, len(away[0].members)):
+            return -math.inf
+        return away[-1].left_at + PATIENCE_SECONDS
 
     def last(self) -> _Waiting | None:
         """Returns the last of those that wait to leave, which usually has the latest deadline."""

@@ -73,17 +73,27 @@ def test_a_slow_call_is_overtaken_up_to_a_number() -> None:
     assert departures.next_group(now + 50) is None
 
 
-def test_enough_do_not_wait() -> None:
-    """They leave beside what is under way."""
+def test_as_many_as_are_under_way_do_not_wait() -> None:
+    """They leave beside that call, but not beside two, and only if they are enough."""
+    departures, _ = waiting(ENOUGH + 2)
+    departures.next_group(0)
+    for _ in range(ENOUGH + 1):
+        departures.add(Asking())
+    assert departures.next_group(0) is None
+    departures.add(Asking())
+    group = departures.next_group(0)
+    assert group is not None
+    assert len(group.members) == ENOUGH + 2
+    for _ in range(2 * ENOUGH + 4):
+        departures.add(Asking())
+    assert departures.next_group(0) is None
     departures, _ = waiting(1)
     departures.next_group(0)
     for _ in range(ENOUGH - 1):
         departures.add(Asking())
     assert departures.next_group(0) is None
     departures.add(Asking())
-    group = departures.next_group(0)
-    assert group is not None
-    assert len(group.members) == ENOUGH
+    assert departures.next_group(0) is not None
 
 
 def test_who_gave_up_is_left_out() -> None:
