@@ -1,6 +1,7 @@
 """`python -m bench client`: what a validation costs the caller, beside a GET of Redis and beside a JWT.
 
-The load is this process, with the client in it. The server has a core of its own, and the store shares the load's.
+The load is this process, with the client in it. The server has a core of its own, and the store shares the load's. All
+reach the store over TCP, as they do where they are deployed.
 """
 
 import asyncio
@@ -26,6 +27,7 @@ from bench.sessions import log_in, single_validations
 from bench.store import Store, connect, temporary_store
 from catraca import AsyncSessionClient, NearCacheStats, SessionClient
 from catraca._near_cache import SETTLE_SECONDS
+from catraca_server.redis.url import StoreUrl
 
 _SESSIONS, _TASKS, _THREADS = 1_000, 256, 64
 _NEAR_CACHES, _REVOCATIONS = 50, 20
@@ -35,6 +37,7 @@ _P50 = Column("p50 µs", lambda each: each.p50_seconds * 1e6, "{:,.2f}")
 _FASTER = Column("base p50 / p50", lambda each: 1 / each.p50_seconds, "{:,.2f}", compared=True)
 _MORE = Column("rate / base", lambda each: each.rate, "{:,.2f}", compared=True)
 _REDIS, _JWT = "redis-py GET + json.loads", "PyJWT HS256 decode"
+_REDIS_LOCAL = "the same over a unix socket"
 _HIT, _HIT_AWAITED = "near-cache hit, sync", "near-cache hit, awaited"
 _REDIS_TASKS = "256 tasks, redis-py asyncio GETs"
 _TASKS_ALONE, _TASKS_TOGETHER = "256 tasks, one call each", "256 tasks, coalesced"
@@ -64,7 +67,8 @@ def compare_clients(plan: Plan, *, progress: Callable[[str], None]) -> Results:
         store = stack.enter_context(temporary_store(core=cores.load))
         progress("creating sessions")
         tokens = [each.token for each in log_in(_SESSIONS, THIS, store.url, core=cores.server)]
-        server = stack.enter_context(serving(THIS.serve(store.url), core=cores.server))
+        over_tcp = StoreUrl.parse(f"redis://127.0.0.1:{store.port}")
+        server = stack.enter_context(serving(THIS.serve(over_tcp), core=cores.server))
         runner = stack.enter_context(asyncio.Runner())
         loads = {
             name: load
@@ -100,14 +104,14 @@ def _loads(  # noqa: PLR0917  all differ, and there is one caller
     _until_near(near.near_cache_stats, lambda: in_turn(near.validate, tokens, 1.0))
     _until_near(near_awaited.near_cache_stats, lambda: tasks(near_awaited, 1, 1.0))
     record = json.dumps({"user_id": "12345", "attributes": {"device": "phone", "plan": "family"}})
-    plain = stack.enter_context(connect(store.url))
+    plain, local = stack.enter_context(redis.Redis(port=store.port)), stack.enter_context(connect(store.url))
     for token in tokens:
         plain.set(f"session:{token}", record)
-    shared = redis.asyncio.Redis(unix_socket_path=store.url.socket_path, max_connections=_TASKS)
+    shared = redis.asyncio.Redis(port=store.port, max_connections=_TASKS)
     stack.callback(lambda: runner.run(shared.aclose()))
 
-    def read(token: str) -> object:
-        found = plain.get(f"session:{token}")
+    def read(store: redis.Redis, token: str) -> object:
+        found = store.get(f"session:{token}")
         assert isinstance(found, bytes)
         return json.loads(found)
 
@@ -117,7 +121,8 @@ def _loads(  # noqa: PLR0917  all differ, and there is one caller
         return json.loads(found)
 
     return {
-        _REDIS: partial(in_turn, read, tokens),
+        _REDIS: partial(in_turn, partial(read, plain), tokens),
+        _REDIS_LOCAL: partial(in_turn, partial(read, local), tokens),
         **_jwt(notes),
         _HIT: partial(in_turn, near.validate, tokens),
         _HIT_AWAITED: partial(tasks, near_awaited, 1),
@@ -224,7 +229,12 @@ async def _refused(cache: AsyncSessionClient, token: str, began: float) -> float
 def _tables() -> list[Table]:
     rates = (rate("validations"), _P50, P99, _MORE)
     return [
-        Table("One caller", [_REDIS, _JWT, _HIT, _HIT_AWAITED], (_P50, P99, rate("validations"), _FASTER), _P50),
+        Table(
+            "One caller",
+            [_REDIS, _REDIS_LOCAL, _JWT, _HIT, _HIT_AWAITED],
+            (_P50, P99, rate("validations"), _FASTER),
+            _P50,
+        ),
         Table("256 at a time, awaited", [_TASKS_ALONE, _TASKS_TOGETHER, _REDIS_TASKS], rates, rates[0]),
         Table("The same, redis-py as base", [_REDIS_TASKS, _TASKS_TOGETHER], rates, rates[0]),
         Table("64 threads", [_THREADS_ALONE, _THREADS_TOGETHER], rates, rates[0]),

@@ -1,6 +1,7 @@
 """A Valkey or Redis for the servers that are measured, empty at the start and gone at the end."""
 
 import os
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ class Store:
 
     running: Running
     url: StoreUrl
+    """Its unix socket."""
+    port: int
+    """A TCP port of 127.0.0.1, for what is compared as it is deployed: over TCP."""
     version: str
 
     def database(self, number: int) -> StoreUrl:
@@ -30,15 +34,15 @@ class Store:
 
 @contextmanager
 def temporary_store(*, core: int | None) -> Iterator[Store]:
-    """Runs a store on a unix socket of its own. It writes nothing to disk."""
+    """Runs a store on a unix socket and a port of its own. It writes nothing to disk."""
     binary = server_binary()
     version = subprocess.run([str(binary), "--version"], check=True, stdout=subprocess.PIPE, text=True)
     with tempfile.TemporaryDirectory() as directory:
-        socket = Path(directory, "socket")
-        command = [str(binary), "--port", "0", "--unixsocket", str(socket), "--dir", directory, "--save", ""]
-        with running(command, core=core) as store:
-            store.wait_for(socket.is_socket)
-            yield Store(store, StoreUrl.at_socket(str(socket)), " ".join(version.stdout.split()[:3]))
+        path, port = Path(directory, "socket"), _free_port()
+        command = [str(binary), "--bind", "127.0.0.1", "--port", str(port), "--unixsocket", str(path)]
+        with running([*command, "--dir", directory, "--save", ""], core=core) as store:
+            store.wait_for(path.is_socket)
+            yield Store(store, StoreUrl.at_socket(str(path)), port, " ".join(version.stdout.split()[:3]))
 
 
 def server_binary() -> Path:
@@ -47,6 +51,13 @@ def server_binary() -> Path:
     if binary is None:
         raise StartError("there is no valkey-server for this platform: CATRACA_VALKEY_SERVER can name one")
     return binary
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def connect(url: StoreUrl) -> redis.Redis:
