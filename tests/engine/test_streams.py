@@ -111,14 +111,58 @@ async def test_metadata_and_statuses() -> None:
         assert ended.trailing_metadata == {"last": "2", "grpc-status-details-bin": b"\0"}
 
 
-async def test_a_caller_that_does_not_read_holds_the_sender_up() -> None:
+@pytest.mark.parametrize("ends", ["with a message", "with its status"])
+async def test_messages_that_are_written_together(ends: str) -> None:
+    """All arrive, in order: at the latest with the first message that nothing follows, or with the end."""
+
+    async def together(stream: Stream) -> None:
+        for number in range(1000):
+            await stream.send(b"%d" % number, more_follows=number % 100 != 99 or ends == "with its status")
+        if ends == "with a message":
+            assert await stream.receive() == b"arrived"
+
+    async with asyncio.timeout(TIMEOUT_SECONDS), serving({"Together": StreamMethod(together)}) as served:
+        call = served.both_streams("Together")
+        assert [await call.read() for _ in range(1000)] == [b"%d" % number for number in range(1000)]
+        if ends == "with a message":
+            await call.write(b"arrived")
+        assert await call.read() is grpc.aio.EOF
+        assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_a_send_given_up_goes_on() -> None:
+    """A timeout around a send loses no message, and the next one waits for it."""
+    given_up = 0
+
+    async def impatient(stream: Stream) -> None:
+        nonlocal given_up
+        for number in range(200):
+            try:
+                await asyncio.wait_for(stream.send(b"%d " % number + bytes(1 << 16)), 0.001)
+            except TimeoutError:
+                given_up += 1
+
+    async def has_given_up() -> bool:
+        return given_up > 0
+
+    async with serving({"Impatient": StreamMethod(impatient)}) as served:
+        call = served.server_stream("Impatient")
+        await eventually_async(has_given_up, "nobody reads")
+        numbers = [int(message.split()[0]) async for message in call]
+        assert numbers == sorted(set(numbers))
+        assert len(numbers) >= 200 - given_up
+        assert await call.code() is grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("more_follows", [False, True])
+async def test_a_caller_that_does_not_read_holds_the_sender_up(more_follows: bool) -> None:
     """A send returns when the core has taken the message, so that what nobody reads does not pile up."""
     sent = 0
 
     async def pour(stream: Stream) -> None:
         nonlocal sent
         for _ in range(1000):
-            await stream.send(bytes(1 << 16))
+            await stream.send(bytes(1 << 16), more_follows=more_follows)
             sent += 1
 
     async def has_begun() -> bool:

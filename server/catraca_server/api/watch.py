@@ -50,7 +50,8 @@ class Watches:
         receiving = asyncio.create_task(self._receive(stream, buffer), name="watch-requests")
         try:
             while True:
-                await stream.send(_message(await buffer.take(), self._watching.clock))
+                item = await buffer.take()
+                await stream.send(_message(item, self._watching.clock), more_follows=buffer.has_more)
         except StatusError:
             raise
         except Exception as error:  # noqa: BLE001  whatever it is, the caller gets a status made by `statuses`

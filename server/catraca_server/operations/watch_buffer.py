@@ -116,6 +116,11 @@ class WatchBuffer:
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake
 
+    @property
+    def has_more(self) -> bool:
+        """Whether the next `take` returns at once."""
+        return self._begun and bool(self._first or self._items)
+
     def _wants(self, entry: FeedEntry) -> bool:
         return not self._types or entry.event.type in self._types
 

@@ -50,8 +50,9 @@ class FakeStream:
 
     __anext__ = receive
 
-    async def send(self, message: bytes) -> None:
+    async def send(self, message: bytes, *, more_follows: bool) -> None:
         """Takes a response."""
+        assert not more_follows, "nothing does"
         self.responses.put_nowait(pb.WatchSessionsResponse.FromString(message))
 
     async def exchange(self, request: pb.WatchSessionsRequest) -> pb.WatchSessionsResponse:

@@ -113,6 +113,19 @@ async def test_a_pong_comes_behind_what_was_known() -> None:
     await pinging
 
 
+async def test_whether_more_follows() -> None:
+    """Only if the next item can be taken without waiting."""
+    buffer = WatchBuffer()
+    more = [buffer.has_more]
+    buffer.offer([entry(1)], at(1))
+    more.append(buffer.has_more)
+    buffer.begin(at(0), (), None)
+    for _ in range(2):
+        await buffer.take()
+        more.append(buffer.has_more)
+    assert more == [False, False, True, False], "empty; not begun; opened, and the event is left; all taken"
+
+
 async def test_a_failure_comes_at_once() -> None:
     """Whatever else is left; the first one counts."""
     buffer = WatchBuffer()

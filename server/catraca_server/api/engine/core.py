@@ -33,3 +33,5 @@ __all__ = [
 
 NO_FLAGS = 0
 """For an operation with no special behaviour."""
+MORE_FOLLOWS = 1
+"""For a message that need not be written to the connection before the next one (`GRPC_WRITE_BUFFER_HINT`)."""

@@ -21,11 +21,14 @@ class Stream(Call):
     receive, or both send.
     """
 
-    __slots__ = ("_initial_metadata_sent", "_received", "_sent")
+    __slots__ = ("_initial_metadata_sent", "_next", "_received", "_sent")
 
     def __init__(self, event: Any, slot: Slot, completions: Completions, caller: Any) -> None:
         self._received: asyncio.Future[bytes | None] | None = None
         self._sent: asyncio.Future[None] | None = None
+        """The send that is under way."""
+        self._next: asyncio.Future[None] | None = None
+        """Done when that send is, for those that send next."""
         self._initial_metadata_sent = False
         super().__init__(event, slot, completions, caller, watched=True)
 
@@ -50,11 +53,16 @@ class Stream(Call):
         self._received = None
         return message
 
-    async def send(self, message: bytes) -> None:
-        """Sends a message. Returns when the core has taken it; a caller that does not read delays that."""
+    async def send(self, message: bytes, *, more_follows: bool = False) -> None:
+        """Sends a message. Returns when the core has taken it; a caller that does not read delays that.
+
+        If more follow at once, the core may wait for them, so that they are written together.
+        """
         if type(message) is not bytes:
             raise TypeError("a message is bytes")
-        await self._send(core.SendMessageOperation(message, core.NO_FLAGS))
+        # With the initial metadata, which are not complete until they are written, it would wait for ever.
+        flags = core.MORE_FOLLOWS if more_follows and self._initial_metadata_sent else core.NO_FLAGS
+        await self._send(core.SendMessageOperation(message, flags))
 
     async def send_initial_metadata(self) -> None:
         """Sends `initial_metadata` now, ahead of the first message."""
@@ -75,14 +83,16 @@ class Stream(Call):
             self._core.cancel()
 
     async def _send(self, *operations: Any) -> None:
+        loop = asyncio.get_running_loop()
         while self._sent is not None:
-            # A send that was given up goes on, too.
-            await asyncio.shield(self._sent)
+            # Also one that was given up: it goes on.
+            self._next = self._next or loop.create_future()
+            await asyncio.shield(self._next)
         self._check_open()
         operations = (*self._initial_metadata_operations(), *operations)
-        self._sent = asyncio.get_running_loop().create_future()
+        sent = self._sent = loop.create_future()
         self._completions.begin(self._core, operations, self._on_sent)
-        await asyncio.shield(self._sent)
+        await sent
 
     def _initial_metadata_operations(self) -> tuple[Any, ...]:
         if self._initial_metadata_sent:
@@ -111,13 +121,15 @@ class Stream(Call):
             self._received.set_result(message)
 
     def _on_sent(self, event: Any) -> None:
-        sent, self._sent = self._sent, None
-        assert sent is not None
+        waiting = [each for each in (self._sent, self._next) if each is not None and not each.done()]
+        self._sent = self._next = None
         if event.success:
-            sent.set_result(None)
+            for each in waiting:
+                each.set_result(None)
             return
         # The caller has left, or the message is larger than the server may send: either way the call is over. The task
         # that waits for this is cancelled, as the handler is.
-        sent.cancel()
+        for each in waiting:
+            each.cancel()
         if self._core is not None:
             self._core.cancel()
