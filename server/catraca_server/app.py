@@ -129,6 +129,7 @@ async def _serving(
             service = _service(store, index, feed, settings, pepper, audit=audit)
             if metrics is not None:
                 _read_from_parts(metrics, service, watching, health, settings)
+                metrics.read_from("catraca_shedding_seconds_total", lambda: server.shedding.seconds)
             methods = session_service_methods(
                 service, watches, store_timeout_seconds=settings.store_timeout.seconds, around=tracing
             )

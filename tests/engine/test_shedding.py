@@ -44,13 +44,13 @@ async def test_what_is_not_let_in_is_refused() -> None:
                 return len(connection.refused)
 
             assert await refused_of_a_full_connection() == 0
-            shedding.look()
+            shedding.look(0.125)
             assert shedding.let_in == LIMIT / 2
             assert await refused_of_a_full_connection() == 0, "nothing has been kept until now"
             # The core lets one more in than its limit.
             assert LIMIT / 2 - 1 <= await refused_of_a_full_connection() <= LIMIT / 2
             while shedding.let_in < LIMIT:
-                shedding.look()
+                shedding.look(0.125)
             assert await refused_of_a_full_connection() == 0
 
 
@@ -68,7 +68,7 @@ async def test_callers_who_leave_late_are_counted(monkeypatch: pytest.MonkeyPatc
                 for call in calls:
                     connection.reset(call)
                 await desk.has_inside(0)
-                served.server.shedding.look()
+                served.server.shedding.look(0.125)
                 assert served.server.shedding.let_in == let_in
 
 
@@ -85,7 +85,7 @@ async def test_answers_at_the_last_moment_are_counted(monkeypatch: pytest.Monkey
             await asyncio.gather(*calls)
             await served.has_taken(0)
             desk.open.clear()
-            served.server.shedding.look()
+            served.server.shedding.look(0.125)
             assert served.server.shedding.let_in == let_in
 
 

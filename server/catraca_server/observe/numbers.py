@@ -40,6 +40,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "grpc_server_handled_total": Family("counter", "Calls that ended, by status code."),
         "grpc_server_handling_seconds": Family("histogram", "From when a call came in until its status was sent."),
         "catraca_errors_total": Family("counter", "Calls that ended with an error, by its reason in the API."),
+        "catraca_shedding_seconds_total": Family(
+            "counter", "Time in which fewer calls were let in, because callers waited until their deadlines."
+        ),
         "catraca_validations_total": Family("counter", "Tokens validated, by outcome."),
         "catraca_sessions_created_total": Family("counter", "Sessions created."),
         "catraca_sessions_updated_total": Family("counter", "Sessions updated."),

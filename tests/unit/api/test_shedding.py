@@ -49,7 +49,7 @@ def look(
         shedding.on_answered(Kept("somewhere", set()), seconds_left)
     for _ in range(left):
         shedding.on_end(-0.1)
-    shedding.look()
+    shedding.look(0.125)
 
 
 def answer(shedding: Shedding, connection: str, alive: set[int], calls: int) -> None:
@@ -83,6 +83,22 @@ def test_while_callers_leave_it_is_halved(shedding: Shedding) -> None:
         look(shedding, answered=40, left=60)
         seen.append(shedding.let_in)
     assert seen == [8, 4, 2, 1, 0, 1, 0]
+
+
+def test_how_long_it_lets_in_fewer(shedding: Shedding) -> None:
+    """From the look that finds callers late until half of the limit is let in again; not while slots merely run out."""
+    look(shedding, answered=100)
+    look(shedding, answered=100)
+    assert shedding.seconds == 0
+    look(shedding, answered=40, left=60)
+    assert shedding.seconds == 0
+    looks = 0
+    while shedding.let_in < LIMIT / 2:
+        look(shedding, answered=100)
+        looks += 1
+    assert shedding.seconds == looks * 0.125
+    look(shedding, answered=100)
+    assert shedding.seconds == looks * 0.125
 
 
 def test_where_none_was_let_in_one_is_again(shedding: Shedding, alive: set[int]) -> None:

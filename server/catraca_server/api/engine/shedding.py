@@ -38,6 +38,8 @@ class Shedding:
         """How many calls of a connection are let in."""
         self.slots_ran_out = False
         """Set when all slots are taken: calls may be waiting."""
+        self.seconds = 0.0
+        """For how long fewer calls were let in because callers were late."""
         self._limit = limit
         self._ended = self._late = 0
         self._active = False
@@ -60,8 +62,10 @@ class Shedding:
         if self._active:
             self._keep(call)
 
-    def look(self) -> None:
-        """Looks at what has become of the calls since it last looked, about eight times a second."""
+    def look(self, seconds: float) -> None:
+        """Looks at what has become of the calls since it last looked, so many seconds ago: about an eighth."""
+        if self.let_in < self._limit / 2:
+            self.seconds += seconds
         # Calls may also be late because of the store. As long as there is a slot, to let fewer in would not help.
         late = self._ended >= _FEWEST_CALLS and self._late > self._ended * _TOO_MANY
         if late and self.slots_ran_out and self.let_in:

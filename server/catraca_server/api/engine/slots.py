@@ -65,6 +65,7 @@ class Slots:
     ) -> None:
         self.count = count
         self.hold_limit_seconds = hold_limit_seconds
+        self._check_seconds = hold_limit_seconds / 4
         self._server = server
         self._completions = completions
         self._handle = handle
@@ -125,9 +126,9 @@ class Slots:
 
     def _check_later(self) -> None:
         # One timer for all slots, because a timer for each call would add to the cost of every call.
-        self._check = asyncio.get_running_loop().call_later(self.hold_limit_seconds / 4, self._check_now)
+        self._check = asyncio.get_running_loop().call_later(self._check_seconds, self._check_now)
 
     def _check_now(self) -> None:
         self.give_up_held_too_long(asyncio.get_running_loop().time())
-        self._completions.shedding.look()
+        self._completions.shedding.look(self._check_seconds)
         self._check_later()
