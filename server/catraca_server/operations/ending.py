@@ -38,19 +38,22 @@ class Ending:
         """Ends those sessions of a user that have these entries in the index, written yet or not."""
         if not entries.entries:
             return ()
-        ended_ids = await self._store.end(user_id, entries, call)
-        events = [
-            revoked(entry.session_id, user_id, cause, repeated=entry.session_id not in ended_ids)
-            for entry in entries.entries
-        ]
+        events, ended_for_good = await self._end(user_id, entries, cause, call)
+        await asyncio.gather(self._append(events, call), self._remove(user_id, ended_for_good, call))
+        return [event for event in events if not event.repeated]
+
+    async def end_of_user(
+        self, user_id: str, entries: IndexEntries, call: Call, *, is_last: bool
+    ) -> Sequence[SessionEvent]:
+        """Ends sessions of a user who is logged out everywhere, in several steps.
+
+        The last step also appends that all have ended. That covers those that were gone, perhaps without an event: many
+        of a user's sessions have ended long ago, so no event is appended for each of them.
+        """
+        events, ended_for_good = await self._end(user_id, entries, EndCause.USER_REQUEST, call)
         ended = [event for event in events if not event.repeated]
-        # A session that this call did not end may be about to be written, unless its login is over.
-        ended_for_good = [
-            entry for entry in entries.entries if entry.session_id in ended_ids or entry.is_over(entries.now_ms)
-        ]
-        # Many of a user's sessions have ended long ago; the one event for all of the user's sessions covers these, too.
-        told = ended if cause is EndCause.USER_REQUEST else events
-        await asyncio.gather(self._append(told, call), self._remove(user_id, ended_for_good, call))
+        of_all = [revoked("", user_id, EndCause.USER_REQUEST)] if is_last else []
+        await asyncio.gather(self._append([*ended, *of_all], call), self._remove(user_id, ended_for_good, call))
         return ended
 
     async def end_session(self, session: Session, now_ms: int, cause: EndCause, call: Call) -> Sequence[SessionEvent]:
@@ -68,16 +71,26 @@ class Ending:
         """Ends whatever is under a session's key and could not be read as a session. Its user is not known."""
         return await self._delete(session_id, "", cause, call)
 
-    async def tell_of_all(self, user_id: str, call: Call) -> None:
-        """Appends that all sessions of a user have ended, which covers those whose own end could not be appended."""
-        await self._append([revoked("", user_id, EndCause.USER_REQUEST)], call)
-
     async def tell_again(self, session_id: str, cause: EndCause, call: Call) -> None:
         """Appends the end of a session that was gone: the call that ended it may not have been able to append it."""
         await asyncio.gather(
             self._append([revoked(session_id, "", cause, repeated=True)], call),
             self._store.ensure_replicated([session_id], call),
         )
+
+    async def _end(
+        self, user_id: str, entries: IndexEntries, cause: EndCause, call: Call
+    ) -> tuple[list[SessionEvent], list[IndexEntry]]:
+        """Ends the sessions of entries. Returns an event for each, and the entries that nothing will be written for."""
+        ended_ids = await self._store.end(user_id, entries, call) if entries.entries else ()
+        events = [
+            revoked(entry.session_id, user_id, cause, repeated=entry.session_id not in ended_ids)
+            for entry in entries.entries
+        ]
+        # A session that this call did not end may be about to be written, unless its login is over.
+        return events, [
+            entry for entry in entries.entries if entry.session_id in ended_ids or entry.is_over(entries.now_ms)
+        ]
 
     async def _delete(self, session_id: str, user_id: str, cause: EndCause, call: Call) -> Sequence[SessionEvent]:
         deleted = await self._store.delete(session_id, call)

@@ -144,10 +144,11 @@ class UserSessions:
         named = await self._index.session_ids(user_id, call)
         ending = [session_id for session_id in named if session_id != except_session_id]
         revoked = 0
-        for at in range(0, len(ending), STEP_SESSIONS):
-            entries = await self._index.entries(user_id, ending[at : at + STEP_SESSIONS], call)
-            revoked += len(await self._ending.end_entries(user_id, entries, EndCause.USER_REQUEST, call))
-        await self._ending.tell_of_all(user_id, call)
+        # One step even if there are none: that all have ended is told in any case.
+        for at in range(0, max(len(ending), 1), STEP_SESSIONS):
+            step, is_last = ending[at : at + STEP_SESSIONS], at + STEP_SESSIONS >= len(ending)
+            entries = await self._index.entries(user_id, step, call) if step else IndexEntries(0, ())
+            revoked += len(await self._ending.end_of_user(user_id, entries, call, is_last=is_last))
         return revoked
 
     async def _tell_again(
