@@ -1,7 +1,7 @@
 """`python -m bench client`: what a validation costs the caller, beside a GET of Redis and beside a JWT.
 
 The load is this process, with the client in it. The server has a core of its own, and the store shares the load's. All
-reach the store over TCP, as they do where they are deployed.
+rows but one reach the store over TCP, as in a deployment.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """Decides which validations are sent together, and leaves the sending to the shells.
 
-A validation leaves at once if no call is under way. Those that come while one is under way leave together, when it
-returns or when they are as many as it has. So the busier a client is, the more validations share a call, and an idle
-client makes none of them wait.
+A validation leaves at once if no call is under way. Those that come while one is under way leave together: when it
+returns, or beside it once they are enough (`ENOUGH`) and as many as it carries. So the busier a client is, the more
+validations share a call, and an idle client makes none of them wait.
 Nothing joins a call that has left, so every answer was read after it was asked for.
 """
 
@@ -25,7 +25,7 @@ PATIENCE_SECONDS = 0.010
 """How long a call holds up those behind it. In a data centre a batch returns sooner; over a longer distance, or with a
 slow store, nobody waits longer than this for a call that is not their own."""
 ENOUGH = 8
-"""A group of this size leaves beside the one call under way, if it is as large as that one: then the server works on
+"""A group of this size leaves beside the one call under way, if it is as large as that call's: then the server works on
 one half of the validations while the client works on the other. In smaller groups the calls would cost too much."""
 CALLS_AWAY = 8
 """How many calls may be under way in parallel. A server that answers nothing gets no more than these."""
@@ -124,24 +124,22 @@ class Departures(Generic[_Waiting]):
         return waiting
 
     def _board(self, now: float) -> list[_Waiting]:
-        """Takes as many as fit into one call, and drops those that nobody waits for any more."""
+        """Takes as many as fit into one call, and passes over those whose deadline has passed."""
         members: list[_Waiting] = []
-        over: list[_Waiting] = []
         size = 0
         for each in self._waiting:
             if each.deadline <= now:
-                over.append(each)
-                continue
+                continue  # whoever watches the deadline removes it
             size += len(each.request) + _OVERHEAD_BYTES
             if len(members) == MAX_CALLS or (members and size > MAX_BYTES):
                 break
             members.append(each)
-        for each in (*members, *over):
+        for each in members:
             del self._waiting[each]
         return members
 
 
-def is_refused(token: str, user_id: str | None) -> bool:
+def is_refused(token: str | bytes, user_id: str | bytes | None) -> bool:
     """Whether a validation breaks a rule of the service: it has no token, or a user_id that no user can have.
 
     It is sent alone, because a batch is refused as a whole, and then everybody else in it is sent twice.
@@ -150,6 +148,8 @@ def is_refused(token: str, user_id: str | None) -> bool:
         return True
     if not user_id:
         return False
+    if isinstance(user_id, bytes):
+        return True  # not known without reading them
     return len(user_id.encode()) > _USER_ID_MAX_BYTES or (
         not user_id.isprintable() and any(unicodedata.category(char) == "Cc" for char in user_id)
     )

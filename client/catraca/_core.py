@@ -1,6 +1,7 @@
 """The client without its I/O: what each call sends, how its answer is read, and how a channel is set up.
 
-Both clients are thin shells over this. A new RPC is a function here and a line in each shell.
+Both clients are thin shells over this. A new RPC is a function here and a line in each shell. Validations are in
+`_validations`.
 """
 
 import json

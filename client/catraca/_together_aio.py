@@ -45,7 +45,7 @@ class AsyncTogether:
         self._tasks: set[asyncio.Task[None]] = set()
         self._expiry: asyncio.TimerHandle | None = None
         self._expires = math.inf
-        """When the first deadline passes that is watched here."""
+        """When that timer fires; infinity if there is none."""
         self._look: asyncio.TimerHandle | None = None
 
     async def ask(self, request: bytes, timeout: float) -> Answer:
@@ -134,13 +134,17 @@ class AsyncTogether:
                 self._look = self._loop.call_at(when, self._depart)
 
     def _watch_deadline(self, deadline: float) -> None:
-        """Keeps one timer for all deadlines: most are met, and a timer for each would be the largest cost here."""
+        """Sets the one timer for all deadlines to this one, the earliest.
+
+        Most deadlines are met, and a timer for each would be the largest cost here.
+        """
         if self._expiry is not None:
             self._expiry.cancel()
         self._expires = deadline
         self._expiry = self._loop.call_at(deadline, self._expire)
 
     def _expire(self) -> None:
+        """Fails those whose deadline has passed, and sets the timer for the next one."""
         now = self._loop.time()
         self._expiry, self._expires = None, math.inf
         pending = [each for each in self._departures.all() if not each.future.done()]

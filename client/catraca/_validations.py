@@ -1,7 +1,7 @@
 """What a validation sends, and how its answer is read.
 
-Both are bytes for as long as possible, because reading and writing messages would be most of a client's work. A session
-stays bytes until they are looked up: most of them have been read before.
+Both are bytes for as long as possible, because reading and writing messages would be most of a client's work. The bytes
+of a session are looked up before they are read: most have been read already.
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,9 +35,9 @@ class Answer(Protocol):
 
 
 def _in_bytes(*names: str, fields: Iterable[str]) -> Iterable[Any]:
-    """Returns messages of the API whose fields of these names are bytes.
+    """Returns copies of the API's message classes in which the fields with these names are bytes.
 
-    A message has the same encoding as bytes with the message in them.
+    On the wire a message field and a bytes field look the same.
     """
     api = FileDescriptorProto()
     pb.DESCRIPTOR.CopyToProto(api)
@@ -63,9 +63,16 @@ _TOKEN_HEADS = [pb.ValidateSessionRequest(token="t" * size).SerializeToString()[
 
 
 def request(token: str, *, user_id: str | None, skip_touch: bool) -> bytes:
-    """Returns a ValidateSessionRequest. Raises InvalidRequest if a value is not valid Unicode text."""
-    if token and token.isascii() and len(token) <= len(_TOKEN_HEADS) and not (user_id or skip_touch):
-        # A quarter of the cost of a message.
+    """Returns a ValidateSessionRequest. Raises InvalidRequest if a value is not valid Unicode text, or TypeError."""
+    if (
+        # Whatever else is given, a message takes or refuses.
+        type(token) is str
+        and (user_id is None or user_id == "")
+        and skip_touch is False
+        and 0 < len(token) <= len(_TOKEN_HEADS)
+        and token.isascii()
+    ):
+        # This costs a quarter of what a message costs.
         return _TOKEN_HEADS[len(token) - 1] + token.encode()
     return _core.build(
         pb.ValidateSessionRequest, token=token, user_id=user_id, skip_touch=skip_touch
@@ -138,7 +145,7 @@ class _Memo:
         self._old: dict[bytes, Validation] = {}
 
     def read(self, session: bytes) -> Validation:
-        """Returns "valid" with this session. Raises UnexpectedAnswer if it cannot be read."""
+        """Returns the answer "valid" with this session. Raises UnexpectedAnswer if it cannot be read."""
         validation = self._young.get(session)
         if validation is None:
             validation = self._old.get(session) or _valid(session)

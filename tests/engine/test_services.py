@@ -21,6 +21,7 @@ from catraca_server.api.engine import Server, from_rpc_handler
 from catraca_server.api.handlers import SERVICE_NAME, session_service_methods
 from catraca_server.api.health import Health
 from catraca_server.api.watch import Watches
+from catraca_server.core_options import core_options
 from catraca_server.domain.audit import NoAudit
 from catraca_server.operations.watching import Watching
 from catraca_server.settings import load
@@ -35,7 +36,7 @@ async def serving_sessions() -> AsyncIterator[tuple[str, Health]]:
     health = Health(SERVICE_NAME)
     async with app._store(settings, {}, health) as (store, index, feed):
         service = app._service(store, index, feed, settings, None, audit=NoAudit())
-        server = Server(app._options(settings))
+        server = Server(core_options(settings))
         watches = Watches(Watching(feed, timeout_seconds=1))
         server.add_methods(session_service_methods(service, watches, store_timeout_seconds=1))
         app._add_standard_methods(server, health, settings)

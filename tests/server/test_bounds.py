@@ -16,7 +16,7 @@ from tests.support.inprocess import serving
 from tests.support.strangers import GROWTH_MAX_BYTES, PREFACE, client_hello, connect, is_served
 from tests.support.waiting import TIMEOUT_SECONDS
 
-from catraca_server import app
+from catraca_server import core_options
 
 LONG = bool(os.environ.get("CATRACA_TEST_LONG"))
 SEEDS = range(2_000 if LONG else 100)
@@ -37,7 +37,7 @@ async def is_hung_up_on(target: str, sent: bytes) -> None:
 @pytest.fixture
 async def secured(door: Door, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
     """A service over TLS whose handshakes have half a second."""
-    monkeypatch.setattr(app, "HANDSHAKE_TIMEOUT_MS", 500)
+    monkeypatch.setattr(core_options, "HANDSHAKE_TIMEOUT_MS", 500)
     async with door.serving() as target:
         yield target
 
@@ -64,9 +64,9 @@ async def test_headers_have_an_end() -> None:
     async with serving(store_url="memory:") as target, grpc.aio.insecure_channel(target) as channel:
         check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
         for _ in range(20):
-            assert await check(b"", metadata=(("long", "x" * (app.METADATA_MAX_BYTES - 1_000)),), timeout=10)
+            assert await check(b"", metadata=(("long", "x" * (core_options.METADATA_MAX_BYTES - 1_000)),), timeout=10)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await check(b"", metadata=(("long", "x" * (app.METADATA_MAX_BYTES + 100)),), timeout=10)
+                await check(b"", metadata=(("long", "x" * (core_options.METADATA_MAX_BYTES + 100)),), timeout=10)
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 

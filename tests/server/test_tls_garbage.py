@@ -17,7 +17,7 @@ from tests.support.service import ServeProcess
 from tests.support.strangers import GROWTH_MAX_BYTES, PREFACE, client_hello, connect, is_served
 from tests.support.waiting import TIMEOUT_SECONDS, eventually, eventually_async
 
-from catraca_server import app
+from catraca_server import core_options
 
 LONG = bool(os.environ.get("CATRACA_TEST_LONG"))
 SEEDS = range(3_000 if LONG else 150)
@@ -108,7 +108,7 @@ def misbehave(port: int, seed: int) -> None:
 @pytest.fixture
 async def secured(door: Door, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     """The port of a service over TLS whose handshakes have half a second."""
-    monkeypatch.setattr(app, "HANDSHAKE_TIMEOUT_MS", 500)
+    monkeypatch.setattr(core_options, "HANDSHAKE_TIMEOUT_MS", 500)
     async with door.serving() as target:
         assert await is_served(target, CA.channel_credentials())
         yield int(target.rpartition(":")[2])

@@ -118,7 +118,7 @@ class WatchBuffer:
 
     @property
     def has_more(self) -> bool:
-        """Whether the next `take` returns at once."""
+        """Whether another item can be taken without waiting."""
         return self._begun and bool(self._first or self._items)
 
     def _wants(self, entry: FeedEntry) -> bool:

@@ -97,16 +97,17 @@ def test_as_many_as_are_under_way_do_not_wait() -> None:
 
 
 def test_who_gave_up_is_left_out() -> None:
-    """By a cancellation or a deadline; if that is everybody, nothing is sent."""
+    """After a cancellation or a deadline; if that is everybody, nothing is sent."""
     departures, asking = waiting(3)
     assert departures.remove(asking[0])
     asking[1].deadline = 5
     group = departures.next_group(5)
     assert group is not None
     assert group.members == asking[2:]
+    assert list(departures.all()) == [asking[1], asking[2]], "who watches the deadline still finds it"
     departures, asking = waiting(1)
     assert departures.next_group(100) is None
-    assert departures.last() is None
+    assert list(departures.all()) == asking
 
 
 def test_a_batch_has_its_limits() -> None:

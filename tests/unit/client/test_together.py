@@ -1,7 +1,10 @@
 """Callers that share calls: how often a waiting thread wakes up, which thread makes a call, and what a close ends."""
 
 import asyncio
+import random
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -307,6 +310,83 @@ def test_a_close_while_a_call_is_refused_for_one_of_its_members() -> None:
         assert str(other.exception(TIMEOUT_SECONDS)) == _core.CLOSED
     assert threads.channel.asked == [["first"], ["a", "b"]]
     assert threads.departures.away == []
+
+
+class AsyncChannel:
+    """A channel whose calls take as long as the test says, and answer with the token as the session id."""
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self._seconds = seconds
+        self._channel = Channel()
+        self._channel.let_all_go()
+
+    async def call(self, call: _core.Call[Any], timeout: float) -> bytes:
+        """Makes a call. Raises Unavailable if it would take longer than the timeout."""
+        seconds = self._seconds()
+        await asyncio.sleep(min(seconds, timeout))
+        if seconds > timeout:
+            raise Unavailable("too late")
+        return self._channel.call(call, timeout)
+
+
+def async_together(seconds: Callable[[], float]) -> AsyncTogether:
+    """Returns what sends validations over such a channel."""
+    return AsyncTogether(cast("Any", AsyncChannel(seconds)), asyncio.get_running_loop())
+
+
+@pytest.mark.parametrize("timeout", [0, -1])
+async def test_a_task_without_time(timeout: float) -> None:
+    """It does not wait: whether the token is valid is not known."""
+    together = async_together(lambda: 0)
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        with pytest.raises(Unavailable):
+            await together.ask(asking_for("token"), timeout)
+
+
+async def test_a_deadline_that_passes_while_the_loop_is_held_up() -> None:
+    """The call before it returns at the same moment, and sends a group without it."""
+    together = async_together(lambda: 0.005)
+    first = asyncio.create_task(together.ask(asking_for("first"), 30))
+    hasty = asyncio.create_task(together.ask(asking_for("hasty"), 0.01))
+    await asyncio.sleep(0)
+    time.sleep(0.03)  # noqa: ASYNC251  as a long computation of the program would
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        await first
+        with pytest.raises(Unavailable, match="not sent"):
+            await hasty
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_tasks_whatever_happens(seed: int) -> None:
+    """Deadlines, cancellations, slow calls, closes: each task gets its answer or an error, and none waits for ever."""
+    chance = random.Random(seed)  # noqa: S311  repeatable
+    together = async_together(lambda: chance.choice((0, 0, 0.001, 0.003, 0.02)))
+    ends: Counter[str] = Counter()
+
+    async def ask(token: str) -> None:
+        try:
+            async with asyncio.timeout(chance.choice((None, None, 0.001, 0.01))):
+                answer = await together.ask(asking_for(token), chance.choice((0, 0.002, 0.05, 30)))
+        except (Unavailable, TimeoutError) as error:
+            ends[type(error).__name__] += 1
+        else:
+            session = _validations.validation(answer).session
+            assert session is not None
+            assert session.session_id == token
+            ends["answered"] += 1
+
+    async with asyncio.timeout(TIMEOUT_SECONDS), asyncio.TaskGroup() as tasks:
+        for number in range(1_500):
+            tasks.create_task(ask(str(number)))
+            if chance.random() < 0.3:
+                await asyncio.sleep(chance.choice((0, 0, 0.0005)))
+            if chance.random() < 0.005:
+                together.close()
+            if chance.random() < 0.005:
+                time.sleep(0.004)  # noqa: ASYNC251  as above
+    assert ends.keys() == {"answered", "Unavailable", "TimeoutError"}
+    assert list(together._departures.all()) == []
+    assert not together._tasks
 
 
 async def test_a_task_that_closes_the_client_as_soon_as_it_has_its_answer() -> None:

@@ -1,11 +1,13 @@
 """What validations send and how their answers are read: the same bytes and results as with the API's messages."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from catraca import InvalidReason, Validation, errors
+from catraca._coalesce import is_refused
 from catraca._core import Call
 from catraca._validations import Answer, alone, batch, cache_ttl_seconds, request, together, validation
 from catraca.v1 import session_pb2, session_service_pb2 as pb
@@ -41,6 +43,29 @@ def test_text_that_no_message_can_carry(token: str, user_id: str | None) -> None
     """The error does not quote it."""
     with pytest.raises(errors.InvalidRequest, match=r"^a value is not valid Unicode text$"):
         request(token, user_id=user_id, skip_touch=False)
+
+
+WRONG_TYPES: dict[str, dict[str, Any]] = {
+    "a number as the user": {"user_id": 0},
+    "a flag as the user": {"user_id": False},
+    "a number": {"token": 5},
+    "a bytearray": {"token": bytearray(b"token")},
+    "a text as the flag": {"skip_touch": ""},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_TYPES.values(), ids=WRONG_TYPES)
+def test_arguments_of_a_wrong_type(wrong: dict[str, Any]) -> None:
+    """None of them is taken for a validation without it."""
+    with pytest.raises(TypeError):
+        request(**{"token": "token", "user_id": None, "skip_touch": False, **wrong})
+
+
+def test_bytes_are_taken_as_text() -> None:
+    """As in any message; and such a validation can be decided about, too."""
+    given: dict[str, Any] = {"token": b"token", "user_id": b"12345"}
+    assert request(**given, skip_touch=False) == request("token", user_id="12345", skip_touch=False)
+    assert is_refused(**given)
 
 
 def test_a_valid_token() -> None:
@@ -107,7 +132,7 @@ BROKEN = b"\x0a\x05no"
     ids=["the response", "the session", "the session of an invalid token", "a time"],
 )
 def test_an_answer_that_cannot_be_read(response: bytes) -> None:
-    """It is an error of a kind, without the answer's bytes."""
+    """It raises UnexpectedAnswer, whose text has none of the answer's bytes."""
     with pytest.raises(
         errors.UnexpectedAnswer,
         match=r"^the answer to /catraca\.v1\.SessionService/ValidateSession cannot be read: \w+$",

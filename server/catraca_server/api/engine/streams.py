@@ -28,7 +28,7 @@ class Stream(Call):
         self._sent: asyncio.Future[None] | None = None
         """The send that is under way."""
         self._next: asyncio.Future[None] | None = None
-        """Done when that send is, for those that send next."""
+        """Done when that send is: the next senders wait for it."""
         self._initial_metadata_sent = False
         super().__init__(event, slot, completions, caller, watched=True)
 
@@ -56,11 +56,12 @@ class Stream(Call):
     async def send(self, message: bytes, *, more_follows: bool = False) -> None:
         """Sends a message. Returns when the core has taken it; a caller that does not read delays that.
 
-        If more follow at once, the core may wait for them, so that they are written together.
+        If more follow at once, the core may wait for them, so that they are written together. It holds back at most
+        `grpc.http2.write_buffer_size` of a stream.
         """
         if type(message) is not bytes:
             raise TypeError("a message is bytes")
-        # With the initial metadata, which are not complete until they are written, it would wait for ever.
+        # Never with the initial metadata, which has to be written: the send would wait for ever.
         flags = core.MORE_FOLLOWS if more_follows and self._initial_metadata_sent else core.NO_FLAGS
         await self._send(core.SendMessageOperation(message, flags))
 
@@ -85,7 +86,7 @@ class Stream(Call):
     async def _send(self, *operations: Any) -> None:
         loop = asyncio.get_running_loop()
         while self._sent is not None:
-            # Also one that was given up: it goes on.
+            # A send that was given up still goes on.
             self._next = self._next or loop.create_future()
             await asyncio.shield(self._next)
         self._check_open()
