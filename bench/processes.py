@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
@@ -72,8 +73,12 @@ class Server(Running):
     """The time from its start until it listened."""
 
 
+@cache
 def find_cores() -> Cores:
-    """Chooses among the cores that this process may use; if there is only one, both sides share it."""
+    """Chooses among the cores that this process may use; if there is only one, both sides share it.
+
+    It chooses once: what measures later may find this process pinned to one core.
+    """
     if sys.platform != "linux":
         return Cores(None, None)
     usable = sorted(os.sched_getaffinity(0))
