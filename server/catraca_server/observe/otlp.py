@@ -109,8 +109,9 @@ def metrics_data(snapshot: Snapshot, resource: Resource, began_ns: int, now_ns: 
             continue
         kind, help_text, _ = FAMILIES[family]
         convention = _CONVENTIONS.get(family)
-        name = convention or family.removesuffix("_total").removesuffix("_seconds").replace("_", ".")
-        unit = "s" if family.endswith("_seconds") else ""
+        bare = family.removesuffix("_total")
+        name = convention or bare.removesuffix("_seconds").replace("_", ".")
+        unit = "s" if bare.endswith("_seconds") else ""
         data: Histogram | Sum | Gauge
         if kind == "histogram":
             data = Histogram(_histograms(samples, convention, began_ns, now_ns), AggregationTemporality.CUMULATIVE)
