@@ -183,13 +183,18 @@ async def test_a_server_that_is_not_watched(
     """An older one, or one that refuses this caller: every validation asks it, and the log says so once."""
     service.watch_status = code
     token = service.login()
+
+    def own() -> list[logging.LogRecord]:
+        # asyncio logs it when gRPC hears of a call whose event loop, of an earlier test, has been closed.
+        return [each for each in caplog.records if each.name.startswith("catraca")]
+
     with caplog.at_level(logging.WARNING, "catraca"):
         assert await sessions.validate(token)
-        await until(lambda: bool(caplog.records))
+        await until(lambda: bool(own()))
         for _ in range(3):
             assert await sessions.validate(token)
     assert len(service.asked) == 4
-    assert len(caplog.records) == 1
+    assert len(own()) == 1
     assert code.name in caplog.text
     assert token not in caplog.text
 
