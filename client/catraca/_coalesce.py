@@ -58,10 +58,6 @@ class Group(Generic[_Waiting]):
     closed: bool = False
     """Whether the client was closed after the group left. Nothing of the group is sent from then on."""
 
-    def deadline(self) -> float:
-        """Returns when the last caller stops waiting for an answer."""
-        return max(each.deadline for each in self.members)
-
 
 class Departures(Generic[_Waiting]):
     """Validations that wait to leave, and the calls that are away."""

@@ -6,7 +6,7 @@ Both clients are thin shells over this. A new RPC is a function here and a line 
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
@@ -92,7 +92,8 @@ class Call(Generic[_Result]):
     """A call to be made: its path, its request, and how to read the answer."""
 
     path: str
-    request: bytes
+    request: bytes = field(repr=False)
+    """It may have a token in it."""
     response_type: type[Message]
     read: Callable[[Any], _Result]
 

@@ -112,15 +112,20 @@ async def test_a_slow_store_holds_no_call_for_long(store: SlowValidating, batche
     await answered(calls)
 
 
+def start_slow(batches: ValidationBatches, call: Incoming, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starts a batch that is slow as soon as it waits; those after it are not."""
+    monkeypatch.setattr(validation_batches, "SLOW_SECONDS", 0)
+    batches.start([call])
+    monkeypatch.setattr(validation_batches, "SLOW_SECONDS", 1_000)
+
+
 @pytest.mark.usefixtures("patient")
 async def test_calls_are_watched_until_a_batch_is_quick(
     store: SlowValidating, batches: ValidationBatches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From their arrival on, while the store is slow."""
     calls = [validation(f"a-token-brought-{number}") for number in range(4)]
-    monkeypatch.setattr(validation_batches, "SLOW_SECONDS", 0)
-    batches.start(calls[:1])
-    monkeypatch.setattr(validation_batches, "SLOW_SECONDS", 1_000)
+    start_slow(batches, calls[0], monkeypatch)
 
     async def is_watched() -> bool:
         return calls[0].watched
@@ -140,9 +145,7 @@ async def test_only_the_newest_batch_holds_calls(
 ) -> None:
     """The reply to an older batch starts nothing."""
     calls = [validation(f"a-token-brought-{number}") for number in range(3)]
-    monkeypatch.setattr(validation_batches, "SLOW_SECONDS", 0)
-    batches.start(calls[:1])
-    monkeypatch.setattr(validation_batches, "SLOW_SECONDS", 1_000)
+    start_slow(batches, calls[0], monkeypatch)
     batches.start(calls[1:2])
     await store.was_asked(1, 1)
     batches.start(calls[2:])
