@@ -213,3 +213,21 @@ async def test_a_repeated_write_that_finds_its_work_done_waits_for_replicas(back
         session_id = login.stored.session.session_id
         with pytest.raises(NotDurable):
             await operations.sessions.update(Update(session_id, entries={"step": "1"}), a_call())
+
+
+async def test_a_call_that_finds_the_work_of_another_done_waits_for_replicas(backend: Backend) -> None:
+    """The other may be an earlier try of the same caller, and may have failed before replicas had its work."""
+    async with backend.link() as link:
+        before = Operations.over(Stores.over(link))
+        brought = NewSession("ana", token=BROUGHT)
+        await before.users.create(brought, a_call())
+        rotated, ended = [(await before.users.create(NewSession("bob"), a_call())).token for _ in range(2)]
+        await before.sessions.rotate(rotated, a_call())
+        await before.sessions.revoke_token(ended, a_call())
+        operations = Operations.over(Stores.over(Recording(link)))
+        with pytest.raises(NotDurable):
+            await operations.users.create(brought, a_call())
+        with pytest.raises(NotDurable):
+            await operations.sessions.rotate(rotated, a_call())
+        with pytest.raises(NotDurable):
+            await operations.sessions.revoke_token(ended, a_call())

@@ -47,7 +47,8 @@ def on_terminal(*words: str, columns: int, environment: dict[str, str]) -> str:
     termios.tcsetwinsize(ours, (24, columns))
     with subprocess.Popen(
         [sys.executable, "-m", "catraca", *words],
-        env=clean_environment(environment | {"PYTHONIOENCODING": "utf-8"}),
+        # COLUMNS would be believed rather than the terminal.
+        env=clean_environment(environment | {"PYTHONIOENCODING": "utf-8", "COLUMNS": ""}),
         stdin=ours,
         stdout=ours,
         stderr=ours,
@@ -230,6 +231,20 @@ def test_a_user_is_logged_out_everywhere(environment: dict[str, str]) -> None:
     assert (ended.returncode, ended.stdout) == (YES, "revoked 1 session\n")
     again = catraca("revoke", "--user", user, environment=environment)
     assert (again.returncode, again.stdout) == (YES, "revoked 0 sessions\n")
+
+
+def test_values_may_begin_with_a_dash(environment: dict[str, str]) -> None:
+    """They need no `=`. What is itself a flag is none: then the value was forgotten."""
+    status, login = run_json("create", "--user-id", "-ana", "--attribute", "-k=-v", environment=environment)
+    session = login["session"]
+    assert isinstance(session, dict)
+    assert (status, session["userId"], session["attributes"]) == (YES, "-ana", {"-k": "-v"})
+    etag = catraca("update", session["sessionId"], "--etag", "-1", "--attribute", "a=b", environment=environment)
+    assert_fails(etag, NO, "etag")
+    assert catraca("revoke", "--user", "-ana", environment=environment).stdout == "revoked 1 session\n"
+    forgotten = catraca("create", "--user-id", "--bring-token", environment=environment)
+    assert (forgotten.returncode, forgotten.stdout) == (USAGE, "")
+    assert "--user-id: expected one argument" in forgotten.stderr
 
 
 def test_what_lies_in_the_environment_changes_and_ends_nothing(environment: dict[str, str]) -> None:

@@ -21,7 +21,12 @@ from tests.support.wire import create, rotate, stub_of, validate
 
 from catraca.v1 import session_service_pb2 as pb
 from catraca.v1.session_service_pb2_grpc import SessionServiceStub
+from catraca_server import app
+from catraca_server.api.engine import Server
+from catraca_server.api.method_types import method_types
+from catraca_server.observe.metrics import Metrics
 from catraca_server.observe.numbers import FAMILIES
+from catraca_server.settings import load
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 
@@ -30,6 +35,24 @@ def handled(method: str, code: str) -> str:
     """Returns the sample of calls that ended."""
     labels = f'grpc_type="unary",grpc_service="catraca.v1.SessionService",grpc_method="{method}",grpc_code="{code}"'
     return f"grpc_server_handled_total{{{labels}}}"
+
+
+async def test_the_seconds_of_shedding_are_those_of_this_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its engine counts is on the page."""
+    servers: list[Server] = []
+
+    class Known(Server):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            servers.append(self)
+
+    monkeypatch.setattr(app, "Server", Known)
+    settings = load({}, {"CATRACA_PORT": "0", "CATRACA_STORE_URL": "memory:"}).settings
+    metrics = Metrics(method_types(), ())
+    async with app.running(settings, {}, None, metrics):
+        for seconds in (0.0, 7.5):
+            servers[0].shedding.seconds = seconds
+            assert metrics.snapshot()["catraca_shedding_seconds_total"] == {"catraca_shedding_seconds_total": seconds}
 
 
 def test_what_happens_is_counted_once() -> None:

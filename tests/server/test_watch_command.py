@@ -183,7 +183,11 @@ def test_no_service() -> None:
 
 def test_a_cursor_that_is_none(service: ServeProcess) -> None:
     """It is a mistake in the call of the command."""
-    for words, told in ((("--cursor", "nonsense"), "cursor"), (("--cursor", ""), "is empty"), (("--type", "x"), "x")):
+    for words, told in (
+        (("--cursor", "-nonsense"), "start.cursor"),
+        (("--cursor", ""), "is empty"),
+        (("--type", "x"), "x"),
+    ):
         done = catraca("watch", *words, environment={"CATRACA_TARGET": service.target, "CATRACA_TIMEOUT": "20s"})
         assert (done.returncode, done.stdout) == (USAGE, "")
         assert told in done.stderr

@@ -100,7 +100,6 @@ END, IDLE, ATTRIBUTES = "absolute_expire_time", "idle_timeout", "attributes"
         (ATTRIBUTES, {str(at): "" for at in range(65)}),
         (ATTRIBUTES, {f"{at:04}": "v" * 4093 for at in range(4)}),
     ],
-    ids=lambda each: str(each).strip().replace("\n", " ")[:40],
 )
 def test_what_cannot_be_written(stub: SessionServiceStub, user: str, path: str, value: Any) -> None:
     """A value that breaks a rule is named, and the session stays as it was."""

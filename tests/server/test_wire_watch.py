@@ -23,6 +23,7 @@ from tests.support.wire import INVALID, refusal_of
 from catraca import AsyncSessionClient, errors
 from catraca.v1 import session_event_pb2 as event_pb, session_service_pb2 as pb
 from catraca.v1.session_service_pb2_grpc import SessionServiceStub
+from catraca_server import core_options
 from catraca_server.operations import watch_buffer
 
 CREATED, UPDATED, ROTATED, REVOKED = (
@@ -93,9 +94,9 @@ class Watch:
 
 
 @asynccontextmanager
-async def watching(target: str, **start: Any) -> AsyncIterator[Watch]:
+async def watching(target: str, options: Sequence[tuple[str, int]] = OPTIONS, **start: Any) -> AsyncIterator[Watch]:
     """Opens a watch, and yields it once it is open; the cursor is in `opened`."""
-    async with grpc.aio.insecure_channel(target, OPTIONS) as channel:
+    async with grpc.aio.insecure_channel(target, options) as channel:
         call = SessionServiceStub(channel).WatchSessions()
         await call.write(pb.WatchSessionsRequest(start=pb.WatchStart(**start)))
         yield Watch(call)
@@ -246,6 +247,32 @@ async def test_one_who_does_not_read_is_reset(valkey: Valkey, monkeypatch: pytes
         while (response := await slow.read()).WhichOneof("response") != "pong":
             rest -= 1
         assert rest > 0, "what the reset stands for was sent all the same"
+
+
+async def test_little_is_written_ahead_for_one_who_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events that come together are written together, but not many more than the connection takes in."""
+    monkeypatch.setattr(watch_buffer.WatchBuffer.__init__, "__defaults__", (500,))
+    window = 1 << 10
+    options = (*OPTIONS[:-1], ("grpc.http2.lookahead_bytes", window))
+    user = "u" * 250
+    async with serving(store_url="memory:") as target, AsyncSessionClient(target, timeout=20) as sessions:
+
+        async def log_in(times: int) -> None:
+            for _ in range(times // 20):
+                await asyncio.gather(*(sessions.create(user) for _ in range(20)))
+
+        await log_in(400)
+        async with watching(target, options) as slow, watching(target) as other:
+            await opened(slow)
+            await opened(other)
+            assert await sessions.revoke_user_sessions(user) == 400
+            await log_in(300)
+            assert len(await other.events(701)) == 701
+            ahead = 0
+            while (response := await slow.read()).WhichOneof("response") == "event":
+                ahead += response.ByteSize()
+        assert response.reset.reason == pb.WATCH_RESET_REASON_SLOW_CONSUMER
+        assert ahead < 2 * (window + core_options.WATCH_WRITE_BYTES)
 
 
 async def test_ages_are_of_the_readings(own_valkey: Valkey) -> None:

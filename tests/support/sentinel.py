@@ -1,5 +1,6 @@
 """A real Valkey under Sentinel for tests: a primary with two replicas, and three sentinels that monitor them."""
 
+import contextlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -116,15 +117,16 @@ class Sentinels(Nodes[Node]):
 
     def fail_over(self) -> DataNode:
         """Makes the sentinels choose another primary; returns it."""
-        old = self.primary
+        old, asked = self.primary, self.sentinels[0]
 
-        def is_accepted() -> bool:
-            try:
-                return bool(self.sentinels[0].command("SENTINEL FAILOVER", NAME))
-            except redis.ResponseError:
-                return False  # No replica is fit yet, or the last failover has only just ended.
+        def is_chosen() -> bool:
+            # Asked again until it is done: none begins while no replica is fit, and one that has begun may be given up.
+            if asked.primary_port() == old.port:
+                with contextlib.suppress(redis.ResponseError):  # so it is refused, too, while one is under way
+                    asked.command("SENTINEL FAILOVER", NAME)
+            return asked.primary_port() != old.port
 
-        eventually_answered(is_accepted, "the sentinel begins a failover")
+        eventually_answered(is_chosen, f"a sentinel chooses another primary than {old.address}")
         return self.wait_for_takeover(old)
 
     def is_healthy(self) -> bool:

@@ -17,7 +17,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Self, TextIO, TypeAlias
+from typing import Any, Self, TextIO, TypeAlias
 
 from catraca._settings import flag_from_environment
 from catraca.cli.text import visible
@@ -57,6 +57,27 @@ class FromEnvironment(str):  # noqa: SLOT000  a str cannot have slots and an att
         made = super().__new__(cls, value)
         made.variable = variable
         return made
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes values that begin with a dash, as cursors, etags and users' ids may. argparse takes them for flags."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Attaches such values to their flags, which argparse understands, and goes on."""
+        flags = self._option_string_actions
+        attached: list[str] = []
+        words = iter(args)
+        for word in words:
+            attached.append(word)
+            if word == "--":
+                break
+            if word in flags and flags[word].nargs is None and (value := next(words, None)) is not None:
+                # What is itself a flag stays one: somebody forgot the value.
+                if value.startswith("-") and value not in flags:
+                    attached[-1] += f"={value}"
+                else:
+                    attached.append(value)
+        return super().parse_known_args([*attached, *words], namespace)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -176,7 +197,7 @@ def _run_server_command(command: str, arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="catraca",
         description="Session validation over gRPC and Redis: is this token good, and whose is it?",
         epilog="Exit status: 0 yes, 1 no (not valid, not found, token in use or reused, session limit reached, etag "
@@ -188,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in _SERVER_COMMANDS.items():
         commands.add_parser(name, help=text)
 
-    client = argparse.ArgumentParser(add_help=False)
+    client = _Parser(add_help=False)
     _flag(client, "--target", "where the service is (default 127.0.0.1:50051)")
     _flag(client, "--timeout", "how long to wait for an answer (default 1s)")
     _flag(client, "--output", "text or json (default text)", choices=("text", "json"))
@@ -206,12 +227,10 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="connect through the proxy that http_proxy or https_proxy names (default: no) (CATRACA_USE_PROXY)",
     )
-    token = argparse.ArgumentParser(add_help=False)
+    token = _Parser(add_help=False)
     _token_flag(token)
 
-    def add(
-        name: str, text: str, *parents: argparse.ArgumentParser, epilog: str | None = None
-    ) -> argparse.ArgumentParser:
+    def add(name: str, text: str, *parents: _Parser, epilog: str | None = None) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=parents, epilog=epilog)
 
     demo = add(
