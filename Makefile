@@ -11,10 +11,8 @@ PROTOS := $(wildcard protos/catraca/v1/*.proto)
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
 COVERAGE = COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")')
-# These do not mind if others run beside them.
-PATIENT := tests/contract/test_state_machine.py tests/simulation tests/interop \
-	$(filter-out %/test_engine_versions.py,$(wildcard tests/packaging/test_*.py))
 COVERED := tests/unit tests/client $(filter-out %/test_state_machine.py,$(wildcard tests/contract/test_*.py))
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test test-long coverage check audit sbom fmt proto bench lock clean
@@ -29,17 +27,15 @@ demo: $(VENV)/.run ## Play a session's life against a service of its own
 	@exec $(BIN)/catraca demo $(ARGS)
 
 test: $(VENV)/.tools ## Run every test (ARGS="-k lifetime" narrows it; REST=1: those that coverage does not run)
-	$(BIN)/pytest $(if $(REST),$(addprefix --ignore=,$(COVERED) $(PATIENT))) $(ARGS)
-	$(if $(REST),$(BIN)/pytest $(PATIENT) --numprocesses 2 --dist loadfile $(ARGS))
+	$(PYTEST) $(if $(REST),$(addprefix --ignore=,$(COVERED))) $(ARGS)
 
 test-long: $(VENV)/.tools ## Run every test with the long runs of seeds and storms
 	CATRACA_TEST_LONG=1 $(BIN)/pytest $(ARGS)
 
-# Of the tests that run the code in their own process. Those of the clients are about time, so nothing runs beside them. On
-# Python 3.11 coverage doubles their CPU time, so `make test` is without it; from 3.12 on there is a cheaper way.
+# Of the tests that run the code in their own process. On Python 3.11 coverage doubles their CPU time, so `make test` is
+# without it; from 3.12 on there is a cheaper way.
 coverage: $(VENV)/.tools ## Run the unit, contract and client tests, and show how much of the code they cover
-	$(COVERAGE) $(BIN)/pytest $(filter-out tests/client,$(COVERED)) --numprocesses 2 --cov --cov-report= $(ARGS)
-	$(COVERAGE) $(BIN)/pytest tests/client --cov --cov-append --cov-report=term $(ARGS)
+	$(COVERAGE) $(PYTEST) $(COVERED) --cov --cov-report=term $(ARGS)
 
 check: $(VENV)/.dev $(VENV)/.proto ## Format, lint, types, import contracts, API lint and breakage, freshness of the stubs, licences, known vulnerabilities
 	$(BIN)/ruff format --check .
