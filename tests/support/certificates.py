@@ -12,6 +12,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+_SIGNS_CERTIFICATES = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Issued:
@@ -36,8 +48,13 @@ class Authority:
         self._name = _name(name)
         now = datetime.now(UTC)
         builder = _builder(self._name, self._name, self._key, now - timedelta(days=3), now + timedelta(days=1))
-        certificate = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        self.pem = certificate.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        # From Python 3.13 on its `ssl` asks for what RFC 5280 asks for: what a key is for (4.2.1.3), and whose it is.
+        builder = builder.add_extension(_SIGNS_CERTIFICATES, critical=True)
+        own = x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
+        builder = builder.add_extension(own, critical=False)
+        self._signed_by = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
+        self.pem = builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
     def server(self, dns: str = "localhost", ips: tuple[str, ...] = ("127.0.0.1", "::1")) -> Issued:
         """Issues a certificate for a server, by default on loopback."""
@@ -73,6 +90,7 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.now(UTC)
         builder = _builder(_name(name), self._name, key, now - timedelta(days=2), now + lives)
+        builder = builder.add_extension(self._signed_by, critical=False)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())
