@@ -173,11 +173,12 @@ class Multiplexer:
         self._waiting_commands += count
         self._deadlines.add(deadline)
         self._send_soon()
+        assert request.replies is not None, "nobody else has taken them"
         try:
             return await request.replies
         finally:
-            # An exception in it refers to this frame, and so to the whole call: together they would be a garbage cycle.
-            del request
+            # The request may have to wait for its place in the store's replies for longer than its caller does.
+            request.replies = None
 
     def invalidate(self, why: str, problem: StoreProblem = StoreProblem.MALFORMED_REPLY) -> None:
         """Has the connection replaced by a new one, because its replies can no longer be trusted."""
@@ -290,7 +291,7 @@ class Multiplexer:
         while self._waiting and (not commands or commands + self._waiting[0].count <= BATCH_LIMIT):
             request = self._waiting.popleft()
             self._waiting_commands -= request.count
-            if not request.replies.done():
+            if request.is_awaited:
                 request.sent += 1
                 taken.append(request)
                 commands += request.count
@@ -380,7 +381,7 @@ class Multiplexer:
                 self._check_role(exchange)
                 for request, replies in zip(exchange.requests, exchange.complete(self), strict=False):
                     request.resolve(replies)
-        repeated = [request for request in exchange.requests if request.sent <= REPEATS and not request.replies.done()]
+        repeated = [request for request in exchange.requests if request.sent <= REPEATS and request.is_awaited]
         self._waiting.extendleft(reversed(repeated))
         self._waiting_commands += sum(request.count for request in repeated)
         exchange.requests = [request for request in exchange.requests if request.sent > REPEATS]

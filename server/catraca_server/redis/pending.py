@@ -23,16 +23,22 @@ class PendingRequest:
         self.deadline = deadline
         self.sent = 0
         """How many times it was sent."""
-        self.replies: asyncio.Future[Replies] = asyncio.get_running_loop().create_future()
+        self.replies: asyncio.Future[Replies] | None = asyncio.get_running_loop().create_future()
+        """None once its caller has them, or waits no longer: an error in it would keep the frames of the whole call."""
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether its caller still waits."""
+        return self.replies is not None and not self.replies.done()
 
     def resolve(self, replies: Replies) -> None:
         """Hands the replies to the caller, if it still waits."""
-        if not self.replies.done():
+        if self.replies is not None and not self.replies.done():
             self.replies.set_result(replies)
 
     def fail(self, error: Exception) -> None:
         """Hands an error to the caller, if it still waits."""
-        if not self.replies.done():
+        if self.replies is not None and not self.replies.done():
             self.replies.set_exception(error)
 
 
@@ -64,7 +70,7 @@ class Deadlines:
         for request in self._pending():
             if request.deadline <= now:
                 request.fail(StoreUnavailable("no reply by the deadline", StoreProblem.NOT_IN_TIME))
-            elif not request.replies.done():
+            elif request.is_awaited:
                 next_at = min(next_at, request.deadline)
         if next_at < math.inf:
             # The clock may be coarser than the deadlines, and many deadlines may be close together.
