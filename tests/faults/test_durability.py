@@ -233,8 +233,8 @@ async def test_without_replicas_nothing_is_durable(valkey: Valkey) -> None:
     async with (
         serving(store_url=valkey.url) as without,
         serving(store_url=valkey.url, replica_acks="1") as target,
-        AsyncSessionClient(without) as writing,
-        AsyncSessionClient(target) as sessions,
+        AsyncSessionClient(without, timeout=20) as writing,
+        AsyncSessionClient(target, timeout=20) as sessions,
     ):
         login = await writing.create("ana")
         for call in (

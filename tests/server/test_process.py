@@ -96,7 +96,7 @@ def test_reflection_can_be_turned_off(curl: Curl) -> None:
     with ServeProcess(store_url="memory:", reflection="false") as process:
         with pytest.raises(AssertionError, match=r"(?i)reflection|unimplemented"):
             curl.services(process.target)
-        with SessionClient(process.target) as sessions:
+        with SessionClient(process.target, timeout=20) as sessions:
             assert sessions.validate(sessions.create("12345").token)
 
 

@@ -252,7 +252,10 @@ async def load_over_clients(
         return validate
 
     async with AsyncExitStack() as stack:
-        opened = [await stack.enter_async_context(AsyncSessionClient(target)) for _ in range(clients)]
+        opened = [
+            await stack.enter_async_context(AsyncSessionClient(target, timeout=CALL_TIMEOUT_SECONDS))
+            for _ in range(clients)
+        ]
         connections = [validating_with(client) for client in opened]
         load = Load(connections, users, callers=clients * callers, pause_seconds=_PAUSE_SECONDS)
         async with load:
