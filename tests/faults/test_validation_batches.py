@@ -326,6 +326,10 @@ async def test_an_answer_that_cannot_be_written_fails_alone(monkeypatch: pytest.
 
 async def test_nothing_is_left_behind(proxy: Proxy) -> None:
     """After batches that failed in every way no task, call or exception remains, not even for the collector."""
+
+    def raised() -> int:
+        return sum(isinstance(each, StoreUnavailable) and each.__traceback__ is not None for each in gc.get_objects())
+
     async with running_multiplexer(proxy.url, timeout_seconds=0.1) as running:
         operations = over(running)
         token = (await operations.users.create(NewSession("ana"), a_call())).token
@@ -333,7 +337,7 @@ async def test_nothing_is_left_behind(proxy: Proxy) -> None:
         gc.collect()
         gc.disable()
         try:
-            tasks = len(asyncio.all_tasks())
+            tasks, before = len(asyncio.all_tasks()), raised()
             proxy.hold()
             calls = [validation(token, within=0.05), Incoming(b"\xff"), validation("")]
             await batches.answer(calls)
@@ -342,6 +346,7 @@ async def test_nothing_is_left_behind(proxy: Proxy) -> None:
             del calls
             await asyncio.sleep(0)  # from Python 3.13 on, asyncio keeps the error until its turn is over
             assert not [each for each in gc.get_objects() if isinstance(each, Incoming)]
+            assert raised() == before
         finally:
             gc.enable()
             proxy.release()
