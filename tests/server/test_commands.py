@@ -242,9 +242,10 @@ def test_values_may_begin_with_a_dash(environment: dict[str, str]) -> None:
     etag = catraca("update", session["sessionId"], "--etag", "-1", "--attribute", "a=b", environment=environment)
     assert_fails(etag, NO, "etag")
     assert catraca("revoke", "--user", "-ana", environment=environment).stdout == "revoked 1 session\n"
-    forgotten = catraca("create", "--user-id", "--bring-token", environment=environment)
-    assert (forgotten.returncode, forgotten.stdout) == (USAGE, "")
-    assert "--user-id: expected one argument" in forgotten.stderr
+    for other in ("--bring-token", "--"):
+        forgotten = catraca("create", "--user-id", other, environment=environment)
+        assert (forgotten.returncode, forgotten.stdout) == (USAGE, "")
+        assert "--user-id: expected one argument" in forgotten.stderr
 
 
 def test_what_lies_in_the_environment_changes_and_ends_nothing(environment: dict[str, str]) -> None:

@@ -66,14 +66,14 @@ class _Parser(argparse.ArgumentParser):
         """Attaches such values to their flags, which argparse understands, and goes on."""
         flags = self._option_string_actions
         attached: list[str] = []
-        words = iter(args)
+        words = iter(sys.argv[1:] if args is None else args)
         for word in words:
             attached.append(word)
             if word == "--":
                 break
             if word in flags and flags[word].nargs is None and (value := next(words, None)) is not None:
-                # What is itself a flag stays one: somebody forgot the value.
-                if value.startswith("-") and value not in flags:
+                # What is itself a flag, or ends the flags, stays what it is: somebody forgot the value.
+                if value.startswith("-") and value != "--" and value not in flags:
                     attached[-1] += f"={value}"
                 else:
                     attached.append(value)
